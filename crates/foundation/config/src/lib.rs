@@ -1,0 +1,13 @@
+//! The one typed config model of Outrigger, and everything that reads or prints it.
+//!
+//! In: a YAML file. Out: a [`Config`], or [`Diagnostics`] that name every mistake of the
+//! file at once with line, column and remedy. Promise: what is accepted here can be run;
+//! what is printed from here holds no secret.
+
+mod model;
+mod secret;
+mod units;
+
+pub use model::*;
+pub use secret::{MASK, Secret};
+pub use units::{ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, TrustDomain};

@@ -1,0 +1,254 @@
+//! Section `proxy`: listeners, routes and clusters. Route fields carry the names of the
+//! Gateway API's HTTPRoute ([GEP-1426] and the v1 reference); the rest takes Envoy's terms.
+//!
+//! [GEP-1426]: https://gateway-api.sigs.k8s.io/reference/spec/
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{ByteSize, Duration, HostPort, Name, SpiffeId};
+
+/// The data plane.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Proxy {
+    /// Where traffic comes in.
+    #[schemars(length(min = 1))]
+    pub listeners: Vec<Listener>,
+    /// Named sets of endpoints that routes send traffic to.
+    #[serde(default)]
+    pub clusters: Vec<Cluster>,
+    /// One line per request, when present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+}
+
+/// A place where traffic comes in.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Listener {
+    /// Unique among listeners.
+    pub name: Name,
+    /// As the application sees it: `inbound` is traffic to it, `outbound` is traffic from it. Outbound stays open until the application has exited.
+    pub direction: Direction,
+    /// `IP:PORT` to listen on.
+    pub address: SocketAddr,
+    /// TLS on this listener; absent means plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ListenerTls>,
+    /// Which requests go where; the most specific match wins, in the Gateway API's order of precedence.
+    #[schemars(length(min = 1))]
+    pub routes: Vec<Route>,
+    /// Bounds on what one client may use.
+    #[serde(default)]
+    pub limits: ListenerLimits,
+}
+
+/// As the application sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Traffic to the application.
+    Inbound,
+    /// Traffic from the application.
+    Outbound,
+}
+
+/// TLS on a listener.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ListenerTls {
+    /// What a client must present.
+    pub mode: ListenerTlsMode,
+    /// Peers that may connect, by SPIFFE ID; empty means every peer of the trust domain.
+    pub allowed_peers: Vec<SpiffeId>,
+}
+
+/// What a client must present.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerTlsMode {
+    /// mTLS: a certificate of the trust domain, with a SPIFFE ID.
+    #[default]
+    Strict,
+}
+
+/// Bounds on what one client may use.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ListenerLimits {
+    /// Open connections on this listener; more wait in the kernel's backlog.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_connections: u32,
+    /// Bytes of request line and headers; beyond it 431.
+    pub max_header_bytes: ByteSize,
+    /// Header fields of a request; beyond it 431.
+    #[schemars(range(min = 1, max = 1_000))]
+    pub max_headers: u32,
+    /// Time for a client to send all headers, and to finish a TLS handshake; beyond it 408 or a closed connection.
+    pub header_timeout: Duration,
+    /// Time a connection may rest between requests.
+    pub idle_timeout: Duration,
+}
+
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            max_header_bytes: ByteSize::kib(60),
+            max_headers: 100,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Which requests go where.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Route {
+    /// Unique within its listener; a label of its metrics.
+    pub name: Name,
+    /// Hosts it applies to, exact or `*.suffix`; empty means all.
+    #[serde(default)]
+    pub hostnames: Vec<String>,
+    /// Any of these must match; empty means every path.
+    #[serde(default)]
+    pub matches: Vec<RouteMatch>,
+    /// Clusters that take the traffic, by weight.
+    #[schemars(length(min = 1))]
+    pub backend_refs: Vec<BackendRef>,
+    /// Time limits.
+    #[serde(default)]
+    pub timeouts: RouteTimeouts,
+}
+
+/// What a request must look like.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteMatch {
+    /// The path to match.
+    pub path: PathMatch,
+}
+
+/// A match on the request's path.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathMatch {
+    /// How `value` is compared; a prefix matches whole path segments.
+    #[serde(rename = "type", default)]
+    pub kind: PathMatchType,
+    /// Begins with `/`.
+    pub value: String,
+}
+
+/// How a path is compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum PathMatchType {
+    /// The whole path, case-sensitive.
+    Exact,
+    /// Whole leading segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+    #[default]
+    PathPrefix,
+}
+
+/// A cluster and its share of the traffic.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendRef {
+    /// The cluster's name.
+    pub name: Name,
+    /// Share relative to the other backends of the route; 0 means none.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+/// Time limits of a route.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RouteTimeouts {
+    /// From the request's first byte to the response's headers; beyond it 504. `0s` turns it off.
+    pub request: Duration,
+}
+
+impl Default for RouteTimeouts {
+    fn default() -> Self {
+        Self { request: Duration::from_secs(15) }
+    }
+}
+
+/// A named set of endpoints.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cluster {
+    /// Unique among clusters.
+    pub name: Name,
+    /// `HOST:PORT` each; a DNS name stands for all its addresses.
+    #[schemars(length(min = 1))]
+    pub endpoints: Vec<HostPort>,
+    /// TLS to the endpoints; absent means plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClusterTls>,
+    /// Time to connect, TLS handshake included.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Duration,
+    /// Connections kept for the next request.
+    #[serde(default)]
+    pub pool: Pool,
+}
+
+fn default_connect_timeout() -> Duration {
+    Duration::from_secs(2)
+}
+
+/// TLS to a cluster's endpoints: mTLS with the workload's identity.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterTls {
+    /// Identities an endpoint may have; one of them must be in its certificate.
+    #[schemars(length(min = 1))]
+    pub spiffe_ids: Vec<SpiffeId>,
+}
+
+/// Connections kept for the next request, per worker.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Pool {
+    /// Idle connections kept per worker and endpoint.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub max_idle: u32,
+    /// An idle connection is closed after so long.
+    pub idle_timeout: Duration,
+    /// Connections per worker and cluster, idle or busy; beyond it requests get 503.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_connections: u32,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { max_idle: 100, idle_timeout: Duration::from_secs(60), max_connections: 1024 }
+    }
+}
+
+/// One JSON line per request.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessLog {
+    /// A file to append to; absent means standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Memory for lines not yet written; beyond it lines are shed and counted, for traffic comes first.
+    #[serde(default = "default_access_log_buffer")]
+    pub buffer: ByteSize,
+}
+
+fn default_access_log_buffer() -> ByteSize {
+    ByteSize::kib(256)
+}
