@@ -4,10 +4,22 @@
 //! file at once with line, column and remedy. Promise: what is accepted here can be run;
 //! what is printed from here holds no secret.
 
+mod diagnostic;
+mod diff;
+mod load;
 mod model;
+mod path;
+mod print;
+mod schema;
 mod secret;
 mod units;
 
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use diff::{Change, diff};
+pub use load::{Loaded, load, parse};
 pub use model::*;
+pub use path::{ConfigPath, Position, Positions};
+pub use print::to_yaml;
+pub use schema::json_schema;
 pub use secret::{MASK, Secret};
 pub use units::{ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, TrustDomain};

@@ -1,0 +1,112 @@
+//! Where a value stands: its place in the config, and its place in the file.
+//!
+//! In: the node tree of a parsed file. Out: [`ConfigPath`], the name of a place as an
+//! operator would write it, and [`Positions`], which finds its line and column again, so
+//! that errors of a later hour (a port in use, a missing certificate) still point at the file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A place in the config, such as `proxy.listeners[0].routes[1].backendRefs[0].name`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConfigPath(String);
+
+impl ConfigPath {
+    /// The whole config.
+    pub const fn root() -> Self {
+        Self(String::new())
+    }
+
+    /// The member `key` of this place.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Self {
+        let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        Self(match (plain, self.0.is_empty()) {
+            (true, true) => key.to_owned(),
+            (true, false) => format!("{}.{key}", self.0),
+            (false, _) => format!("{}[{key:?}]", self.0),
+        })
+    }
+
+    /// The item `index` of the list at this place, counted from 0.
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
+        Self(format!("{}[{index}]", self.0))
+    }
+
+    /// The path as text; empty for the whole config.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this place is `ancestor` or lies within it.
+    pub fn is_within(&self, ancestor: &Self) -> bool {
+        self.0
+            .strip_prefix(&ancestor.0)
+            .is_some_and(|rest| ancestor.0.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
+    }
+}
+
+impl fmt::Display for ConfigPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for ConfigPath {
+    /// Takes a path already in its written form.
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// A line and a column, both counted from 1; columns count characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The line.
+    pub line: u32,
+    /// The column.
+    pub column: u32,
+}
+
+/// Where each value of a config stands in its file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Positions {
+    file: String,
+    places: BTreeMap<String, Position>,
+}
+
+impl Positions {
+    pub(crate) fn new(file: &str) -> Self {
+        Self { file: file.to_owned(), places: BTreeMap::new() }
+    }
+
+    pub(crate) fn insert(&mut self, path: &ConfigPath, position: Position) {
+        self.places.insert(path.0.clone(), position);
+    }
+
+    /// The file the config was read from.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Where the value at `path` stands; `None` when the file does not give it (a default).
+    pub fn get(&self, path: &ConfigPath) -> Option<Position> {
+        self.places.get(&path.0).copied()
+    }
+
+    /// `FILE:LINE:COLUMN` of the value at `path`, or of the nearest place around it that the file gives.
+    pub fn locate(&self, path: &ConfigPath) -> String {
+        let mut place = path.0.as_str();
+        loop {
+            if let Some(at) = self.places.get(place) {
+                return format!("{}:{}:{}", self.file, at.line, at.column);
+            }
+            match place.rfind(['.', '[']) {
+                Some(cut) => place = &place[..cut],
+                None if place.is_empty() => return self.file.clone(),
+                None => place = "",
+            }
+        }
+    }
+}
