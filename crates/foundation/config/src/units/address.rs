@@ -1,0 +1,165 @@
+//! Addresses: where we listen, and whom we connect to.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::{InvalidScalar, string_scalar};
+
+/// The longest path of a unix socket on Linux (`sun_path` less its closing NUL).
+const UNIX_PATH_MAX: usize = 107;
+
+/// Where we listen: `IP:PORT`, or `unix:/path` for a unix socket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ListenAddress {
+    /// A TCP (or UDP) address.
+    Ip(SocketAddr),
+    /// A unix socket's path.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddress {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
+            if path.len() > UNIX_PATH_MAX || path.contains('\0') {
+                return Err(InvalidScalar::new(
+                    text,
+                    "is too long for a unix socket",
+                    format!("a socket's path has at most {UNIX_PATH_MAX} bytes and no NUL"),
+                ));
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        text.parse().map(Self::Ip).map_err(|_| {
+            let help = "write `IP:PORT` such as `127.0.0.1:15000` or `[::]:15006`, or `unix:/path`";
+            InvalidScalar::new(text, "is not an address to listen on", help)
+        })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+string_scalar!(
+    ListenAddress,
+    "listen-address",
+    "^(unix:/.+|.+:[0-9]{1,5})$",
+    "An address to listen on: `IP:PORT`, or `unix:/path`."
+);
+
+/// A peer to connect to: `HOST:PORT`, where the host is a DNS name or an IP address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// DNS name or IP address, without brackets.
+    pub host: String,
+    /// TCP port, 1 to 65535.
+    pub port: u16,
+}
+
+impl FromStr for HostPort {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        let invalid = |problem: &str| {
+            let help = "write `HOST:PORT` such as `backend.shop:8080`, `10.0.0.7:80` or `[::1]:80`";
+            InvalidScalar::new(text, problem, help)
+        };
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("has no port"))?;
+        if host.ends_with("//") || host.contains("://") {
+            return Err(invalid("is a URL, not an endpoint"));
+        }
+        let digits = (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
+        let port = digits.then(|| port.parse::<u16>().ok()).flatten().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| invalid("has no port between 1 and 65535"))?;
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let valid = match bracketed {
+            Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+            None => is_host(host),
+        };
+        let host = bracketed.unwrap_or(host).to_owned();
+        if valid { Ok(Self { host, port }) } else { Err(invalid("is not an endpoint")) }
+    }
+}
+
+/// Whether it is an IPv4 address or a DNS name (underscores are allowed, for they are in use). All digits and dots must be an address.
+pub(crate) fn is_host(host: &str) -> bool {
+    if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return host.parse::<Ipv4Addr>().is_ok();
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+string_scalar!(HostPort, "host-port", "^.+:[0-9]{1,5}$", "A peer to connect to: `HOST:PORT`.");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses() {
+        for text in ["127.0.0.1:15000", "[::]:15006", "0.0.0.0:0", "unix:/run/outrigger.sock"] {
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        for text in ["", ":80", "localhost:80", "127.0.0.1", "unix:relative", "unix:", "1.2.3.4:99999", &long] {
+            assert!(text.parse::<ListenAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn endpoints() {
+        for text in
+            ["backend.shop:8080", "10.0.0.7:80", "[::1]:80", "a_b:1", "example.com.:443", "xn--nxasmq6b.gr:65535"]
+        {
+            assert_eq!(text.parse::<HostPort>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            ":80",
+            "backend",
+            "backend:",
+            "backend:0",
+            "backend:+80",
+            "backend:65536",
+            "a..b:80",
+            "-a:80",
+            "a b:80",
+            "300.1.1.1:80",
+            "1.2.3:80",
+            "::1:80",
+            "[::1:80",
+            "[x]:80",
+            "http://backend:80",
+            "backend:80/path",
+            "é:80",
+        ] {
+            assert!(text.parse::<HostPort>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Names: of things in the config, of workloads, of trust domains.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{InvalidScalar, string_scalar};
+
+/// The name of a listener, cluster, source, …: what metrics, logs and references use.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::ops::Deref for Name {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '_');
+        let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let valid =
+            (1..=63).contains(&text.len()) && text.chars().all(inner) && text.starts_with(edge) && text.ends_with(edge);
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            let help = "use 1 to 63 of a-z, 0-9, `-`, `.` and `_`, beginning and ending with a letter or digit";
+            Err(InvalidScalar::new(text, "is not a name", help))
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+string_scalar!(
+    Name,
+    "name",
+    "^[a-z0-9]([-a-z0-9._]{0,61}[a-z0-9])?$",
+    "A name: 1 to 63 of a-z, 0-9, `-`, `.` and `_`, beginning and ending with a letter or digit."
+);
+
+/// A SPIFFE ID ([SPIFFE-ID], section 2): `spiffe://trust-domain/path`.
+///
+/// [SPIFFE-ID]: https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpiffeId(String);
+
+impl SpiffeId {
+    /// The whole URI.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+    /// The trust domain's name.
+    pub fn trust_domain(&self) -> &str {
+        let rest = &self.0["spiffe://".len()..];
+        rest.split_once('/').map_or(rest, |(domain, _)| domain)
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        let invalid = |why: &str| {
+            let help = "write `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`";
+            InvalidScalar::new(text, format!("is not a SPIFFE ID: {why}"), help)
+        };
+        let rest = text.strip_prefix("spiffe://").ok_or_else(|| invalid("the scheme must be `spiffe://`"))?;
+        if text.len() > 2048 {
+            return Err(invalid("it is longer than 2048 bytes"));
+        }
+        let (domain, path) = rest.split_once('/').map_or((rest, None), |(domain, path)| (domain, Some(path)));
+        domain.parse::<TrustDomain>().map_err(|_| invalid("its trust domain may hold only a-z, 0-9, `-`, `.`, `_`"))?;
+        let segment = |s: &str| {
+            !s.is_empty()
+                && !matches!(s, "." | "..")
+                && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        };
+        if path.is_some_and(|path| !path.split('/').all(segment)) {
+            return Err(invalid(
+                "each path segment holds letters, digits, `-`, `.`, `_`, and is neither empty nor a dot segment",
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+string_scalar!(
+    SpiffeId,
+    "spiffe-id",
+    "^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)*$",
+    "A SPIFFE ID: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`."
+);
+
+/// The name of a SPIFFE trust domain, such as `shop.example`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TrustDomain(String);
+
+impl TrustDomain {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TrustDomain {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        let valid = (1..=255).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            let help = "use 1 to 255 of a-z, 0-9, `-`, `.` and `_`, such as `cluster.local`";
+            Err(InvalidScalar::new(text, "is not a trust domain", help))
+        }
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+string_scalar!(TrustDomain, "trust-domain", "^[a-z0-9._-]{1,255}$", "A SPIFFE trust domain, such as `cluster.local`.");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for text in ["a", "to-backend", "v1.2_x", &"x".repeat(63)] {
+            assert_eq!(text.parse::<Name>().unwrap().as_str(), text);
+        }
+        for text in ["", "A", "-a", "a-", "a b", "é", "a/b", &"x".repeat(64)] {
+            assert!(text.parse::<Name>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn spiffe_ids() {
+        let id: SpiffeId = "spiffe://shop.example/ns/shop/sa/frontend".parse().unwrap();
+        assert_eq!(id.trust_domain(), "shop.example");
+        assert_eq!("spiffe://shop.example".parse::<SpiffeId>().unwrap().trust_domain(), "shop.example");
+        let rows = [
+            ("https://shop.example/x", "scheme"),
+            ("spiffe://", "trust domain"),
+            ("spiffe://Shop/x", "trust domain"),
+            ("spiffe://shop:80/x", "trust domain"),
+            ("spiffe://shop/", "segment"),
+            ("spiffe://shop/a//b", "segment"),
+            ("spiffe://shop/a/../b", "segment"),
+            ("spiffe://shop/a?b", "segment"),
+        ];
+        for (text, why) in rows {
+            let error = text.parse::<SpiffeId>().unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+}
