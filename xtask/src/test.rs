@@ -1,0 +1,149 @@
+//! Everything CI runs, in one order, stopping at the first failure.
+//!
+//! In: the sources and what `setup` brought. Out: a table of stages and the exit code.
+//! Promise: cheap stages come first; end-to-end tests and the demo run the release
+//! executable, the one that is shipped.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::Args;
+use crate::command::{Cmd, cargo};
+use crate::ui::{self, Outcome};
+use crate::{check, elf, image, setup};
+
+pub(crate) const USAGE: &str = "cargo xtask test [--fast] [--only STAGE]...
+
+Stages, in order: setup, check, unit, release, image, e2e, demo.
+
+  --fast         setup's part for `check`, then check and unit only
+  --only STAGE   this stage only (may be repeated); `image`, `e2e` and `demo` use the last release executable";
+
+/// The largest the stripped executable may be.
+const MAX_SIZE: u64 = 25_000_000;
+
+struct Stage {
+    name: &'static str,
+    fast: bool,
+    run: fn() -> Result<()>,
+}
+
+const STAGES: &[Stage] = &[
+    Stage { name: "setup", fast: false, run: || setup::ensure(setup::Need::Everything) },
+    Stage { name: "check", fast: true, run: check::run },
+    Stage { name: "unit", fast: true, run: unit },
+    Stage { name: "release", fast: false, run: release },
+    Stage { name: "image", fast: false, run: image::run },
+    Stage { name: "e2e", fast: false, run: || e2e(&executable("release"), Vec::new()) },
+    Stage { name: "demo", fast: false, run: demo },
+];
+
+pub(crate) fn verb(args: &mut Args) -> Result<()> {
+    let fast = args.flag("--fast");
+    let mut only = Vec::new();
+    while let Some(name) = args.value("--only")? {
+        if !STAGES.iter().any(|stage| stage.name == name) {
+            let names: Vec<_> = STAGES.iter().map(|stage| stage.name).collect();
+            bail!("there is no stage `{name}`; there are {}", names.join(", "));
+        }
+        only.push(name);
+    }
+    args.done()?;
+    if fast {
+        setup::ensure(setup::Need::CargoDeny)?;
+    }
+    let chosen =
+        |stage: &Stage| (!fast || stage.fast) && (only.is_empty() || only.iter().any(|name| name == stage.name));
+    let mut rows = Vec::new();
+    let mut failure = None;
+    for stage in STAGES.iter().filter(|stage| chosen(stage)) {
+        if failure.is_some() {
+            rows.push((stage.name, Outcome::NotRun, Duration::ZERO));
+            continue;
+        }
+        let begun = Instant::now();
+        let result = (stage.run)();
+        let outcome = if result.is_ok() { Outcome::Passed } else { Outcome::Failed };
+        rows.push((stage.name, outcome, begun.elapsed()));
+        failure = result.err().map(|error| error.context(format!("stage `{}` failed", stage.name)));
+    }
+    if let Some(error) = &failure {
+        ui::error(&format!("{error:#}"));
+    }
+    ui::table(&rows);
+    match failure {
+        None => Ok(()),
+        Some(_) => bail!("the tests failed"),
+    }
+}
+
+pub(crate) fn verb_e2e(args: &mut Args) -> Result<()> {
+    let profile = if args.flag("--release") { "release" } else { "debug" };
+    let passed = args.passed();
+    args.done()?;
+    setup::ensure(setup::Need::Everything)?;
+    ui::step("e2e: build the executable", || {
+        let build = cargo("build").args(["--package", "outrigger", "--locked"]);
+        if profile == "release" { build.arg("--release").run() } else { build.run() }
+    })?;
+    e2e(&executable(profile), passed)
+}
+
+fn unit() -> Result<()> {
+    ui::step("unit: tests of each crate", || {
+        cargo("test").args(["--workspace", "--exclude", "outrigger-e2e", "--locked"]).run()
+    })
+}
+
+/// Builds what is shipped and holds it to its promises: small and static.
+pub(crate) fn release() -> Result<()> {
+    ui::step("release: build the executable", || {
+        cargo("build").args(["--release", "--package", "outrigger", "--locked"]).run()
+    })?;
+    let path = executable("release");
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    elf::require_static(&bytes).with_context(|| format!("{} is not static", path.display()))?;
+    let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if size > MAX_SIZE {
+        bail!("{} has {size} bytes; at most {MAX_SIZE} are allowed", path.display());
+    }
+    ui::note(&format!("static, {}.{} MB", size / 1_000_000, size % 1_000_000 / 100_000));
+    Ok(())
+}
+
+fn e2e(executable: &PathBuf, arguments: Vec<String>) -> Result<()> {
+    if !executable.exists() {
+        bail!("{} is missing; build it first (`cargo xtask test --only release`)", executable.display());
+    }
+    ui::step("e2e: the executable against real servers", || {
+        cargo("test")
+            .args(["--package", "outrigger-e2e", "--locked", "--"])
+            .args(arguments)
+            .env("OUTRIGGER_BIN", executable)
+            .with_tools()
+            .run()
+    })
+}
+
+/// The README's demo with its output piped, as CI sees it; it checks itself.
+fn demo() -> Result<()> {
+    ui::step("demo: the shop for 20 s, checking itself", || {
+        let output = Cmd::new(executable("release")).args(["demo", "--for", "20s"]).output()?;
+        if output.contains('\x1b') {
+            bail!("the demo wrote escape codes although its output is no terminal");
+        }
+        let lines: Vec<_> = output.lines().collect();
+        for line in &lines[lines.len().saturating_sub(20)..] {
+            ui::note(line);
+        }
+        Ok(())
+    })
+}
+
+/// Where cargo puts the executable: `.cargo/config.toml` names the host as an explicit target.
+pub(crate) fn executable(profile: &str) -> PathBuf {
+    crate::root().join(format!("target/{}-unknown-linux-gnu/{profile}/outrigger", std::env::consts::ARCH))
+}
