@@ -52,7 +52,7 @@ fn build(folder: &Path, tar: &Path) -> Result<()> {
             .arg("/outrigger")
             .quiet("buildah copy")?;
         let mut config = buildah(folder).args(["config", "--user", USER, "--entrypoint", r#"["/outrigger"]"#]);
-        config = config.args(["--cmd", "run -c /etc/outrigger/outrigger.yaml", "--stop-signal", "SIGTERM"]);
+        config = config.args(["--cmd", "run", "--stop-signal", "SIGTERM"]);
         for port in PORTS {
             config = config.args(["--port", port]);
         }
@@ -87,7 +87,7 @@ fn start(folder: &Path, tar: &Path) -> Result<()> {
     let said =
         buildah(folder).args(["run", "--isolation", "chroot", container, "--", "/outrigger", "version"]).output();
     buildah(folder).args(["rm", container]).quiet("buildah rm")?;
-    buildah(folder).args(["rmi", "--prune", "--force"]).quiet("buildah rmi")?;
+    buildah(folder).args(["rmi", "--all", "--force"]).quiet("buildah rmi")?;
     let said = said?;
     if !said.contains(env!("CARGO_PKG_VERSION")) {
         bail!("the image started but did not tell its version; it said: {said}");

@@ -1,1 +1,24 @@
-//! stub
+//! The harness of the end-to-end tests: the built executable among real servers.
+//!
+//! In: a config as text and the servers a test asks for. Out: guards that end what they
+//! started, by process id, and show what it wrote when the test failed. Promise: each
+//! test has its own folder and ports, so all run at once; every wait has a deadline and
+//! says what it waited for; a missing server fails the test.
+
+mod application;
+mod certificates;
+mod http;
+mod network;
+mod outrigger;
+mod process;
+mod servers;
+mod wait;
+
+pub use application::{Application, Seen};
+pub use certificates::{Authority, Leaf};
+pub use http::{Response, request};
+pub use network::{free_port, free_udp_port};
+pub use outrigger::{Outrigger, outrigger_command, start_outrigger, start_outrigger_with};
+pub use process::{Process, run, tool};
+pub use servers::{Bao, Nginx, Prometheus};
+pub use wait::{eventually, eventually_within};

@@ -1,0 +1,7 @@
+//! The built executable, end to end, against real servers; one file per part.
+//!
+//! In: `OUTRIGGER_BIN` (else what cargo built last) and what `cargo xtask setup`
+//! installed. Promise: nothing is skipped; what is missing fails.
+
+#[path = "e2e/harness.rs"]
+mod harness;
