@@ -1,0 +1,1 @@
+"""The parts of bench/run: one scenario a file, and what they share."""

@@ -1,0 +1,37 @@
+"""Tables of medians and ratios."""
+
+import statistics
+import sys
+import time
+
+BEGAN = time.monotonic()
+
+
+def progress(text: str) -> None:
+    """Says on standard error what goes on; the tables on standard output stay clean."""
+    print(f"[{time.monotonic() - BEGAN:5.0f}s] {text}", file=sys.stderr, flush=True)
+
+
+def median(values) -> float:
+    """The middle of the rounds."""
+    return statistics.median(values)
+
+
+def table(title: str, head: list[str], rows: list[list[str]], notes: list[str] = ()) -> str:
+    """A Markdown table, aligned so that it reads on a terminal too."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells):
+        padded = [cells[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:])]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2)] + ["-" * (width + 1) + ":" for width in widths[1:]]) + "|"
+    return "\n".join([f"## {title}", "", line(head), rule, *map(line, rows), "", *[f"{note}\n" for note in notes]])
+
+
+def spread(values) -> str:
+    """The lowest and highest round, as a share of the median."""
+    middle = median(values)
+    if not middle:
+        return "-"
+    return f"-{100 * (1 - min(values) / middle):.0f}/+{100 * (max(values) / middle - 1):.0f} %"
