@@ -1,1 +1,32 @@
-//! stub
+//! What every pillar runs on: one lifecycle for all components of a process.
+//!
+//! In: a validated config and the components of the features. Out: an exit code.
+//! Promise: components start in the order of their needs, a failed one is reported and
+//! restarted, nothing looks healthy that is not, a bad config never replaces a good one,
+//! and a stop takes no longer than its budget.
+
+mod admin;
+mod backoff;
+mod board;
+mod component;
+mod environment;
+mod panics;
+pub mod process;
+mod run;
+mod sockets;
+mod state;
+mod stop;
+mod watcher;
+mod workers;
+
+pub use admin::{AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes};
+pub use backoff::{Backoff, BackoffPolicy};
+pub use board::Status;
+pub use component::{BoxError, BoxFuture, Component, Context, Standalone};
+pub use environment::AppEnvironment;
+pub use run::{RuntimeOptions, run};
+pub use sockets::{SocketError, Sockets};
+pub use state::StopPhase;
+pub use stop::{Stop, StopSource};
+pub use watcher::FileWatcher;
+pub use workers::{WorkerPanic, WorkerTask, Workers};
