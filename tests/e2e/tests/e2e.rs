@@ -5,3 +5,5 @@
 
 #[path = "e2e/harness.rs"]
 mod harness;
+#[path = "e2e/metrics.rs"]
+mod metrics;
