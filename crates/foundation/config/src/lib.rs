@@ -4,22 +4,27 @@
 //! file at once with line, column and remedy. Promise: what is accepted here can be run;
 //! what is printed from here holds no secret.
 
+mod check;
 mod diagnostic;
 mod diff;
+mod judge;
 mod load;
 mod model;
 mod path;
 mod print;
+mod render;
 mod schema;
 mod secret;
+mod source;
+mod tree;
 mod units;
 
-pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
 pub use diff::{Change, diff};
 pub use load::{Loaded, load, parse};
 pub use model::*;
 pub use path::{ConfigPath, Position, Positions};
 pub use print::to_yaml;
-pub use schema::json_schema;
+pub use schema::{json_schema, markdown_reference};
 pub use secret::{MASK, Secret};
 pub use units::{ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, TrustDomain};

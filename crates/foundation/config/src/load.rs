@@ -1,9 +1,21 @@
-//! From a file to a [`Config`].
+//! From a file to a [`Config`]: read, parse, check, deserialise, judge.
+//!
+//! In: a path, or a text and the environment. Out: a [`Loaded`] config that can be run,
+//! or [`Diagnostics`] with every mistake at once. Promise: nothing of a refused file is
+//! used, and no input makes it panic or take unbounded time or memory.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use crate::path::Positions;
-use crate::{Config, ConfigPath, Diagnostic, Diagnostics, Severity};
+use crate::check::{self, Checked};
+use crate::diagnostic::{Diagnostics, Problem, Severity};
+use crate::judge;
+use crate::path::{Position, Positions};
+use crate::schema::json_schema;
+use crate::source::Source;
+use crate::tree::{self, Environment, MAX_BYTES, Node, Span, Value};
+use crate::{Config, ConfigPath};
 
 /// A config that can be run, and where its values stand in the file.
 #[derive(Debug, Clone)]
@@ -22,7 +34,7 @@ pub struct Loaded {
 /// [`Diagnostics`] with every mistake of the file.
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| single(&file, 0, 0, error.to_string()))?;
+    let text = read(path).map_err(|problem| Diagnostics::whole(&file, *problem))?;
     parse(&file, &text, &|name| std::env::var(name).ok())
 }
 
@@ -31,16 +43,135 @@ pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
 /// # Errors
 /// [`Diagnostics`] with every mistake of the text.
 pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Diagnostics> {
-    let _ = env;
-    let config = serde_saphyr::from_str(text).map_err(|error| {
-        let at = error.location();
-        let (line, column) = at.map_or((0, 0), |at| (at.line() as usize, at.column() as usize));
-        single(file, line, column, error.to_string())
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.len() > MAX_BYTES {
+        return Err(Diagnostics::whole(file, too_large()));
+    }
+    let Outcome { config, root, problems, secrets } = evaluate(text, env).map_err(|problem| {
+        let secrets = likely_secrets(text);
+        Diagnostics::new(file, text, vec![*problem], &secrets)
     })?;
-    Ok(Loaded { config, positions: Positions::new(file), warnings: Diagnostics::default() })
+    let report = Diagnostics::new(file, text, problems, &secrets);
+    match config {
+        Some(config) if !report.has_errors() => {
+            Ok(Loaded { config, positions: positions(file, text, &root), warnings: report })
+        }
+        _ => Err(report),
+    }
 }
 
-fn single(file: &str, line: usize, column: usize, message: String) -> Diagnostics {
-    let item = Diagnostic { severity: Severity::Error, path: ConfigPath::root(), line, column, message, help: None };
-    Diagnostics::new(file, vec![item])
+struct Outcome {
+    config: Option<Config>,
+    root: Node,
+    problems: Vec<Problem>,
+    secrets: Vec<Span>,
+}
+
+/// Everything that can be said about a text; an error only for one that cannot be read on.
+fn evaluate(text: &str, env: Environment<'_>) -> Result<Outcome, Box<Problem>> {
+    let tree::Parsed { mut root, mut problems, unread } = tree::parse(text, env)?;
+    let schema = json_schema();
+    let mut checked = check::check(&schema, &mut root, text, unread);
+    problems.append(&mut checked.problems);
+    let config = match tree::from_node::<Config>(&root) {
+        Ok(config) => {
+            problems.extend(judge::judge(&config, &root, &checked));
+            Some(config)
+        }
+        Err(refusal) => {
+            problems.extend(unforeseen(&refusal, &root, &problems));
+            None
+        }
+    };
+    let Checked { secrets, .. } = checked;
+    Ok(Outcome { config, root, problems, secrets })
+}
+
+/// What serde refuses although the check let it pass; said only when nothing else is.
+fn unforeseen(refusal: &tree::Refusal, root: &Node, problems: &[Problem]) -> Option<Problem> {
+    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+        return None;
+    }
+    let span = refusal.span.unwrap_or_default();
+    let mut place = ConfigPath::root();
+    let mut from_variable = false;
+    judge::walk(root, &mut |path, _, node| {
+        if node.span == span {
+            place = path.clone();
+            from_variable |= matches!(&node.value, Value::Scalar(scalar) if scalar.written.is_some());
+        }
+    });
+    // The message may quote the value, which must not be shown when it is a variable's.
+    let message = if from_variable { "this value is not accepted" } else { refusal.message.as_str() };
+    Some(Problem::error("value", span, place, message))
+}
+
+fn positions(file: &str, text: &str, root: &Node) -> Positions {
+    let source = Source::new(text, &[]);
+    let mut positions = Positions::new(file);
+    judge::walk(root, &mut |path, key, node| {
+        let span = match (&node.value, key) {
+            (Value::Scalar(_), _) | (_, None) => node.span,
+            (_, Some(key)) => key,
+        };
+        let (line, column) = source.position(span.start);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        positions.insert(path, Position { line: number(line), column: number(column) });
+    });
+    positions
+}
+
+fn read(path: &Path) -> Result<String, Box<Problem>> {
+    let unreadable = |message: String, help: &str| Box::new(Problem::whole("file", message).help(help));
+    let failed = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => unreadable(
+            "the file does not exist".to_owned(),
+            "check the path, or create the file; an empty file means all defaults",
+        ),
+        ErrorKind::PermissionDenied => unreadable(
+            "no permission to read the file".to_owned(),
+            "let the user that Outrigger runs as read it, and enter each folder above it",
+        ),
+        ErrorKind::IsADirectory => unreadable("the path is a folder, not a file".to_owned(), "name the file in it"),
+        _ => unreadable(format!("the file cannot be read: {error}"), "check the path and the volume it is on"),
+    };
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES as u64 + 4).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > MAX_BYTES + 3 {
+        return Err(Box::new(too_large()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let bytes = error.as_bytes();
+        let valid = &bytes[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|b| **b == b'\n').count() + 1;
+        if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+            return unreadable("the file is UTF-16, not UTF-8".to_owned(), "save it as UTF-8");
+        }
+        unreadable(format!("line {line} holds a byte that is not UTF-8"), "save the file as UTF-8")
+    })
+}
+
+fn too_large() -> Problem {
+    Problem::whole("limit", format!("the file is larger than {} KiB", MAX_BYTES >> 10))
+        .help("make it smaller; large values belong into files of their own")
+}
+
+/// The values of a text that cannot be parsed whose keys tell that they are secret.
+fn likely_secrets(text: &str) -> Vec<Span> {
+    let mut secrets = Vec::new();
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if let Some((key, value)) = line.split_once(':') {
+            let key = key.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '"' | '\'' | '{' | '['));
+            let secret = check::is_sensitive(key) || (key == "value" && !value.trim().starts_with('/'));
+            let start = at + line.len() - value.trim_start().len();
+            let end = at + line.trim_end().len();
+            if secret && start < end && !value.trim().starts_with("${") {
+                secrets.push(Span::new(start, end));
+            }
+        }
+        at += line.len();
+    }
+    secrets
 }

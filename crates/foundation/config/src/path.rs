@@ -34,9 +34,26 @@ impl ConfigPath {
         Self(format!("{}[{index}]", self.0))
     }
 
+    /// The item of that name of the list at this place, where the index would say too little.
+    #[must_use]
+    pub fn item(&self, name: &str) -> Self {
+        let plain = name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'[' | b']'));
+        Self(if plain { format!("{}[{name}]", self.0) } else { format!("{}[{name:?}]", self.0) })
+    }
+
     /// The path as text; empty for the whole config.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The place around this one; `None` for the whole config.
+    pub fn parent(&self) -> Option<Self> {
+        if self.0.is_empty() {
+            return None;
+        }
+        // A key in brackets is quoted and may hold any character, escaped.
+        let quoted = self.0.strip_suffix("\"]").and_then(|_| self.0.rfind("[\""));
+        Some(Self(self.0[..quoted.or_else(|| self.0.rfind(['.', '['])).unwrap_or(0)].to_owned()))
     }
 
     /// Whether this place is `ancestor` or lies within it.

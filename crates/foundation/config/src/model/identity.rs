@@ -26,10 +26,13 @@ pub struct Identity {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IdentityFiles {
     /// The X.509-SVID, leaf first, then intermediates, as PEM.
+    #[schemars(extend("format" = "path"))]
     pub certificate: PathBuf,
     /// The leaf's private key, as PEM (PKCS#8, PKCS#1 or SEC1).
+    #[schemars(extend("format" = "path"))]
     pub key: PathBuf,
     /// The authorities peers must chain to, as PEM.
+    #[schemars(extend("format" = "path"))]
     pub trust_bundle: PathBuf,
 }
 
@@ -38,6 +41,7 @@ pub struct IdentityFiles {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DevelopmentAuthority {
     /// Folder that holds the authority; made when absent, shared by all processes that are to trust one another.
+    #[schemars(extend("format" = "path"))]
     pub directory: PathBuf,
     /// The namespace in this workload's SPIFFE ID.
     pub namespace: Name,

@@ -13,6 +13,7 @@ use crate::{ByteSize, Duration, Name, Secret};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Logs {
     /// Folder for checkpoints: how far each file was acknowledged. It must outlive the process (a volume of the pod).
+    #[schemars(extend("format" = "path"))]
     pub state_directory: PathBuf,
     /// Where lines come from.
     #[schemars(length(min = 1))]
@@ -41,6 +42,7 @@ pub struct LogSource {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileSource {
     /// The file; it need not exist yet.
+    #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// Where to begin in a file never seen before.
     #[serde(default)]
@@ -140,6 +142,7 @@ fn default_sink_buffer() -> ByteSize {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileSink {
     /// The file; made when absent.
+    #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
 }
 
@@ -153,12 +156,14 @@ pub struct StdoutSink {}
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpSink {
     /// `http://` or `https://`.
+    #[schemars(extend("format" = "http-url"))]
     pub url: String,
     /// Headers sent with each batch; values are masked wherever the config is shown.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
     /// PEM bundle for `https://`; absent means the public authorities built in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
     pub ca_file: Option<PathBuf>,
     /// Time for one batch to be acknowledged.
     #[serde(default = "default_http_timeout")]

@@ -12,6 +12,7 @@ use crate::{ByteSize, Duration};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Metrics {
     /// Where Prometheus scrapes `/metrics`.
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
     /// Takes StatsD datagrams from the application.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,6 +30,7 @@ impl Default for Metrics {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Statsd {
     /// UDP address to listen on.
+    #[schemars(extend("format" = "socket-address"))]
     pub listen: SocketAddr,
     /// Put before each metric name.
     pub prefix: String,

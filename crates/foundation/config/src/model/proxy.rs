@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{ByteSize, Duration, HostPort, Name, SpiffeId};
@@ -35,6 +35,7 @@ pub struct Listener {
     /// As the application sees it: `inbound` is traffic to it, `outbound` is traffic from it. Outbound stays open until the application has exited.
     pub direction: Direction,
     /// `IP:PORT` to listen on.
+    #[schemars(extend("format" = "socket-address"))]
     pub address: SocketAddr,
     /// TLS on this listener; absent means plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,6 +115,7 @@ pub struct Route {
     pub name: Name,
     /// Hosts it applies to, exact or `*.suffix`; empty means all.
     #[serde(default)]
+    #[schemars(schema_with = "hostnames")]
     pub hostnames: Vec<String>,
     /// Any of these must match; empty means every path.
     #[serde(default)]
@@ -124,6 +126,10 @@ pub struct Route {
     /// Time limits.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+}
+
+fn hostnames(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "format": "route-hostname" } })
 }
 
 /// What a request must look like.
@@ -142,6 +148,7 @@ pub struct PathMatch {
     #[serde(rename = "type", default)]
     pub kind: PathMatchType,
     /// Begins with `/`.
+    #[schemars(extend("format" = "http-path"))]
     pub value: String,
 }
 
@@ -243,6 +250,7 @@ impl Default for Pool {
 pub struct AccessLog {
     /// A file to append to; absent means standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
     pub path: Option<PathBuf>,
     /// Memory for lines not yet written; beyond it lines are shed and counted, for traffic comes first.
     #[serde(default = "default_access_log_buffer")]

@@ -41,6 +41,7 @@ pub struct SecretProvider {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileProvider {
     /// The folder; watched for changes.
+    #[schemars(extend("format" = "path"))]
     pub directory: PathBuf,
 }
 
@@ -49,6 +50,7 @@ pub struct FileProvider {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VaultProvider {
     /// `http://` or `https://`, without a path.
+    #[schemars(extend("format" = "http-origin"))]
     pub address: String,
     /// How we log in.
     pub auth: VaultAuth,
@@ -57,6 +59,7 @@ pub struct VaultProvider {
     pub namespace: Option<String>,
     /// PEM bundle for `https://`; absent means the public authorities built in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
     pub ca_file: Option<PathBuf>,
     /// Time for one request.
     #[serde(default = "default_vault_timeout")]
@@ -92,6 +95,7 @@ pub struct VaultAuth {
 pub struct TokenAuth {
     /// A file that holds the token.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
     pub file: Option<PathBuf>,
     /// The token itself, best as `${VAULT_TOKEN}`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +109,7 @@ pub struct AppRoleAuth {
     /// The role's ID.
     pub role_id: String,
     /// A file that holds the secret ID.
+    #[schemars(extend("format" = "path"))]
     pub secret_id_file: PathBuf,
     /// Where the method is mounted.
     #[serde(default = "default_approle_mount")]
@@ -120,6 +125,7 @@ fn default_approle_mount() -> String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretFile {
     /// Where it is written, whole or not at all.
+    #[schemars(extend("format" = "absolute-path"))]
     pub path: PathBuf,
     /// The provider; may be left out when there is only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,6 +152,7 @@ fn default_secret_mode() -> FileMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretEnv {
     /// The variable's name.
+    #[schemars(extend("format" = "variable-name"))]
     pub name: String,
     /// The provider; may be left out when there is only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

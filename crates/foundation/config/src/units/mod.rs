@@ -7,6 +7,7 @@ mod address;
 mod name;
 mod quantity;
 
+pub(crate) use address::is_host;
 pub use address::{HostPort, ListenAddress};
 pub use name::{Name, SpiffeId, TrustDomain};
 pub use quantity::{ByteSize, Duration, FileMode};

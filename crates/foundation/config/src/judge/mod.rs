@@ -1,0 +1,253 @@
+//! The rules between values: what each value alone cannot tell.
+//!
+//! In: a config that has the right form, and where its values stand. Out: every broken
+//! rule, at the value that breaks it. Promise: a value that the file does not hold as it
+//! is seen here (a stand-in for a mistake reported already) is not judged again.
+
+mod logs;
+mod proxy;
+mod runtime;
+mod secrets;
+mod sockets;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::hash::Hash;
+
+use crate::check::{Checked, list_of, nearest};
+use crate::diagnostic::Problem;
+use crate::tree::{Node, Span, Value};
+use crate::{Config, ConfigPath, Duration};
+
+/// Applies every rule.
+pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Problem> {
+    let mut judge = Judge { checked, places: Places::of(root), problems: Vec::new() };
+    runtime::rules(config, &mut judge);
+    proxy::rules(config, &mut judge);
+    logs::rules(config, &mut judge);
+    secrets::rules(config, &mut judge);
+    sockets::rules(config, &mut judge);
+    judge.problems
+}
+
+/// Where the values of a tree stand.
+pub(crate) struct Places<'t>(HashMap<ConfigPath, Place<'t>>);
+
+/// Where one value stands.
+#[derive(Clone, Copy)]
+struct Place<'t> {
+    key: Option<Span>,
+    node: &'t Node,
+}
+
+impl<'t> Places<'t> {
+    fn of(root: &'t Node) -> Self {
+        let mut places = Self(HashMap::new());
+        walk(root, &mut |path, key, node| {
+            places.0.insert(path.clone(), Place { key, node });
+        });
+        places
+    }
+}
+
+/// Calls `visit` with each value of a tree, its path and its key.
+pub(crate) fn walk<'t>(root: &'t Node, visit: &mut impl FnMut(&ConfigPath, Option<Span>, &'t Node)) {
+    fn below<'t>(
+        node: &'t Node,
+        key: Option<Span>,
+        path: &ConfigPath,
+        visit: &mut impl FnMut(&ConfigPath, Option<Span>, &'t Node),
+    ) {
+        visit(path, key, node);
+        match &node.value {
+            Value::Scalar(_) => {}
+            Value::Sequence(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    below(item, None, &path.index(index), visit);
+                }
+            }
+            Value::Mapping(entries) => {
+                for entry in entries {
+                    below(&entry.value, Some(entry.key_span), &path.key(&entry.key), visit);
+                }
+            }
+        }
+    }
+    below(root, None, &ConfigPath::root(), visit);
+}
+
+pub(crate) struct Judge<'a> {
+    checked: &'a Checked,
+    places: Places<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Judge<'_> {
+    /// Reports a broken rule at a value, unless the value is not what the file says.
+    fn error(&mut self, code: &'static str, at: &ConfigPath, message: impl Into<String>, help: impl Into<String>) {
+        let span = self.span(at);
+        self.report(Problem::error(code, span, at.clone(), message).help(help));
+    }
+
+    /// The same, for what is accepted but deserves a look.
+    fn warning(&mut self, code: &'static str, at: &ConfigPath, message: impl Into<String>, help: impl Into<String>) {
+        let span = self.span(at);
+        self.report(Problem::error(code, span, at.clone(), message).help(help).warning());
+    }
+
+    fn report(&mut self, problem: Problem) {
+        if !self.checked.is_blurred(&problem.path) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// What to underline: a scalar itself, else its key, else the nearest place around it.
+    fn span(&self, at: &ConfigPath) -> Span {
+        let mut path = Some(at.clone());
+        while let Some(here) = path {
+            if let Some(place) = self.places.0.get(&here) {
+                return match (&place.node.value, place.key) {
+                    (Value::Scalar(_), _) => place.node.span,
+                    (_, Some(key)) => key,
+                    (Value::Mapping(entries), None) => entries.first().map_or(place.node.span, |entry| Span {
+                        start: entry.key_span.start,
+                        end: entry.value.span.end.max(entry.key_span.end),
+                    }),
+                    (Value::Sequence(_), None) => place.node.span,
+                };
+            }
+            path = here.parent();
+        }
+        Span::default()
+    }
+
+    /// The key of a member, to underline the member as a whole.
+    fn key_span(&self, at: &ConfigPath) -> Span {
+        self.places.0.get(at).and_then(|place| place.key).unwrap_or_else(|| self.span(at))
+    }
+
+    /// Whether the file gives this value.
+    fn is_given(&self, at: &ConfigPath) -> bool {
+        self.places.0.contains_key(at)
+    }
+
+    /// The first of these places that the file gives; the last one when it gives none.
+    fn given_of<'p>(&self, places: [&'p ConfigPath; 2]) -> &'p ConfigPath {
+        if self.is_given(places[0]) { places[0] } else { places[1] }
+    }
+
+    /// A value as it may be shown: what the file says, never a variable's value.
+    fn shown(&self, at: &ConfigPath, value: &dyn Display) -> String {
+        match self.places.0.get(at).map(|place| &place.node.value) {
+            Some(Value::Scalar(scalar)) => scalar.shown().to_owned(),
+            _ => value.to_string(),
+        }
+    }
+
+    /// Whether the file writes the value out, with no variable in it.
+    fn is_literal(&self, at: &ConfigPath) -> bool {
+        match self.places.0.get(at).map(|place| &place.node.value) {
+            Some(Value::Scalar(scalar)) => scalar.written.is_none(),
+            _ => false,
+        }
+    }
+
+    /// Exactly one of these members must be given.
+    fn exactly_one(&mut self, at: &ConfigPath, members: &[(&str, bool)]) {
+        let names: Vec<_> = members.iter().map(|(name, _)| *name).collect();
+        let given: Vec<_> = members.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        match given.as_slice() {
+            [] if self.checked.has_blurred_member(at) => {}
+            [] if names.len() == 1 => {
+                let message = format!("`{at}` lacks the key `{}`", names[0]);
+                self.error("missing", at, message, format!("add `{}:`", names[0]));
+            }
+            [] => {
+                let message = format!("`{at}` says neither {}", list_of(&names).replace(" and ", " nor "));
+                self.error("missing", at, message, format!("give exactly one of {}", list_of(&names)));
+            }
+            [_] => {}
+            [first, others @ ..] => {
+                for other in others {
+                    let path = at.key(other);
+                    let message = format!("`{other}` and `{first}` exclude each other");
+                    let problem = Problem::error("conflict", self.key_span(&path), path, message);
+                    let problem = problem.help(format!("keep exactly one of {}", list_of(&names)));
+                    self.report(problem.related(self.key_span(&at.key(first)), "also given"));
+                }
+            }
+        }
+    }
+
+    /// No two of these values may be the same; `what` names what they are.
+    fn unique<T: Eq + Hash>(&mut self, what: &str, help: &str, values: impl IntoIterator<Item = (ConfigPath, T)>) {
+        let mut seen = HashMap::new();
+        for (path, value) in values {
+            if self.checked.is_blurred(&path) {
+                continue;
+            }
+            let Some(first) = seen.get(&value) else {
+                seen.insert(value, path);
+                continue;
+            };
+            let (first_span, shown) = (self.span(first), self.shown(&path, &""));
+            let message = format!("the {what} `{shown}` is given twice");
+            let problem = Problem::error("duplicate", self.span(&path), path, message);
+            self.report(problem.help(help).related(first_span, "first given here"));
+        }
+    }
+
+    /// `at` must name one of `known`, which stand under `home`.
+    fn known(
+        &mut self,
+        what: &str,
+        at: &ConfigPath,
+        name: &str,
+        known: &[(ConfigPath, &str)],
+        home: &ConfigPath,
+    ) -> bool {
+        if known.iter().any(|(_, candidate)| *candidate == name) {
+            return true;
+        }
+        let unsure = self.checked.is_blurred(home) || known.iter().any(|(path, _)| self.checked.is_blurred(path));
+        if !unsure && !self.checked.is_blurred(at) {
+            let names: Vec<_> = known.iter().map(|(path, name)| self.shown(path, name)).collect();
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            let meant = if self.is_literal(at) { nearest(name, names.iter().copied()) } else { None };
+            let help = match meant {
+                _ if names.is_empty() => format!("add it under `{home}`"),
+                Some(meant) => format!("did you mean `{meant}`? Else add it under `{home}`"),
+                None => format!("known are {}; else add it under `{home}`", list_of(&names)),
+            };
+            let message = format!("there is no {what} `{}`", self.shown(at, &name));
+            self.error("reference", at, message, help);
+        }
+        false
+    }
+
+    /// A time that must not be zero.
+    fn not_zero(&mut self, at: &ConfigPath, value: Duration) {
+        if value.is_zero() {
+            let message = format!("`{}` must be longer than zero", last_key(at));
+            self.error("value", at, message, "write a duration such as `5s`");
+        }
+    }
+}
+
+/// The last key of a path, for messages.
+fn last_key(at: &ConfigPath) -> &str {
+    at.as_str().rsplit('.').next().unwrap_or_default()
+}
+
+/// Those reached from `start` by following `next`, without `start` itself unless it is reached again.
+fn reached<'n>(start: &'n str, next: &HashMap<&'n str, Vec<&'n str>>) -> HashSet<&'n str> {
+    let (mut found, mut open) = (HashSet::new(), vec![start]);
+    while let Some(here) = open.pop() {
+        for there in next.get(here).into_iter().flatten() {
+            if found.insert(*there) {
+                open.push(there);
+            }
+        }
+    }
+    found
+}

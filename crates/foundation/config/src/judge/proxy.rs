@@ -1,0 +1,245 @@
+//! Rules of the section `proxy`.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use super::Judge;
+use crate::diagnostic::Problem;
+use crate::{ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, PathMatchType, Proxy, Route, SpiffeId};
+
+pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
+    let Some(proxy) = &config.proxy else { return };
+    let at = ConfigPath::from("proxy");
+    let (listeners, clusters) = (at.key("listeners"), at.key("clusters"));
+    let named = proxy.listeners.iter().enumerate();
+    judge.unique(
+        "listener name",
+        "give each a name of its own",
+        named.map(|(i, listener)| (listeners.index(i).key("name"), listener.name.clone())),
+    );
+    let named = proxy.clusters.iter().enumerate();
+    judge.unique(
+        "cluster name",
+        "give each a name of its own",
+        named.map(|(i, cluster)| (clusters.index(i).key("name"), cluster.name.clone())),
+    );
+    for (index, listener) in proxy.listeners.iter().enumerate() {
+        listener_rules(config, proxy, listener, &listeners.index(index), judge);
+    }
+    for (index, cluster) in proxy.clusters.iter().enumerate() {
+        cluster_rules(config, cluster, &clusters.index(index), judge);
+    }
+    unused_clusters(proxy, judge);
+    if let Some(log) = &proxy.access_log
+        && log.buffer < ByteSize::kib(4)
+    {
+        judge.error(
+            "value",
+            &at.key("accessLog").key("buffer"),
+            "`buffer` is too small to hold a line",
+            "allow at least `4KiB`",
+        );
+    }
+}
+
+fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if let Some(tls) = &listener.tls {
+        let at = at.key("tls");
+        needs_identity(config, &at, judge);
+        trusted(config, &at.key("allowedPeers"), &tls.allowed_peers, judge);
+    }
+    let limits = at.key("limits");
+    judge.not_zero(&limits.key("headerTimeout"), listener.limits.header_timeout);
+    judge.not_zero(&limits.key("idleTimeout"), listener.limits.idle_timeout);
+    let header_bytes = listener.limits.max_header_bytes;
+    if header_bytes < ByteSize::kib(1) || header_bytes > ByteSize::mib(1) {
+        let message = "`maxHeaderBytes` is out of range";
+        judge.error("value", &limits.key("maxHeaderBytes"), message, "it must be between `1KiB` and `1MiB`");
+    }
+    let routes = at.key("routes");
+    let named = listener.routes.iter().enumerate();
+    judge.unique(
+        "route name",
+        "give each a name of its own",
+        named.map(|(i, route)| (routes.index(i).key("name"), route.name.clone())),
+    );
+    for (index, route) in listener.routes.iter().enumerate() {
+        route_rules(proxy, listener, route, &routes.index(index), judge);
+    }
+    shadowed_routes(listener, &routes, judge);
+}
+
+fn route_rules(proxy: &Proxy, listener: &Listener, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let home = ConfigPath::from("proxy.clusters");
+    let clusters = proxy.clusters.iter().enumerate();
+    let known: Vec<_> = clusters.map(|(i, cluster)| (home.index(i).key("name"), cluster.name.as_str())).collect();
+    let backends = at.key("backendRefs");
+    for (index, backend) in route.backend_refs.iter().enumerate() {
+        let at = backends.index(index).key("name");
+        if judge.known("cluster", &at, &backend.name, &known, &home) {
+            sends_to_itself(proxy, listener, &backend.name, &at, judge);
+        }
+    }
+    let named = route.backend_refs.iter().enumerate();
+    judge.unique(
+        "backend",
+        "add up their weights in one",
+        named.map(|(i, backend)| (backends.index(i).key("name"), backend.name.clone())),
+    );
+    if !route.backend_refs.is_empty() && route.backend_refs.iter().all(|backend| backend.weight == 0) {
+        let first = backends.index(0).key("weight");
+        if !judge.checked.is_blurred_within(&backends) {
+            judge.error(
+                "value",
+                &first,
+                "all weights of the route are 0, so no cluster takes its traffic",
+                "give at least one backend a weight of 1 or more",
+            );
+        }
+    }
+}
+
+/// A listener whose cluster is the listener itself would call itself for ever.
+fn sends_to_itself(proxy: &Proxy, listener: &Listener, cluster: &str, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let here = listener.address;
+    let meets = |endpoint: &HostPort| {
+        let ip = match endpoint.host.as_str() {
+            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+            host => host.parse().ok(),
+        };
+        endpoint.port == here.port()
+            && ip.is_some_and(|ip: IpAddr| ip == here.ip() || here.ip().is_unspecified() && ip.is_loopback())
+    };
+    let index = proxy.clusters.iter().position(|candidate| candidate.name.as_str() == cluster);
+    let Some((index, cluster)) = index.map(|index| (index, &proxy.clusters[index])) else { return };
+    let endpoint = cluster.endpoints.iter().position(meets);
+    if let Some(endpoint) = endpoint {
+        let endpoint = ConfigPath::from("proxy.clusters").index(index).key("endpoints").index(endpoint);
+        if judge.checked.is_blurred(&endpoint) {
+            return;
+        }
+        let message = format!("the cluster `{}` leads back to this listener", judge.shown(at, &cluster.name));
+        let problem = Problem::error("conflict", judge.span(at), at.clone(), message);
+        let problem = problem.related(judge.span(&endpoint), "this endpoint is the listener's own address");
+        judge.report(problem.help("point the endpoint at the application or the peer"));
+    }
+}
+
+/// Of two routes that match the very same requests, the second is never taken.
+fn shadowed_routes(listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let mut seen: HashMap<(&str, PathMatchKey), (usize, &Route)> = HashMap::new();
+    for (index, route) in listener.routes.iter().enumerate() {
+        let path = at.index(index);
+        if judge.checked.is_blurred_within(&path.key("matches"))
+            || judge.checked.is_blurred_within(&path.key("hostnames"))
+        {
+            continue;
+        }
+        let keys: Vec<_> = requests_of(route).collect();
+        let first = keys.first().and_then(|key| seen.get(key)).copied();
+        if let Some((first, shadow)) = first
+            && keys.iter().all(|key| seen.contains_key(key))
+        {
+            let (name, other) = (path.key("name"), at.index(first).key("name"));
+            let message = format!("the route `{}` is never taken", judge.shown(&name, &route.name));
+            let problem = Problem::error("unused", judge.span(&name), name, message).warning();
+            let label = format!("`{}` matches the same requests and comes first", judge.shown(&other, &shadow.name));
+            judge.report(
+                problem
+                    .help("make its hostnames or matches more specific, or remove it")
+                    .related(judge.span(&other), label),
+            );
+        }
+        for key in keys {
+            seen.entry(key).or_insert((index, route));
+        }
+    }
+}
+
+type PathMatchKey = (bool, String);
+
+/// Host and path of each kind of request that a route matches.
+fn requests_of(route: &Route) -> impl Iterator<Item = (&str, PathMatchKey)> {
+    let hosts: Vec<&str> =
+        if route.hostnames.is_empty() { vec!["*"] } else { route.hostnames.iter().map(String::as_str).collect() };
+    let paths: Vec<PathMatchKey> = if route.matches.is_empty() {
+        vec![(false, String::new())]
+    } else {
+        let key = |kind: PathMatchType, value: &str| match kind {
+            PathMatchType::Exact => (true, value.to_owned()),
+            PathMatchType::PathPrefix => (false, value.trim_end_matches('/').to_owned()),
+        };
+        route.matches.iter().map(|found| key(found.path.kind, &found.path.value)).collect()
+    };
+    hosts.into_iter().flat_map(move |host| paths.clone().into_iter().map(move |path| (host, path)))
+}
+
+fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if let Some(tls) = &cluster.tls {
+        let at = at.key("tls");
+        needs_identity(config, &at, judge);
+        trusted(config, &at.key("spiffeIds"), &tls.spiffe_ids, judge);
+    }
+    judge.not_zero(&at.key("connectTimeout"), cluster.connect_timeout);
+    let pool = at.key("pool");
+    judge.not_zero(&pool.key("idleTimeout"), cluster.pool.idle_timeout);
+    let max_idle = pool.key("maxIdle");
+    if cluster.pool.max_idle > cluster.pool.max_connections && judge.is_given(&max_idle) {
+        let message = "`maxIdle` is more than `maxConnections`, so it is never reached";
+        judge.warning("conflict", &max_idle, message, "lower `maxIdle`, or raise `maxConnections`");
+    }
+    let endpoints = at.key("endpoints");
+    let listed = cluster.endpoints.iter().enumerate();
+    judge.unique("endpoint", "keep one of them", listed.map(|(i, endpoint)| (endpoints.index(i), endpoint.clone())));
+}
+
+fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if config.identity.is_none() && !judge.checked.is_blurred(&ConfigPath::from("identity")) {
+        let problem =
+            Problem::error("missing", judge.key_span(at), at.clone(), "TLS needs an identity, and the config has none");
+        judge.report(problem.help("add the section `identity`, with `files` or `development`"));
+    }
+}
+
+/// Peers must be of the one trust domain that we accept.
+fn trusted(config: &Config, at: &ConfigPath, ids: &[SpiffeId], judge: &mut Judge<'_>) {
+    let ids = || ids.iter().enumerate().map(|(index, id)| (at.index(index), id));
+    judge.unique("SPIFFE ID", "keep one of them", ids());
+    let home = ConfigPath::from("identity.trustDomain");
+    let Some(identity) = config.identity.as_ref().filter(|_| !judge.checked.is_blurred(&home)) else { return };
+    for (at, id) in ids() {
+        if id.trust_domain() != identity.trust_domain.as_str() {
+            let (shown, domain) = (judge.shown(&at, id), judge.shown(&home, &identity.trust_domain));
+            let message = format!("`{shown}` is not of the trust domain `{domain}`");
+            let problem = Problem::error("conflict", judge.span(&at), at, message);
+            let problem = problem.related(judge.span(&home), "the only trust domain accepted");
+            judge.report(
+                problem.help("peers of other trust domains are not accepted; correct the ID or the trust domain"),
+            );
+        } else if id.as_str().len() == "spiffe://".len() + id.trust_domain().len() {
+            let message =
+                format!("`{}` names a trust domain, not a workload, and matches no peer", judge.shown(&at, id));
+            let help = format!(
+                "add the workload's path, such as `spiffe://{}/ns/NAMESPACE/sa/SERVICE-ACCOUNT`",
+                judge.shown(&home, &identity.trust_domain)
+            );
+            judge.error("value", &at, message, help);
+        }
+    }
+}
+
+fn unused_clusters(proxy: &Proxy, judge: &mut Judge<'_>) {
+    if judge.checked.is_blurred_within(&ConfigPath::from("proxy.listeners")) {
+        return;
+    }
+    let routes = proxy.listeners.iter().flat_map(|listener| &listener.routes);
+    let used: HashSet<_> = routes.flat_map(|route| &route.backend_refs).map(|backend| &backend.name).collect();
+    if used.iter().any(|name| !proxy.clusters.iter().any(|cluster| cluster.name == **name)) {
+        return; // A mistyped reference, reported already, may have meant any of them.
+    }
+    for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| !used.contains(&cluster.name)) {
+        let at = ConfigPath::from("proxy.clusters").index(index).key("name");
+        let message = format!("no route uses the cluster `{}`", judge.shown(&at, &cluster.name));
+        judge.warning("unused", &at, message, "name it in a route's `backendRefs`, or remove it");
+    }
+}

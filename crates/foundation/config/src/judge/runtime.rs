@@ -1,0 +1,118 @@
+//! Rules of the sections `runtime`, `admin`, `telemetry`, `identity` and `metrics`.
+
+use super::Judge;
+use crate::{Config, ConfigPath, ListenAddress};
+
+pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
+    runtime(config, judge);
+    admin(config, judge);
+    registry(config, judge);
+    identity(config, judge);
+    statsd(config, judge);
+}
+
+fn runtime(config: &Config, judge: &mut Judge<'_>) {
+    let (runtime, at) = (&config.runtime, ConfigPath::from("runtime"));
+    let (shutdown, flush) = (at.key("shutdownBudget"), at.key("flushBudget"));
+    judge.not_zero(&shutdown, runtime.shutdown_budget);
+    if runtime.flush_budget >= runtime.shutdown_budget && !runtime.shutdown_budget.is_zero() {
+        let (flush_shown, shutdown_shown) =
+            (judge.shown(&flush, &runtime.flush_budget), judge.shown(&shutdown, &runtime.shutdown_budget));
+        let message = format!("`flushBudget` ({flush_shown}) must be shorter than `shutdownBudget` ({shutdown_shown})");
+        let place = judge.given_of([&flush, &shutdown]).clone();
+        judge.error("conflict", &place, message, "it is the part of the shutdown budget kept back for the last flush");
+    }
+    let (first, longest) = (at.key("restartBackoff"), at.key("restartBackoffMax"));
+    judge.not_zero(&first, runtime.restart_backoff);
+    if runtime.restart_backoff > runtime.restart_backoff_max {
+        let (first_shown, longest_shown) =
+            (judge.shown(&first, &runtime.restart_backoff), judge.shown(&longest, &runtime.restart_backoff_max));
+        let message = format!("`restartBackoff` ({first_shown}) is longer than `restartBackoffMax` ({longest_shown})");
+        let place = judge.given_of([&first, &longest]).clone();
+        judge.error("conflict", &place, message, "the wait begins with the one and grows up to the other");
+    }
+}
+
+fn admin(config: &Config, judge: &mut Judge<'_>) {
+    let at = ConfigPath::from("admin.listen");
+    if let ListenAddress::Ip(address) = &config.admin.listen
+        && !address.ip().is_loopback()
+    {
+        let message =
+            format!("the admin API may not listen on `{}`: it is for this pod only", judge.shown(&at, address));
+        let help = format!("use a loopback address such as `127.0.0.1:{}`, or `unix:/path`", address.port());
+        let help = if judge.is_literal(&at) { help } else { "use a loopback address, or `unix:/path`".to_owned() };
+        judge.error("value", &at, message, help);
+    }
+}
+
+fn registry(config: &Config, judge: &mut Judge<'_>) {
+    let (registry, at) = (&config.telemetry.registry, ConfigPath::from("telemetry.registry"));
+    let (all, family) = (at.key("maxSeries"), at.key("maxSeriesPerFamily"));
+    if registry.max_series_per_family > registry.max_series {
+        let (family_shown, all_shown) =
+            (judge.shown(&family, &registry.max_series_per_family), judge.shown(&all, &registry.max_series));
+        let message = format!("`maxSeriesPerFamily` ({family_shown}) is more than `maxSeries` ({all_shown})");
+        let place = judge.given_of([&family, &all]).clone();
+        judge.error(
+            "conflict",
+            &place,
+            message,
+            "one family cannot have more series than all together; lower `maxSeriesPerFamily`",
+        );
+    }
+    judge.not_zero(&at.key("seriesTtl"), registry.series_ttl);
+    if registry.max_label_bytes.0 < 16 {
+        judge.error(
+            "value",
+            &at.key("maxLabelBytes"),
+            "`maxLabelBytes` is too small to tell values apart",
+            "allow at least `16B`",
+        );
+    }
+}
+
+fn identity(config: &Config, judge: &mut Judge<'_>) {
+    let Some(identity) = &config.identity else { return };
+    let at = ConfigPath::from("identity");
+    judge.exactly_one(&at, &[("files", identity.files.is_some()), ("development", identity.development.is_some())]);
+    if let Some(development) = &identity.development {
+        judge.not_zero(&at.key("development").key("ttl"), development.ttl);
+    }
+}
+
+fn statsd(config: &Config, judge: &mut Judge<'_>) {
+    let Some(statsd) = config.metrics.as_ref().and_then(|metrics| metrics.statsd.as_ref()) else { return };
+    let at = ConfigPath::from("metrics.statsd");
+    let buckets = at.key("buckets");
+    if statsd.buckets.is_empty() {
+        judge.error("value", &buckets, "`buckets` is empty", "give at least one upper bound, such as `[0.1, 1.0]`");
+    }
+    for (index, pair) in statsd.buckets.windows(2).enumerate() {
+        let (before, here) = (buckets.index(index), buckets.index(index + 1));
+        if pair[0] >= pair[1] && !judge.checked.is_blurred(&before) {
+            let (before, shown) = (judge.shown(&before, &pair[0]), judge.shown(&here, &pair[1]));
+            let message = format!("the bound `{shown}` is not greater than `{before}` before it");
+            judge.error("value", &here, message, "order the bounds from small to large, each one once");
+        }
+    }
+    if statsd.receive_buffer.0 == 0 {
+        judge.error(
+            "value",
+            &at.key("receiveBuffer"),
+            "`receiveBuffer` must not be empty",
+            "write a size such as `1MiB`",
+        );
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '.' | '-');
+    if !statsd.prefix.chars().all(allowed) || statsd.prefix.starts_with(|c: char| c.is_ascii_digit()) {
+        let prefix = at.key("prefix");
+        let message = format!("`{}` cannot begin the name of a metric", judge.shown(&prefix, &statsd.prefix));
+        judge.error(
+            "value",
+            &prefix,
+            message,
+            "use letters, digits, `_`, `:`, `.` and `-`, beginning with no digit, such as `shop_`",
+        );
+    }
+}
