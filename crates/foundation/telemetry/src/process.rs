@@ -1,0 +1,107 @@
+//! Metrics of the process itself, read from `/proc/self` when scraped.
+//!
+//! Names are those of the Prometheus client libraries ([process metrics]).
+//!
+//! [process metrics]: https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics
+
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::Registry;
+
+/// Registers `outrigger_build_info`.
+pub fn register_build_info(registry: &Registry, version: &str) {
+    let family = registry.gauge("outrigger_build_info", "Version of this executable; always 1.", &["version"]);
+    let info = family.with(&[version]);
+    registry.on_scrape(Box::new(move |_| info.set(1.0)));
+}
+
+/// Registers CPU time, memory, threads and file descriptors of the process.
+pub fn register_process_metrics(registry: &Registry) {
+    let gauge = |name: &'static str, help: &'static str| registry.gauge(name, help, &[]).with(&[]);
+    let cpu = registry.float_counter("process_cpu_seconds_total", "User and system CPU time spent, in seconds.");
+    let cpu = cpu.with(&[]);
+    let resident = gauge("process_resident_memory_bytes", "Resident memory size in bytes.");
+    let mapped = gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.");
+    let threads = gauge("process_threads", "Threads of the process.");
+    let open_fds = gauge("process_open_fds", "Open file descriptors.");
+    let max_fds = gauge("process_max_fds", "Most file descriptors the process may open.");
+    let started = gauge("process_start_time_seconds", "Start of the process since the Unix epoch, in seconds.");
+    let fds_now = AtomicU64::new(0);
+    registry.on_scrape(Box::new(move |_| {
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        let page = rustix::param::page_size() as f64;
+        if let Some(stat) = Stat::read() {
+            cpu.set(stat.cpu_ticks as f64 / ticks);
+            mapped.set(stat.virtual_bytes as f64);
+            resident.set(stat.resident_pages as f64 * page);
+            threads.set(stat.threads as f64);
+            let boot = seconds(ClockId::Realtime) - seconds(ClockId::Boottime);
+            // Rounded to a tick, so that clock drift between scrapes does not look like a restart.
+            started.set(((boot + stat.start_ticks as f64 / ticks) * ticks).round() / ticks);
+        }
+        if let Ok(entries) = fs::read_dir("/proc/self/fd") {
+            // The folder being read is itself open.
+            fds_now.store(entries.count().saturating_sub(1) as u64, Relaxed);
+        }
+        open_fds.set(fds_now.load(Relaxed) as f64);
+        max_fds.set(getrlimit(Resource::Nofile).current.map_or(f64::INFINITY, |limit| limit as f64));
+    }));
+}
+
+/// The fields of `/proc/self/stat` that are needed ([proc(5)]).
+///
+/// [proc(5)]: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+struct Stat {
+    cpu_ticks: u64,
+    threads: u64,
+    start_ticks: u64,
+    virtual_bytes: u64,
+    resident_pages: u64,
+}
+
+impl Stat {
+    fn read() -> Option<Self> {
+        Self::parse(&fs::read_to_string("/proc/self/stat").ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The command's name may hold spaces and brackets; what follows the last bracket does not.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        // Field numbers as in proc(5), of which the first two precede the bracket's end.
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            cpu_ticks: field(14)? + field(15)?,
+            threads: field(20)?,
+            start_ticks: field(22)?,
+            virtual_bytes: field(23)?,
+            resident_pages: field(24)?,
+        })
+    }
+}
+
+fn seconds(clock: ClockId) -> f64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stat;
+
+    #[test]
+    fn a_command_name_with_brackets_does_not_shift_the_fields() {
+        let line = "7 (a) b (c)) S 1 7 7 0 -1 4194560 90 0 0 0 11 22 0 0 20 0 3 0 555 6000 77 184 1";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!((stat.cpu_ticks, stat.threads, stat.start_ticks), (33, 3, 555));
+        assert_eq!((stat.virtual_bytes, stat.resident_pages), (6000, 77));
+    }
+
+    #[test]
+    fn this_process_can_be_read() {
+        assert!(Stat::read().unwrap().resident_pages > 0);
+    }
+}

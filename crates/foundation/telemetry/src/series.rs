@@ -1,0 +1,321 @@
+//! One series and the handles that write to it.
+//!
+//! In: increments, settings, observations. Out: values for the encoder. Promise: a handle
+//! may be kept and used from any thread; a counter, gauge or classic histogram is written
+//! without a lock, an allocation, or a cache line that another worker writes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use crate::cells::Cells;
+use crate::native::NativeSnapshot;
+
+/// The buckets of a histogram.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Buckets {
+    /// Upper bounds, ascending; `+Inf` is added.
+    Classic(Vec<f64>),
+    /// Exponential buckets: `2^schema` for each power of two, at most `max_buckets` of them. The text formats
+    /// have no form for these, so they are exposed there as classic buckets at the same bounds.
+    Native {
+        /// Resolution, -4 to 8; 3 makes each bucket 9 % wider than the one before.
+        schema: i8,
+        /// Buckets kept; beyond it the resolution is halved.
+        max_buckets: usize,
+    },
+}
+
+impl Buckets {
+    /// Seconds, from half a millisecond to ten seconds: what a request beside an application takes.
+    pub fn request_seconds() -> Self {
+        Self::Classic(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+    }
+}
+
+/// What a family's series are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
+    Counter,
+    /// A counter that is read from elsewhere and is no whole number, such as CPU seconds.
+    FloatCounter,
+    Gauge,
+    Histogram(Buckets),
+}
+
+impl Kind {
+    /// The type's name in exposition formats.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Counter | Self::FloatCounter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+
+    /// Cells a series takes: classic histograms have one per bucket, one for `+Inf` and one for the sum.
+    fn cells(&self) -> usize {
+        match self {
+            Self::Counter | Self::FloatCounter | Self::Gauge => 1,
+            Self::Histogram(Buckets::Classic(bounds)) => bounds.len() + 2,
+            Self::Histogram(Buckets::Native { .. }) => 0,
+        }
+    }
+}
+
+/// One series: cells, label values, age.
+pub(crate) struct Series {
+    cells: Arc<Cells>,
+    start: usize,
+    length: usize,
+    pub(crate) kind: Arc<Kind>,
+    /// One histogram per shard; only this shard's thread and the encoder take the lock.
+    native: Box<[Mutex<NativeSnapshot>]>,
+    /// Label values, each followed by a NUL.
+    pub(crate) key: Box<str>,
+    pub(crate) created: SystemTime,
+    idle: Idle,
+    /// Shared with the registry: how many series there are.
+    population: Arc<AtomicUsize>,
+}
+
+/// What the last sweep saw, to tell an idle series.
+#[derive(Default)]
+struct Idle {
+    fingerprint: AtomicU64,
+    since: AtomicU64,
+}
+
+impl Series {
+    /// A series, or `None` when the registry's memory is used up.
+    pub(crate) fn new(
+        cells: &Arc<Cells>,
+        kind: &Arc<Kind>,
+        key: &str,
+        shards: usize,
+        population: &Arc<AtomicUsize>,
+    ) -> Option<Self> {
+        let length = kind.cells();
+        let native = match **kind {
+            Kind::Histogram(Buckets::Native { schema, .. }) => {
+                (0..shards).map(|_| Mutex::new(NativeSnapshot::new(schema))).collect()
+            }
+            _ => Box::default(),
+        };
+        let start = if length == 0 { 0 } else { cells.take(length)? };
+        population.fetch_add(1, Relaxed);
+        let created = SystemTime::now();
+        let idle = Idle { since: AtomicU64::new(seconds(created)), ..Idle::default() };
+        Some(Self {
+            cells: Arc::clone(cells),
+            start,
+            length,
+            kind: Arc::clone(kind),
+            native,
+            key: key.into(),
+            created,
+            idle,
+            population: Arc::clone(population),
+        })
+    }
+
+    /// A counter's value.
+    pub(crate) fn whole(&self) -> u64 {
+        self.cells.sum(self.start)
+    }
+
+    /// A gauge's value.
+    pub(crate) fn float(&self) -> f64 {
+        self.cells.sum_f64(self.start)
+    }
+
+    /// A histogram's upper bounds with cumulative counts (without `+Inf`), its sum and its count.
+    pub(crate) fn histogram(&self) -> (Vec<(f64, u64)>, f64, u64) {
+        if let Kind::Histogram(Buckets::Classic(bounds)) = &*self.kind {
+            let mut cumulative = 0;
+            let buckets = bounds.iter().enumerate().map(|(index, bound)| {
+                cumulative += self.cells.sum(self.start + index);
+                (*bound, cumulative)
+            });
+            let buckets: Vec<_> = buckets.collect();
+            let count = cumulative + self.cells.sum(self.start + bounds.len());
+            return (buckets, self.cells.sum_f64(self.start + bounds.len() + 1), count);
+        }
+        let merged = self.native();
+        (merged.classic(), merged.sum, merged.count)
+    }
+
+    /// A native histogram's state, all shards together.
+    pub(crate) fn native(&self) -> NativeSnapshot {
+        let (schema, max_buckets) = match *self.kind {
+            Kind::Histogram(Buckets::Native { schema, max_buckets }) => (schema, max_buckets),
+            _ => (0, 0),
+        };
+        let mut merged = NativeSnapshot::new(schema);
+        for shard in &self.native {
+            merged.merge(&shard.lock(), max_buckets);
+        }
+        merged
+    }
+
+    /// Marks the series as used now.
+    pub(crate) fn touch(&self, now: SystemTime) {
+        self.idle.since.store(seconds(now), Relaxed);
+    }
+
+    /// Whether nothing was written since `ttl` ago. Called by the sweep alone.
+    pub(crate) fn is_idle(&self, now: SystemTime, ttl: Duration) -> bool {
+        let mut fingerprint = 0_u64;
+        for slot in self.start..self.start + self.length {
+            for cell in self.cells.all(slot) {
+                fingerprint = fingerprint.rotate_left(7) ^ cell.load(Relaxed);
+            }
+        }
+        for shard in &self.native {
+            fingerprint = fingerprint.wrapping_add(shard.lock().count);
+        }
+        if self.idle.fingerprint.swap(fingerprint, Relaxed) != fingerprint {
+            self.touch(now);
+        }
+        seconds(now).saturating_sub(self.idle.since.load(Relaxed)) > ttl.as_secs()
+    }
+}
+
+impl Drop for Series {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            self.cells.give_back(self.start, self.length);
+        }
+        self.population.fetch_sub(1, Relaxed);
+    }
+}
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone)]
+        pub struct $name(pub(crate) Arc<Series>);
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, concat!(stringify!($name), "({:?})"), self.0.key)
+            }
+        }
+    };
+}
+
+handle! {
+    /// A number that only grows.
+    Counter
+}
+
+impl Counter {
+    /// Adds one.
+    #[inline]
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.cells.mine(self.0.start).fetch_add(n, Relaxed);
+    }
+
+    /// The value, all shards together.
+    pub fn value(&self) -> u64 {
+        self.0.whole()
+    }
+}
+
+handle! {
+    /// A number that goes up and down.
+    Gauge
+}
+
+impl Gauge {
+    /// Sets the value. Meant for gauges with one writer: two threads that set at once may leave a mix of both.
+    #[inline]
+    pub fn set(&self, value: f64) {
+        let mine = self.0.cells.mine(self.0.start);
+        let others = self.0.float() - f64::from_bits(mine.load(Relaxed));
+        mine.store((value - others).to_bits(), Relaxed);
+    }
+
+    /// Adds `delta`, which may be negative; any number of threads may do so at once.
+    #[inline]
+    pub fn add(&self, delta: f64) {
+        self.0.cells.add_f64(self.0.start, delta);
+    }
+
+    /// Adds one.
+    #[inline]
+    pub fn inc(&self) {
+        self.add(1.0);
+    }
+
+    /// Takes one away.
+    #[inline]
+    pub fn dec(&self) {
+        self.add(-1.0);
+    }
+
+    /// The value, all shards together.
+    pub fn value(&self) -> f64 {
+        self.0.float()
+    }
+}
+
+handle! {
+    /// A distribution.
+    Histogram
+}
+
+impl Histogram {
+    /// Takes one observation.
+    #[inline]
+    pub fn observe(&self, value: f64) {
+        let series = &*self.0;
+        match &*series.kind {
+            Kind::Histogram(Buckets::Classic(bounds)) => {
+                let bucket = bounds.partition_point(|bound| *bound < value);
+                // NaN compares false with every bound; it belongs to no bucket but `+Inf`.
+                let bucket = if value.is_nan() { bounds.len() } else { bucket };
+                series.cells.mine(series.start + bucket).fetch_add(1, Relaxed);
+                series.cells.add_f64(series.start + bounds.len() + 1, value);
+            }
+            Kind::Histogram(Buckets::Native { max_buckets, .. }) => {
+                let shard = crate::cells::shard() % series.native.len();
+                series.native[shard].lock().observe(value, *max_buckets);
+            }
+            Kind::Counter | Kind::FloatCounter | Kind::Gauge => {}
+        }
+    }
+
+    /// Takes a duration, in seconds.
+    #[inline]
+    pub fn observe_duration(&self, duration: Duration) {
+        self.observe(duration.as_secs_f64());
+    }
+
+    /// Observations so far.
+    pub fn count(&self) -> u64 {
+        self.0.histogram().2
+    }
+
+    /// Sum of all observations.
+    pub fn sum(&self) -> f64 {
+        self.0.histogram().1
+    }
+
+    /// The state of a native histogram; an empty one for classic histograms.
+    pub fn native(&self) -> NativeSnapshot {
+        self.0.native()
+    }
+}
