@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use outrigger_telemetry::{GaugeFamily, Registry};
+use outrigger_telemetry::{Gauge, GaugeFamily, Registry};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -27,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) runs: u64,
     /// Runs that ended although nobody asked.
     pub(crate) failures: u64,
+    /// Why the last run failed; until a later run is ready.
+    pub(crate) last_failure: Option<String>,
 }
 
 /// All components. Cheap to clone.
@@ -35,6 +37,8 @@ pub(crate) struct Board(Arc<Inner>);
 
 struct Inner {
     entries: Mutex<Vec<Entry>>,
+    /// Held while a component is on, so that its series does not expire.
+    gauges: Mutex<Vec<Option<Gauge>>>,
     ready: GaugeFamily,
     version: watch::Sender<u64>,
 }
@@ -50,7 +54,7 @@ impl Board {
             "Whether a component that the config turns on does its work (1) or not (0).",
             &["component"],
         );
-        let entries = components
+        let entries: Vec<Entry> = components
             .into_iter()
             .map(|(name, needs, phase)| Entry {
                 name,
@@ -61,9 +65,11 @@ impl Board {
                 since: SystemTime::now(),
                 runs: 0,
                 failures: 0,
+                last_failure: None,
             })
             .collect();
-        Self(Arc::new(Inner { entries: Mutex::new(entries), ready, version: watch::Sender::new(0) }))
+        let gauges = Mutex::new(vec![None; entries.len()]);
+        Self(Arc::new(Inner { entries: Mutex::new(entries), gauges, ready, version: watch::Sender::new(0) }))
     }
 
     /// Applies an event of the supervisor; whether it applied.
@@ -92,25 +98,41 @@ impl Board {
         }
         entry.state = next;
         entry.runs += u64::from(event == Event::Start);
-        entry.failures += u64::from(next == State::Failed);
-        // A component that failed keeps telling why while it is tried again.
-        let keep = matches!(event, Event::Retry | Event::Start) && !entry.reason.is_empty() && entry.failures > 0;
-        if !keep || !reason.is_empty() {
-            entry.reason = reason;
+        match next {
+            State::Failed => {
+                entry.failures += 1;
+                entry.last_failure = Some(reason.clone());
+            }
+            State::Ready | State::Disabled => entry.last_failure = None,
+            _ => {}
         }
+        entry.reason = reason;
         let (name, reason) = (entry.name, entry.reason.clone());
         drop(entries);
-        self.show_ready(name, next);
+        self.show_ready(index, name, next);
         log_change(name, before, next, &reason);
         self.0.version.send_modify(|version| *version += 1);
         true
     }
 
-    fn show_ready(&self, name: &str, state: State) {
+    /// Says why a component is in its state, without changing that.
+    pub(crate) fn explain(&self, index: usize, reason: String) {
+        let mut entries = self.0.entries.lock();
+        if entries[index].reason != reason {
+            entries[index].reason = reason;
+            drop(entries);
+            self.0.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn show_ready(&self, index: usize, name: &str, state: State) {
+        let gauge = &mut self.0.gauges.lock()[index];
         if state == State::Disabled {
+            *gauge = None;
             self.0.ready.remove(&[name]);
         } else {
-            self.0.ready.with(&[name]).set(f64::from(u8::from(state.is_ready())));
+            let gauge = gauge.get_or_insert_with(|| self.0.ready.with(&[name]));
+            gauge.set(f64::from(u8::from(state.is_ready())));
         }
     }
 
@@ -139,9 +161,9 @@ impl Board {
         self.0.version.subscribe()
     }
 
-    /// What run `run` of a component reports through.
-    pub(crate) fn status(&self, index: usize, run: u64) -> Status {
-        Status { board: self.clone(), index, run }
+    /// What the present run of a component reports through.
+    pub(crate) fn status(&self, index: usize) -> Status {
+        Status { board: self.clone(), index, run: self.entry(index).runs }
     }
 }
 

@@ -108,7 +108,7 @@ impl Context {
         let admin = AdminRoutes::new();
         let context = Self {
             config: receiver,
-            status: board.status(0, 1),
+            status: board.status(0),
             stop,
             workers: Workers::new(workers),
             registry,

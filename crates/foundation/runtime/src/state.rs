@@ -120,6 +120,7 @@ impl State {
     }
 
     /// Whether a run is under way.
+    #[cfg(test)]
     pub(crate) fn is_running(self) -> bool {
         matches!(self, Self::Starting | Self::Waiting | Self::Ready | Self::Degraded | Self::Stopping)
     }

@@ -71,7 +71,7 @@ impl FileWatcher {
     /// When the reactor refuses the descriptor. A system without inotify instances to spare is no error.
     pub fn new<P: Into<PathBuf>>(paths: impl IntoIterator<Item = P>) -> io::Result<Self> {
         let source = match inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC) {
-            Ok(fd) => Source::Inotify { fd: AsyncFd::new(fd)?, watches: BTreeMap::new() },
+            Ok(fd) => Source::Inotify { fd: register(fd)?, watches: BTreeMap::new() },
             Err(error) => {
                 tracing::warn!(component = "runtime", %error, "no inotify instance to be had; looking for changes every 2s");
                 Source::Polling
@@ -111,10 +111,10 @@ impl FileWatcher {
             return tokio::time::sleep(POLL).await;
         };
         loop {
-            let wait = match self.sign {
-                None => None,
-                Some(first) => Some(QUIET.min((first + PATIENCE).saturating_duration_since(Instant::now()))),
-            };
+            let wait = self.sign.map(|first| QUIET.min((first + PATIENCE).saturating_duration_since(Instant::now())));
+            if wait.is_some_and(|wait| wait.is_zero()) {
+                return;
+            }
             let readable = async {
                 match wait {
                     None => fd.readable().await.map(Some),
@@ -171,6 +171,13 @@ impl FileWatcher {
         }
         *watches = wanted;
     }
+}
+
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and stays the same description until it is dropped, and the `AsyncFd` owns it.
+    #[expect(unsafe_code, reason = "tokio cannot know of an arbitrary type that its descriptor stays the same")]
+    let registered = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+    registered.map_err(io::Error::from)
 }
 
 /// Reads all events that wait; whether one of them matters.

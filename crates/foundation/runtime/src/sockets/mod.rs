@@ -19,6 +19,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 pub use error::SocketError;
 pub use holder::Holder;
 
+pub(crate) use inherited::VARIABLES as INHERITANCE_VARIABLES;
+
 use holder::Transport;
 use inherited::Inherited;
 

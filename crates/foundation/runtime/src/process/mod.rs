@@ -4,6 +4,9 @@
 //! every child is reaped, ours and those that were orphaned onto us; a signal never goes
 //! to a process id that was already given to somebody else.
 
+mod application;
+mod harden;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -14,6 +17,9 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+pub(crate) use application::{launch, shares_terminal};
+pub(crate) use harden::{Limits, harden};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

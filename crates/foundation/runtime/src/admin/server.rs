@@ -1,0 +1,197 @@
+//! The HTTP/1.1 servers of the admin API and of the health port.
+//!
+//! In: bound sockets. Out: answered requests. Promise: bounded in connections, in bytes
+//! of head and body, and in time; a client that is slow or silent costs one of a few
+//! slots for a while, and never a thread.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_config::ListenAddress;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::api::Api;
+use super::guard;
+use super::routes::{AdminResponse, AdminRoutes};
+use crate::sockets::{SocketError, Sockets};
+
+/// Connections at a time on each port; more wait in the kernel's backlog.
+const MOST_CONNECTIONS: usize = 64;
+/// Bytes of a request's head; hyper takes no less.
+const MOST_HEAD: usize = 8192 * 2;
+const MOST_HEADERS: usize = 64;
+/// Bytes of a request's body; only a log level is ever sent.
+const MOST_BODY: usize = 1024;
+/// Time for a request's head, also for the next one on an idle connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// After a failure to accept (no file descriptors left) we wait a moment instead of spinning.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why an endpoint cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("admin.listen: {0} can be reached from outside; the admin API listens on loopback or on `unix:/path` only")]
+    NotLoopback(SocketAddr),
+    #[error("{0}: {1}")]
+    Register(&'static str, io::Error),
+}
+
+/// Which of the two servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Admin,
+    Health,
+}
+
+/// Running servers; they end when this is dropped.
+#[derive(Default)]
+pub(crate) struct Servers {
+    tasks: JoinSet<()>,
+    /// Socket files to remove at the end.
+    files: Vec<PathBuf>,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Servers {
+    /// Opens one endpoint, and serves it.
+    pub(crate) fn open(
+        &mut self,
+        endpoint: Endpoint,
+        address: &ListenAddress,
+        sockets: &Sockets,
+        api: &Arc<Api>,
+    ) -> Result<(), BindError> {
+        let owner = match endpoint {
+            Endpoint::Admin => "admin.listen",
+            Endpoint::Health => "admin.health",
+        };
+        let register = |error| BindError::Register(owner, error);
+        let listener = match address {
+            ListenAddress::Ip(ip) if endpoint == Endpoint::Admin && !ip.ip().to_canonical().is_loopback() => {
+                return Err(BindError::NotLoopback(*ip));
+            }
+            ListenAddress::Ip(ip) => {
+                Listener::Tcp(TcpListener::from_std(sockets.listen_tcp(owner, *ip)?).map_err(register)?)
+            }
+            ListenAddress::Unix(path) => {
+                let socket = sockets.listen_unix(owner, path, 0o600)?;
+                self.files.push(path.clone());
+                Listener::Unix(UnixListener::from_std(socket).map_err(register)?)
+            }
+        };
+        if let Listener::Tcp(listener) = &listener
+            && let Ok(address) = listener.local_addr()
+        {
+            tracing::debug!(component = "admin", endpoint = owner, %address, "listening");
+        }
+        self.tasks.spawn(serve(listener, endpoint, Arc::clone(api)));
+        Ok(())
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for file in &self.files {
+            // It may be gone already.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>) {
+    let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
+        let accepted = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                let _ = stream.set_nodelay(true);
+                drop(connections.spawn(connection(TokioIo::new(stream), endpoint, true, Arc::clone(&api), slot)));
+            }),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                drop(connections.spawn(connection(TokioIo::new(stream), endpoint, false, Arc::clone(&api), slot)));
+            }),
+        };
+        if let Err(error) = accepted {
+            tracing::warn!(component = "admin", %error, "cannot accept");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+}
+
+/// Serves one connection; `named` says that it came over TCP, where a host name can lead.
+async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>, _slot: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let service = service_fn(|request| {
+        let api = Arc::clone(&api);
+        async move { Ok::<_, Infallible>(answer(request, endpoint, named, &api).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MOST_HEAD)
+        .max_headers(MOST_HEADERS)
+        .serve_connection(stream, service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(component = "admin", %error, "connection ended");
+    }
+}
+
+async fn answer(request: Request<Incoming>, endpoint: Endpoint, named: bool, api: &Api) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let response = match endpoint {
+        Endpoint::Health => api.answer_probe(head).await,
+        Endpoint::Admin => match guard::refuse(&head, named) {
+            Some((status, why)) => AdminRoutes::text(status, why),
+            None => match read_body(&head.method, body).await {
+                Ok(body) => api.answer(head, body).await,
+                Err(refusal) => refusal,
+            },
+        },
+    };
+    finish(response)
+}
+
+async fn read_body(method: &Method, body: Incoming) -> Result<Bytes, AdminResponse> {
+    if matches!(*method, Method::GET | Method::HEAD) {
+        return Ok(Bytes::new());
+    }
+    let whole = Limited::new(body, MOST_BODY).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, whole).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(_)) => Err(AdminRoutes::text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or broken\n")),
+        Err(_) => Err(AdminRoutes::text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n")),
+    }
+}
+
+fn finish(mut response: AdminResponse) -> Response<Full<Bytes>> {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.map(Full::new)
+}

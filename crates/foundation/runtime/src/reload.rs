@@ -1,0 +1,181 @@
+//! Hot reload: from a changed file to a published config, or to a refusal.
+//!
+//! In: a hint that the file may have changed. Out: the new config to all who watch it.
+//! Promise: a config that does not load, or that a component refuses, changes nothing:
+//! the last good one stays, and logs and metrics say so until a good one comes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use outrigger_config::{Config, Diagnostic, Diagnostics, Severity, diff, load};
+use outrigger_telemetry::log::LogControl;
+use outrigger_telemetry::{Counter, Gauge, Registry};
+use tokio::sync::watch;
+
+use crate::component::Component;
+use crate::supervisor::chain;
+
+pub(crate) struct Reloader {
+    path: PathBuf,
+    /// What the process was started with: some fields are read only then.
+    started_with: Arc<Config>,
+    current: watch::Sender<Arc<Config>>,
+    registry: Registry,
+    log: LogControl,
+    /// By [`Outcome`].
+    results: [Counter; 3],
+    successful: Gauge,
+    generation: Gauge,
+}
+
+/// What became of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Applied,
+    Unchanged,
+    Refused,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Reloader {
+    pub(crate) fn new(path: PathBuf, config: Arc<Config>, registry: &Registry, log: LogControl) -> Self {
+        let results = registry.counter(
+            "outrigger_config_reloads_total",
+            "Reloads of the config by their result: applied, unchanged or refused.",
+            &["result"],
+        );
+        let results =
+            [Outcome::Applied, Outcome::Unchanged, Outcome::Refused].map(|outcome| results.with(&[outcome.as_str()]));
+        let gauge = |name: &'static str, help: &'static str| registry.gauge(name, help, &[]).with(&[]);
+        let successful = gauge(
+            "outrigger_config_last_reload_successful",
+            "Whether the config file, as it was last read, was accepted (1) or refused (0).",
+        );
+        let generation =
+            gauge("outrigger_config_generation", "Counts the configs that were applied, from 1 at the start.");
+        successful.set(1.0);
+        generation.set(1.0);
+        Self {
+            path,
+            current: watch::Sender::new(Arc::clone(&config)),
+            started_with: config,
+            registry: registry.clone(),
+            log,
+            results,
+            successful,
+            generation,
+        }
+    }
+
+    /// The last good config, now and later.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Config>> {
+        self.current.subscribe()
+    }
+
+    /// Reads the file again, and publishes it when it is good.
+    pub(crate) fn reload(&mut self, components: &[Arc<dyn Component>]) -> Outcome {
+        let outcome = match self.read(components) {
+            Ok(Some(config)) => {
+                self.publish(config);
+                Outcome::Applied
+            }
+            Ok(None) => {
+                tracing::info!(component = "runtime", path = %self.path.display(), "config read again, nothing changed");
+                Outcome::Unchanged
+            }
+            Err(()) => Outcome::Refused,
+        };
+        self.results[outcome as usize].inc();
+        self.successful.set(f64::from(u8::from(outcome != Outcome::Refused)));
+        outcome
+    }
+
+    /// The file's config when it is good and new; what is wrong is logged.
+    fn read(&self, components: &[Arc<dyn Component>]) -> Result<Option<Arc<Config>>, ()> {
+        let loaded = load(&self.path).map_err(|diagnostics| {
+            report(&diagnostics);
+            tracing::error!(component = "runtime", path = %self.path.display(), "config refused; the last good one stays");
+        })?;
+        report(&loaded.warnings);
+        let (old, new) = (Arc::clone(&self.current.borrow()), loaded.config);
+        if *old == new {
+            return Ok(None);
+        }
+        if let Err((component, error)) = check(components, Some(&old), &new) {
+            tracing::error!(component, error, "config refused by a component; the last good one stays");
+            return Err(());
+        }
+        Ok(Some(Arc::new(new)))
+    }
+
+    fn publish(&self, config: Arc<Config>) {
+        let old = Arc::clone(&self.current.borrow());
+        for change in diff(&old, &config) {
+            tracing::info!(component = "runtime", %change, "config changed");
+        }
+        for field in next_start_only(&self.started_with, &config) {
+            tracing::warn!(component = "runtime", field, "this change takes effect at the next start");
+        }
+        if old.telemetry.registry != config.telemetry.registry {
+            self.registry.set_limits(&config.telemetry.registry);
+        }
+        if old.telemetry.log != config.telemetry.log {
+            self.log.apply(&config.telemetry.log);
+        }
+        self.generation.inc();
+        self.current.send_replace(config);
+        tracing::info!(component = "runtime", generation = self.generation.value(), "config applied");
+    }
+}
+
+/// Asks every component that the config turns on whether it can use it; the first refusal, with the component's name.
+pub(crate) fn check(
+    components: &[Arc<dyn Component>],
+    old: Option<&Config>,
+    new: &Config,
+) -> Result<(), (&'static str, String)> {
+    for component in components.iter().filter(|component| component.enabled(new)) {
+        component.check(old, new).map_err(|error| (component.name(), chain(&*error)))?;
+    }
+    Ok(())
+}
+
+/// Logs each diagnostic as one event.
+pub(crate) fn report(diagnostics: &Diagnostics) {
+    for Diagnostic { severity, path, line, column, message, help, .. } in diagnostics {
+        let (file, help) = (diagnostics.file(), help.as_deref().unwrap_or_default());
+        let at = format!("{file}:{line}:{column}");
+        match severity {
+            Severity::Error => {
+                tracing::error!(component = "config", at, path = %path, error = message, help, "config error")
+            }
+            Severity::Warning => {
+                tracing::warn!(component = "config", at, path = %path, warning = message, help, "config warning")
+            }
+        }
+    }
+}
+
+/// Fields that differ from what the process was started with, and are read at a start only.
+fn next_start_only(started_with: &Config, new: &Config) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    if started_with.runtime.workers != new.runtime.workers {
+        fields.push("runtime.workers");
+    }
+    if started_with.admin.listen != new.admin.listen {
+        fields.push("admin.listen");
+    }
+    if started_with.admin.health != new.admin.health {
+        fields.push("admin.health");
+    }
+    fields
+}
