@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use crate::tree::is_variable_name;
-use crate::units::is_host;
+use crate::units::{is_host, nearest_address};
 use crate::{ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, TrustDomain};
 
 /// Whether `text` has the form `format`; unknown formats allow everything.
@@ -73,7 +73,10 @@ pub(super) fn example(format: &str) -> Option<&'static str> {
 
 fn socket_address(text: &str) -> Result<(), InvalidScalar> {
     text.parse::<SocketAddr>().map(drop).map_err(|_| {
-        let help = "write `IP:PORT`, such as `0.0.0.0:15006`, `127.0.0.1:15001` or `[::]:15006`";
+        let help = match nearest_address(text) {
+            Some(address) => format!("write `{address}`"),
+            None => "write `IP:PORT`, such as `0.0.0.0:15006`, `127.0.0.1:15001` or `[::]:15006`".to_owned(),
+        };
         InvalidScalar::new(text, "is not an address to listen on", help)
     })
 }

@@ -11,6 +11,8 @@ mod words;
 
 pub(crate) use words::{is_sensitive, list_of, nearest};
 
+use std::collections::HashSet;
+
 use serde_json::Value as Json;
 
 use crate::ConfigPath;
@@ -88,27 +90,27 @@ impl<'s> Checker<'s> {
                 true
             }
             (Kind::Map { values }, Value::Mapping(entries)) => {
-                self.map(*values, entries, place);
+                self.map(values, entries, place);
                 true
             }
             (Kind::List { items, .. }, Value::Sequence(nodes)) => {
-                self.list(shape, *items, nodes, place);
+                self.list(shape, items, nodes, place);
                 true
             }
             (Kind::Any, _) => true,
-            (_, Value::Scalar(scalar)) => match words::scalar(shape, scalar) {
-                Ok(()) => {
-                    self.note_secret(shape, node);
-                    true
+            (_, Value::Scalar(scalar)) => {
+                let verdict = words::scalar(shape, scalar);
+                self.note_secret(shape, node);
+                match verdict {
+                    Ok(()) => true,
+                    Err((message, help)) => {
+                        let span = if node.span.start == node.span.end { place.span } else { node.span };
+                        let code = words::code(shape, node);
+                        self.report(Problem::error(code, span, place.path.clone(), message).help(help));
+                        false
+                    }
                 }
-                Err((message, help)) => {
-                    self.note_secret(shape, node);
-                    let span = if node.span.start == node.span.end { place.span } else { node.span };
-                    let code = words::code(shape, node);
-                    self.report(Problem::error(code, span, place.path.clone(), message).help(help));
-                    false
-                }
-            },
+            }
             _ => {
                 let (message, help) = words::wrong_kind(shape, node);
                 if self.schema.holds_secret(shape) {
@@ -125,19 +127,17 @@ impl<'s> Checker<'s> {
     }
 
     fn object(&mut self, shape: Shape<'s>, entries: &mut Vec<Entry>, place: &Place) {
+        let given: HashSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
         entries.retain_mut(|entry| {
             let path = place.path.key(&entry.key);
             let Some(member) = self.schema.member(shape, &entry.key) else {
-                self.unknown_key(shape, entry, &path, place);
+                self.unknown_key(shape, entry, &given, place);
                 return false;
             };
             if entry.value.is_null() && !self.checked.is_blurred(&path) {
                 return self.null(member, shape, entry, path) && !entry.duplicate;
             }
             let place = Place { span: self.underlined(&entry.value, Some(entry.key_span)), path };
-            if is_sensitive(&entry.key) && !matches!(member.kind, Kind::Text) {
-                self.note_misplaced_secrets(&entry.value);
-            }
             self.node(member, &mut entry.value, &place);
             !entry.duplicate
         });
@@ -178,7 +178,8 @@ impl<'s> Checker<'s> {
         true
     }
 
-    fn unknown_key(&mut self, shape: Shape<'s>, entry: &Entry, path: &ConfigPath, place: &Place) {
+    fn unknown_key(&mut self, shape: Shape<'s>, entry: &Entry, given: &HashSet<String>, place: &Place) {
+        let path = place.path.key(&entry.key);
         let known: Vec<&str> = self.schema.members(shape).collect();
         let meant = nearest(&entry.key, known.iter().copied());
         let help = match (meant, self.schema.home_of(&entry.key)) {
@@ -190,8 +191,12 @@ impl<'s> Checker<'s> {
             _ => format!("known here: {}", list_of(&known)),
         };
         let message = format!("unknown key `{}`", entry.key);
-        self.report(Problem::error("unknown-key", entry.key_span, path.clone(), message).help(help));
-        self.blur(meant.map_or_else(|| path.clone(), |meant| place.path.key(meant)));
+        // The key that was meant is not missing, unless it is given as well.
+        self.blur(match meant.filter(|meant| !given.contains(*meant)) {
+            Some(meant) => place.path.key(meant),
+            None => path.clone(),
+        });
+        self.report(Problem::error("unknown-key", entry.key_span, path, message).help(help));
         let meant_secret = meant
             .and_then(|meant| self.schema.member(shape, meant))
             .is_some_and(|member| self.schema.holds_secret(member));
@@ -251,11 +256,9 @@ impl<'s> Checker<'s> {
 
     /// Remembers a secret written out in the file; a mere `${NAME}` is none.
     fn note_secret(&mut self, shape: Shape<'s>, node: &Node) {
-        let with_user = |scalar: &Scalar| scalar.text.contains('@');
+        let credentials = matches!(&node.value, Value::Scalar(scalar) if scalar.text.contains('@'));
         let url = matches!(shape.format(), Some("http-url" | "http-origin"));
-        if shape.format() == Some("password")
-            || url && matches!(&node.value, Value::Scalar(scalar) if with_user(scalar))
-        {
+        if self.schema.holds_secret(shape) || (url && credentials) {
             self.note_literal(node);
         }
     }

@@ -28,7 +28,19 @@ pub(super) fn scalar(shape: Shape<'_>, scalar: &Scalar) -> Result<(), (String, S
         Kind::Text => text(shape, scalar),
         Kind::Any => Ok(()),
         Kind::Object { .. } | Kind::Map { .. } | Kind::List { .. } => {
-            let (expected, help) = expectation(shape);
+            let (expected, mut help) = expectation(shape);
+            let literal = scalar.written.is_none() && !scalar.text.is_empty() && scalar.text.len() < 80;
+            match shape.kind {
+                Kind::List { .. } if literal => help = format!("write a list: `[{}]`", scalar.text),
+                Kind::Object { properties } if literal => {
+                    let (word, rest) =
+                        scalar.text.split_at(scalar.text.find([':', ' ', '=']).unwrap_or(scalar.text.len()));
+                    if properties.contains_key(word) && !rest.is_empty() {
+                        help = format!("`{word}` needs a colon and a space behind it: `{word}: …`");
+                    }
+                }
+                _ => {}
+            }
             let found = if scalar.text.is_empty() { "nothing" } else { "a single value" };
             Err((format!("expected {expected}, found {found}"), help))
         }
@@ -59,7 +71,7 @@ pub(super) fn wrong_kind(shape: Shape<'_>, node: &Node) -> (String, String) {
     let (expected, mut help) = expectation(shape);
     match (&shape.kind, &node.value) {
         (Kind::Object { .. } | Kind::Map { .. }, Value::Sequence(_)) => {
-            "only one is allowed here: remove the `- ` and write its keys".clone_into(&mut help);
+            help = format!("remove the `- ` or the brackets; {help}");
         }
         (Kind::List { .. }, Value::Mapping(_)) => "put `- ` before the first key of each item".clone_into(&mut help),
         (_, Value::Mapping(_)) if braces(node) => "put quotes around a text that begins with `{`".clone_into(&mut help),
@@ -83,7 +95,7 @@ fn expectation(shape: Shape<'_>) -> (String, String) {
         }
         Kind::Map { .. } => ("a mapping".to_owned(), "write `name: value` lines below it".to_owned()),
         Kind::List { .. } => ("a list".to_owned(), "write `- ` before each item, or put them in `[…]`".to_owned()),
-        Kind::Choice => ("a word".to_owned(), format!("allowed are {}", list_of(&shape.choices()))),
+        Kind::Choice => ("a word".to_owned(), allowed_are(&shape.choices())),
         Kind::Boolean => ("`true` or `false`".to_owned(), "write `true` or `false`".to_owned()),
         Kind::Integer => (
             "a whole number".to_owned(),
@@ -108,8 +120,8 @@ fn choice(shape: Shape<'_>, scalar: &Scalar) -> Result<(), (String, String)> {
     let meant = meant.or_else(|| nearest(&scalar.text, allowed.iter().copied()));
     // A hint would give a variable's value away.
     let help = match meant.filter(|_| scalar.written.is_none()) {
-        Some(meant) => format!("did you mean `{meant}`? Allowed are {}", list_of(&allowed)),
-        None => format!("allowed are {}", list_of(&allowed)),
+        Some(meant) => format!("did you mean `{meant}`? {}", allowed_are(&allowed)),
+        None => allowed_are(&allowed),
     };
     Err((format!("`{}` is not allowed here", scalar.shown()), help))
 }
@@ -145,7 +157,8 @@ fn integer(shape: Shape<'_>, scalar: &Scalar) -> Result<(), (String, String)> {
                 _ => i128::from(u64::MAX),
             };
             if n > shape.bound("maximum").map_or(widest, |maximum| maximum.min(widest)) {
-                let help = if range.is_some() { help() } else { format!("it must be at most {widest}") };
+                let help =
+                    if shape.bound("maximum").is_some() { help() } else { format!("it must be at most {widest}") };
                 return Err((format!("`{shown}` is too large"), help));
             }
             Ok(())
@@ -158,11 +171,9 @@ fn text(shape: Shape<'_>, scalar: &Scalar) -> Result<(), (String, String)> {
     let secret = shape.format() == Some("password");
     let example = if secret { "\"…\"".to_owned() } else { format!("\"{}\"", scalar.shown()) };
     if let Some(Err(refusal)) = shape.format().map(|format| formats::check(format, &scalar.text)) {
-        // The refusal may quote a variable's value in its help as well.
-        let from_variable = scalar.written.is_some();
-        let generic =
-            shape.format().and_then(formats::example).filter(|_| from_variable && refusal.help.contains(&scalar.text));
-        let help = generic.map_or(refusal.help, |example| format!("write a value such as `{example}`"));
+        // The help may be made of the text, which must not be shown when it is a variable's.
+        let generic = shape.format().and_then(formats::example).filter(|_| scalar.written.is_some());
+        let help = generic.map_or(refusal.help, |example| format!("give it a value such as `{example}`"));
         let quoted = refusal.text == scalar.text;
         let text = if quoted { format!("`{}`", scalar.shown()) } else { refusal.text };
         let text = if quoted && scalar.shown().is_empty() { "an empty text".to_owned() } else { text };
@@ -216,6 +227,13 @@ fn boolean_help(text: &str) -> String {
     }
 }
 
+fn allowed_are(words: &[&str]) -> String {
+    match words {
+        [only] => format!("only `{only}` is allowed"),
+        several => format!("allowed are {}", list_of(several)),
+    }
+}
+
 /// `between 1 and 64`, of a number with bounds.
 fn range_of(shape: Shape<'_>) -> Option<String> {
     match (shape.bound("minimum"), shape.bound("maximum")) {
@@ -229,11 +247,9 @@ fn range_of(shape: Shape<'_>) -> Option<String> {
 
 pub(super) fn explain_missing(key: &str, member: Shape<'_>) -> String {
     match (member.kind, member.format().and_then(formats::example)) {
-        (Kind::Choice, _) => format!(
-            "add `{key}: {}`; allowed are {}",
-            member.choices().first().unwrap_or(&"…"),
-            list_of(&member.choices())
-        ),
+        (Kind::Choice, _) => {
+            format!("add `{key}: {}`; {}", member.choices().first().unwrap_or(&"…"), allowed_are(&member.choices()))
+        }
         (Kind::Integer | Kind::Number, _) => format!("add `{key}: {}`", member.bound("minimum").unwrap_or(1).max(1)),
         (_, Some(example)) => format!("add `{key}: …`, such as `{key}: {example}`"),
         (Kind::List { .. }, _) => format!("add `{key}:` with at least one `- ` item below it"),

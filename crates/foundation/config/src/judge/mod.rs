@@ -193,7 +193,12 @@ impl Judge<'_> {
             let (first_span, shown) = (self.span(first), self.shown(&path, &""));
             let message = format!("the {what} `{shown}` is given twice");
             let problem = Problem::error("duplicate", self.span(&path), path, message);
-            self.report(problem.help(help).related(first_span, "first given here"));
+            // An alias or a merge key repeats a value that stands in the file once.
+            let problem = match problem.span == Some(first_span) {
+                true => problem.help(format!("it comes from an alias; {help}")),
+                false => problem.help(help).related(first_span, "first given here"),
+            };
+            self.report(problem);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rules of the section `secrets`, and of all files that we write.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -65,7 +65,7 @@ fn provider_of(secrets: &Secrets, provider: Option<&Name>, at: &ConfigPath, judg
             judge.known("provider", &at.key("provider"), provider, &known, &home);
         }
         None if known.len() > 1 && !judge.checked.is_blurred(&at.key("provider")) => {
-            let names: Vec<_> = known.iter().map(|(path, name)| judge.shown(path, name)).collect();
+            let names: BTreeSet<_> = known.iter().map(|(path, name)| judge.shown(path, name)).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             let help = format!("add `provider:` with one of {}", crate::check::list_of(&names));
             judge.error(
@@ -157,7 +157,11 @@ fn unused_providers(secrets: &Secrets, at: &ConfigPath, judge: &mut Judge<'_>) {
     }
     let readers =
         secrets.files.iter().map(|file| &file.provider).chain(secrets.env.iter().map(|variable| &variable.provider));
-    let used: HashSet<_> = readers.flatten().collect();
+    let readers: Vec<_> = readers.collect();
+    if readers.contains(&&None) {
+        return; // It may have meant any of them, and was told to say which.
+    }
+    let used: HashSet<_> = readers.into_iter().flatten().collect();
     if used.iter().any(|name| !secrets.providers.iter().any(|provider| provider.name == **name)) {
         return; // A mistyped reference, reported already, may have meant any of them.
     }

@@ -177,12 +177,15 @@ impl<'a> Builder<'a> {
     }
 
     fn mapping(&mut self, mut span: Span, path: &ConfigPath, depth: usize) -> Result<(Node, usize), Box<Problem>> {
-        let (mut entries, mut merged, mut height) = (Vec::<Entry>::new(), Vec::new(), 0);
+        let (mut entries, mut merged, mut height, mut bad_keys) = (Vec::<Entry>::new(), Vec::new(), 0, false);
         loop {
             let (event, at) = self.next()?;
             if matches!(event, Event::MappingEnd) {
                 span.end = self.end(span, &at, entries.last().map(|entry| entry.value.span));
                 merge(&mut entries, merged);
+                if bad_keys && entries.is_empty() {
+                    self.unread(path); // Not meant as a mapping: a template without quotes.
+                }
                 return Ok((Node { span, value: Value::Mapping(entries) }, height));
             }
             let key_span = self.span(&at);
@@ -192,7 +195,10 @@ impl<'a> Builder<'a> {
             let (event, at) = self.next()?;
             let (value, below) = self.node(event, &at, &place, depth + 1)?;
             height = height.max(below + 1);
-            let Some(key) = key else { continue };
+            let Some(key) = key else {
+                bad_keys = true;
+                continue;
+            };
             if plain && key == "<<" {
                 self.merged(value, key_span, path, &mut merged);
                 continue;
@@ -236,13 +242,14 @@ impl<'a> Builder<'a> {
         let template = matches!(event, Event::MappingStart(..));
         let alias = matches!(event, Event::Alias(_) | Event::UnresolvedAlias(_));
         self.skip(event, at, path, depth)?;
+        let message = if template { "a mapping stands here in place of a key" } else { "a key must be a plain text" };
         let help = match (template, alias) {
-            (true, _) => "put quotes around a template: '{{ … }}'",
+            (true, _) => "if `{{ … }}` is meant as a template, put quotes around it: '{{ … }}'",
             (_, true) => "write the key out; an alias can stand only for a value",
             _ => "write `key: value`, the key as plain text",
         };
-        self.report(Problem::error("type", span, path.clone(), "a key must be a plain text").help(help));
-        self.unread(path);
+        self.report(Problem::error("type", span, path.clone(), message).help(help));
+        self.unread(&path.key("?"));
         Ok(None)
     }
 
@@ -257,7 +264,8 @@ impl<'a> Builder<'a> {
     fn alias(&mut self, id: usize, span: Span, path: &ConfigPath, depth: usize) -> Result<(Node, usize), Box<Problem>> {
         let Some(anchor) = self.anchors.get(&id) else {
             let problem = Problem::error("reference", span, path.clone(), "an alias refers to the value it stands in");
-            return Err(problem.fatal("a value cannot contain itself; write it out"));
+            self.report(problem.help("a value cannot contain itself; write it out"));
+            return Ok((self.stand_in(span, path), 0));
         };
         let (node, nodes, height) = (anchor.node.clone(), anchor.nodes, anchor.depth);
         self.count(nodes, span)?;
@@ -282,7 +290,7 @@ impl<'a> Builder<'a> {
                     let problem =
                         Problem::error("type", key_span, path.key("<<"), "the merge key `<<` needs a mapping");
                     self.report(problem.help("write `<<: *name`, where `&name` marks a mapping above"));
-                    self.unread(path);
+                    self.unread(&path.key("<<"));
                 }
             }
         }
@@ -297,6 +305,8 @@ impl<'a> Builder<'a> {
             Some((tag, _)) if tag.original() == "!" => plain = false,
             Some((tag, _)) => self.report(unknown_tag(tag, span, path)),
         }
+        // The parser writes `~` for a value that is not there.
+        let text = if plain && span.start == span.end { "" } else { text };
         match interpolate::fill(text, self.environment) {
             Ok(None) => Node::scalar(span, Scalar { text: text.to_owned(), written: None, plain }),
             Ok(Some(filled)) => {

@@ -34,10 +34,25 @@ impl FromStr for ListenAddress {
             return Ok(Self::Unix(path.into()));
         }
         text.parse().map(Self::Ip).map_err(|_| {
-            let help = "write `IP:PORT` such as `127.0.0.1:15000` or `[::]:15006`, or `unix:/path`";
+            let help = match nearest_address(text) {
+                Some(address) => format!("write `{address}`; a unix socket is written `unix:/path`"),
+                None => "write `IP:PORT` such as `127.0.0.1:15000` or `[::]:15006`, or `unix:/path`".to_owned(),
+            };
             InvalidScalar::new(text, "is not an address to listen on", help)
         })
     }
+}
+
+/// What `8080`, `:8080`, `*:8080` and `localhost:8080` stand for elsewhere.
+pub(crate) fn nearest_address(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let ip = match host {
+        "" | "*" => "0.0.0.0",
+        "localhost" => "127.0.0.1",
+        _ => return None,
+    };
+    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    (digits && port.parse::<u16>().is_ok()).then(|| format!("{ip}:{port}"))
 }
 
 impl fmt::Display for ListenAddress {
@@ -73,12 +88,16 @@ impl FromStr for HostPort {
             let help = "write `HOST:PORT` such as `backend.shop:8080`, `10.0.0.7:80` or `[::1]:80`";
             InvalidScalar::new(text, problem, help)
         };
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if digits(text.trim_start_matches(':')) {
+            return Err(invalid("has no host"));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("has no port"))?;
         if host.ends_with("//") || host.contains("://") {
             return Err(invalid("is a URL, not an endpoint"));
         }
-        let digits = (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
-        let port = digits.then(|| port.parse::<u16>().ok()).flatten().filter(|port| *port > 0);
+        let port =
+            (digits(port) && port.len() <= 5).then(|| port.parse::<u16>().ok()).flatten().filter(|port| *port > 0);
         let port = port.ok_or_else(|| invalid("has no port between 1 and 65535"))?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let valid = match bracketed {

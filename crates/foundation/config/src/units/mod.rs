@@ -7,8 +7,8 @@ mod address;
 mod name;
 mod quantity;
 
-pub(crate) use address::is_host;
 pub use address::{HostPort, ListenAddress};
+pub(crate) use address::{is_host, nearest_address};
 pub use name::{Name, SpiffeId, TrustDomain};
 pub use quantity::{ByteSize, Duration, FileMode};
 
