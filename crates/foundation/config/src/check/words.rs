@@ -120,7 +120,7 @@ fn choice(shape: Shape<'_>, scalar: &Scalar) -> Result<(), (String, String)> {
     let meant = meant.or_else(|| nearest(&scalar.text, allowed.iter().copied()));
     // A hint would give a variable's value away.
     let help = match meant.filter(|_| scalar.written.is_none()) {
-        Some(meant) => format!("did you mean `{meant}`? {}", allowed_are(&allowed)),
+        Some(meant) => format!("did you mean `{meant}`? ({})", allowed_are(&allowed)),
         None => allowed_are(&allowed),
     };
     Err((format!("`{}` is not allowed here", scalar.shown()), help))

@@ -255,9 +255,10 @@ impl<'a> Builder<'a> {
 
     /// Reads over a node in the place of a key.
     fn skip(&mut self, event: Event<'a>, at: &Mark, path: &ConfigPath, depth: usize) -> Result<(), Box<Problem>> {
-        let kept = self.problems.len();
+        let (problems, unread) = (self.problems.len(), self.unread.len());
         self.node(event, at, path, depth + 1)?;
-        self.problems.truncate(kept);
+        self.problems.truncate(problems);
+        self.unread.truncate(unread);
         Ok(())
     }
 
