@@ -1,1 +1,33 @@
-//! stub
+//! Who this workload is, and whom it talks to: X.509-SVIDs and the TLS made of them.
+//!
+//! In: PEM files, or a development authority in a shared folder. Out: [`Snapshot`]s, each
+//! one identity with ready-made rustls configs, swapped whole when a certificate rotates.
+//! Promise: no peer passes that is not a valid X.509-SVID ([X509-SVID]) of the trust domain
+//! and one of those expected; a half-written or unusable certificate never replaces a good
+//! one; key material is in no output and is overwritten when it is no longer needed.
+//!
+//! [X509-SVID]: https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md
+
+mod authority;
+mod component;
+mod development;
+mod error;
+mod files;
+mod handle;
+mod handshake;
+mod material;
+mod pem;
+mod public;
+mod snapshot;
+mod source;
+mod svid;
+mod verifier;
+
+pub use component::IdentityComponent;
+pub use error::{Error, Part};
+pub use handle::Identities;
+pub use handshake::{tls_error_reason, tls_error_text};
+pub use outrigger_config::{SpiffeId, TrustDomain};
+pub use public::{client_config_with_roots, public_client_config};
+pub use snapshot::{PeerPolicy, Snapshot};
+pub use svid::{PeerError, peer_id};
