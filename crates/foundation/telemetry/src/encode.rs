@@ -151,7 +151,7 @@ impl FamilyEncoder<'_> {
 
     fn labels(&mut self, series: &Series, le: Option<f64>) {
         let mut separator = b'{';
-        for (name, value) in self.family.labels.iter().zip(series.key.split('\0')) {
+        for (name, value) in self.family.labels().iter().zip(series.key.split('\0')) {
             if value.is_empty() {
                 continue;
             }

@@ -14,7 +14,8 @@ use outrigger_config::MetricsRegistry;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cells::Cells;
-use crate::series::{Counter, Gauge, Histogram, Kind, Series};
+use crate::registry::{self, RegistryError};
+use crate::series::{Counter, FloatCounter, Gauge, Histogram, Kind, Series};
 
 /// What all families of a registry share.
 pub(crate) struct Budget {
@@ -31,7 +32,8 @@ pub(crate) struct Family {
     pub(crate) name: Cow<'static, str>,
     pub(crate) help: Cow<'static, str>,
     pub(crate) kind: Arc<Kind>,
-    pub(crate) labels: Box<[Box<str>]>,
+    /// They only grow.
+    labels: RwLock<Arc<[Box<str>]>>,
     series: Mutex<HashMap<Box<str>, Arc<Series>>>,
     overflow: OnceLock<Arc<Series>>,
     overflow_told: AtomicBool,
@@ -50,12 +52,31 @@ impl Family {
             name,
             help,
             kind: Arc::new(kind),
-            labels: labels.iter().map(|label| (*label).into()).collect(),
+            labels: RwLock::new(labels.iter().map(|label| (*label).into()).collect()),
             series: Mutex::default(),
             overflow: OnceLock::new(),
             overflow_told: AtomicBool::new(false),
             budget,
         }
+    }
+
+    /// The names of the labels.
+    pub(crate) fn labels(&self) -> Arc<[Box<str>]> {
+        Arc::clone(&self.labels.read())
+    }
+
+    /// Appends labels; series that exist have no values for them, which means the same as not having them.
+    fn add_labels(&self, fresh: &[&str]) -> Result<(), RegistryError> {
+        fresh.iter().try_for_each(|label| registry::check_label(&self.name, label))?;
+        let mut labels = self.labels.write();
+        let mut all = labels.to_vec();
+        for label in fresh {
+            if !all.iter().any(|known| **known == **label) {
+                all.push((*label).into());
+            }
+        }
+        *labels = all.into();
+        Ok(())
     }
 
     /// The series of these label values, made when it is new.
@@ -64,11 +85,17 @@ impl Family {
             let limits = self.budget.limits.read();
             (limits.max_label_bytes.as_usize(), limits.max_series_per_family as usize, limits.max_series as usize)
         };
-        let key = key(&self.labels, values, max_label);
+        let key = key(&self.labels(), values, max_label);
         let mut series = self.series.lock();
         if let Some(found) = series.get(key.as_str()) {
             found.touch(SystemTime::now());
             return Arc::clone(found);
+        }
+        if let Some(overflow) = self.overflow.get()
+            && *overflow.key == *key
+        {
+            // The family has no labels, or the values are what the overflow series has: it must not appear twice.
+            return Arc::clone(overflow);
         }
         if series.len() < per_family
             && self.budget.population.load(Relaxed) < total
@@ -85,15 +112,21 @@ impl Family {
     /// Forgets a series; handles that still exist write to nothing that is seen.
     pub(crate) fn remove(&self, values: &[&str]) {
         let max_label = self.budget.limits.read().max_label_bytes.as_usize();
-        self.series.lock().remove(key(&self.labels, values, max_label).as_str());
+        self.series.lock().remove(key(&self.labels(), values, max_label).as_str());
     }
 
     /// All series in a stable order.
     pub(crate) fn sorted(&self) -> Vec<Arc<Series>> {
         let mut all: Vec<_> = self.series.lock().values().cloned().collect();
         all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        all.extend(self.overflow.get().cloned());
+        // It may be one of them: see `overflow`.
+        all.extend(self.overflow.get().filter(|overflow| all.iter().all(|series| series.key != overflow.key)).cloned());
         all
+    }
+
+    /// Whether nobody would miss it: no series, and nobody writes to the overflow series.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.series.lock().is_empty() && self.overflow.get().is_none_or(|overflow| Arc::strong_count(overflow) == 1)
     }
 
     /// Drops series that nobody holds and nobody wrote to for `ttl`.
@@ -117,8 +150,11 @@ impl Family {
             tracing::warn!(component = "telemetry", family = %self.name, "series budget used up, new label sets share one series");
         }
         let series = self.overflow.get_or_init(|| {
-            let values = vec!["overflow"; self.labels.len()];
-            let key = key(&self.labels, &values, usize::MAX);
+            let labels = self.labels();
+            let key = key(&labels, &vec!["overflow"; labels.len()], usize::MAX);
+            if let Some(series) = self.series.lock().get(key.as_str()) {
+                return Arc::clone(series);
+            }
             // Should even this one find no memory, writes go to a private registry that nobody reads.
             let fresh = self.make(&key).or_else(|| {
                 let cells = Arc::new(Cells::new(1, 512));
@@ -130,12 +166,11 @@ impl Family {
     }
 }
 
-/// Label values, cut to their limit, each followed by a NUL; missing ones are empty.
+/// Label values, cut to their limit, with a NUL between; absent ones at the end are left out, so that a family's labels may grow.
 fn key(labels: &[Box<str>], values: &[&str], max_label: usize) -> String {
-    debug_assert_eq!(labels.len(), values.len(), "one value per label");
+    debug_assert!(values.len() <= labels.len(), "no value without a label");
     let mut key = String::with_capacity(values.iter().map(|value| value.len() + 1).sum());
-    for index in 0..labels.len() {
-        let value = values.get(index).copied().unwrap_or_default();
+    for value in values.iter().take(labels.len()) {
         let value = &value[..value.floor_char_boundary(max_label)];
         if value.contains('\0') {
             key.push_str(&value.replace('\0', "\u{fffd}"));
@@ -144,6 +179,7 @@ fn key(labels: &[Box<str>], values: &[&str], max_label: usize) -> String {
         }
         key.push('\0');
     }
+    key.truncate(key.trim_end_matches('\0').len());
     key
 }
 
@@ -154,9 +190,19 @@ macro_rules! family {
         pub struct $family(pub(crate) Arc<Family>);
 
         impl $family {
-            /// The series of these label values, in the order of the labels. Takes a lock: keep the handle.
+            /// The series of these label values, in the order of the labels; those left out at the end are empty. Takes a
+            /// lock: keep the handle.
             pub fn with(&self, values: &[&str]) -> $handle {
                 $handle(self.0.with(values))
+            }
+
+            /// Appends labels that the family does not have yet, for families whose label sets vary (StatsD). Existing
+            /// series have no values for them, which Prometheus takes as not having them.
+            ///
+            /// # Errors
+            /// When a name is invalid; then none is added.
+            pub fn add_labels(&self, labels: &[&str]) -> Result<(), RegistryError> {
+                self.0.add_labels(labels)
             }
 
             /// Forgets a series.
@@ -176,6 +222,10 @@ macro_rules! family {
 family! {
     /// All counters of one name.
     CounterFamily, Counter
+}
+family! {
+    /// All counters of one name that grow by fractions.
+    FloatCounterFamily, FloatCounter
 }
 family! {
     /// All gauges of one name.

@@ -18,9 +18,9 @@ mod series;
 
 pub use cells::set_shard;
 pub use encode::Format;
-pub use family::{CounterFamily, GaugeFamily, HistogramFamily};
+pub use family::{CounterFamily, FloatCounterFamily, GaugeFamily, HistogramFamily};
 pub use native::{NativeSnapshot, ZERO_THRESHOLD};
 pub use process::{register_build_info, register_process_metrics};
 pub use quantile::quantile;
 pub use registry::{Registry, RegistryError};
-pub use series::{Buckets, Counter, Gauge, Histogram};
+pub use series::{Buckets, Counter, FloatCounter, Gauge, Histogram};

@@ -45,17 +45,22 @@ impl NativeSnapshot {
 
     /// Takes one observation.
     pub fn observe(&mut self, value: f64, max_buckets: usize) {
-        self.count += 1;
-        self.sum += value;
+        self.observe_n(value, 1, max_buckets);
+    }
+
+    /// Adds `n` observations of one value.
+    pub fn observe_n(&mut self, value: f64, n: u64, max_buckets: usize) {
+        self.count += n;
+        self.sum += value * n as f64;
         if value.is_nan() {
             return;
         }
         if value.abs() <= ZERO_THRESHOLD {
-            self.zero_count += 1;
-        } else {
+            self.zero_count += n;
+        } else if n > 0 {
             let index = bucket_index(value.abs(), self.schema);
             let side = if value > 0.0 { &mut self.positive } else { &mut self.negative };
-            *side.entry(index).or_default() += 1;
+            *side.entry(index).or_default() += n;
             self.fit(max_buckets);
         }
     }

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::cells::Cells;
 use crate::encode::{self, Format};
-use crate::family::{Budget, CounterFamily, Family, GaugeFamily, HistogramFamily};
+use crate::family::{Budget, CounterFamily, Family, FloatCounterFamily, GaugeFamily, HistogramFamily};
 use crate::series::{Buckets, Kind};
 
 /// The largest classic histogram; a series must fit a chunk of cells.
@@ -147,6 +147,19 @@ impl Registry {
         self.family(name.into(), help.into(), Kind::Counter, labels).map(CounterFamily)
     }
 
+    /// A family of counters that grow by fractions, whose name comes from outside.
+    ///
+    /// # Errors
+    /// As [`Registry::try_counter`].
+    pub fn try_float_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        help: impl Into<Cow<'static, str>>,
+        labels: &[&str],
+    ) -> Result<FloatCounterFamily, RegistryError> {
+        self.family(name.into(), help.into(), Kind::FloatCounter, labels).map(FloatCounterFamily)
+    }
+
     /// A family of gauges whose name comes from outside.
     ///
     /// # Errors
@@ -201,7 +214,7 @@ impl Registry {
         }
         drop(families);
         // A family that nobody holds and that has no series came from outside and went again.
-        self.inner.families.lock().retain(|_, family| Arc::strong_count(family) > 1 || !family.sorted().is_empty());
+        self.inner.families.lock().retain(|_, family| Arc::strong_count(family) > 1 || !family.is_empty());
     }
 
     fn family_or_detached(
@@ -227,8 +240,9 @@ impl Registry {
         check(&name, &kind, labels)?;
         let mut families = self.inner.families.lock();
         if let Some(family) = families.get(&name) {
-            let same = *family.kind == kind && family.labels.iter().map(|label| &**label).eq(labels.iter().copied());
-            let existing = || format!("{} with the labels {:?}", family.kind.as_str(), family.labels);
+            let known = family.labels();
+            let same = *family.kind == kind && known.iter().map(|label| &**label).eq(labels.iter().copied());
+            let existing = || format!("{} with the labels {known:?}", family.kind.as_str());
             return if same {
                 Ok(Arc::clone(family))
             } else {
@@ -283,22 +297,26 @@ fn clash<'a>(
     .map(|(owner, _)| owner)
 }
 
+fn is_word(text: &str, extra: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 255
+        && !text.starts_with(|c: char| c.is_ascii_digit())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
+}
+
+/// Whether a family may have a label of this name.
+pub(crate) fn check_label(family: &str, label: &str) -> Result<(), RegistryError> {
+    if is_word(label, "_") && !label.starts_with("__") && !matches!(label, "le" | "quantile") {
+        return Ok(());
+    }
+    Err(RegistryError::Label { family: family.to_owned(), label: label.chars().take(255).collect() })
+}
+
 fn check(name: &str, kind: &Kind, labels: &[&str]) -> Result<(), RegistryError> {
-    let word = |text: &str, extra: &str| {
-        !text.is_empty()
-            && text.len() <= 255
-            && !text.starts_with(|c: char| c.is_ascii_digit())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(c))
-    };
-    if !word(name, "_:") {
+    if !is_word(name, "_:") {
         return Err(RegistryError::Name(name.chars().take(255).collect()));
     }
-    for label in labels {
-        if !word(label, "_") || label.starts_with("__") || matches!(*label, "le" | "quantile") {
-            let label = label.chars().take(255).collect();
-            return Err(RegistryError::Label { family: name.to_owned(), label });
-        }
-    }
+    labels.iter().try_for_each(|label| check_label(name, label))?;
     if let Kind::Histogram(Buckets::Classic(bounds)) = kind
         && !(bounds.len() <= MAX_CLASSIC_BUCKETS
             && bounds.iter().all(|bound| bound.is_finite())
@@ -337,6 +355,53 @@ mod tests {
         assert!(text.contains("c_total{k=\"overflow\"} 97\n"), "{text}");
         assert!(text.contains("outrigger_metrics_overflow_total{family=\"c_total\"} 97\n"), "{text}");
         assert_eq!(text.lines().filter(|line| line.starts_with("c_total{")).count(), 4);
+    }
+
+    #[test]
+    fn labels_may_be_added_and_old_series_stay_the_same() {
+        let registry = registry(1000, 1000);
+        let family = registry.try_float_counter("c_total", "C", &[]).unwrap();
+        family.with(&[]).add(0.5);
+        family.add_labels(&["a"]).unwrap();
+        family.with(&["1"]).add(1.0);
+        family.add_labels(&["b", "a"]).unwrap();
+        for (values, value) in
+            [(&[][..], 1.0), (&["1"], 2.0), (&["1", ""], 4.0), (&["1", "2"], 8.0), (&["", "2"], 16.0)]
+        {
+            family.with(values).add(value);
+        }
+        assert!(family.add_labels(&["le"]).is_err() && family.add_labels(&["c", "__d"]).is_err());
+        let text = text(&registry);
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("c_total")).collect();
+        assert_eq!(lines, ["c_total 1.5", "c_total{b=\"2\"} 16", "c_total{a=\"1\"} 7", "c_total{a=\"1\",b=\"2\"} 8"]);
+    }
+
+    #[test]
+    fn an_overflow_series_is_never_shown_twice() {
+        let registry = registry(10, 1000);
+        let other = registry.counter("a_total", "A", &["k"]);
+        (0..20).for_each(|n| other.with(&[&n.to_string()]).inc());
+        let family = registry.counter("b_total", "B", &[]);
+        family.with(&[]).inc();
+        (0..20).for_each(|n| other.remove(&[&n.to_string()]));
+        family.with(&[]).inc();
+        other.with(&["overflow"]).inc();
+        let text = text(&registry);
+        assert_eq!(text.lines().filter(|line| line.starts_with("b_total")).collect::<Vec<_>>(), ["b_total 2"]);
+        assert_eq!(text.matches("a_total{k=\"overflow\"}").count(), 1);
+    }
+
+    #[test]
+    fn one_value_may_be_observed_many_times() {
+        let registry = registry(1000, 1000);
+        for (name, buckets) in
+            [("c", Buckets::Classic(vec![1.0])), ("n", Buckets::Native { schema: 0, max_buckets: 20 })]
+        {
+            let histogram = registry.histogram(name, "H", &[], buckets).with(&[]);
+            histogram.observe_n(0.5, 3);
+            histogram.observe_n(0.5, 0);
+            assert_eq!((histogram.count(), histogram.sum()), (3, 1.5));
+        }
     }
 
     #[test]

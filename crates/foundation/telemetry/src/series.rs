@@ -73,7 +73,7 @@ pub(crate) struct Series {
     pub(crate) kind: Arc<Kind>,
     /// One histogram per shard; only this shard's thread and the encoder take the lock.
     native: Box<[Mutex<NativeSnapshot>]>,
-    /// Label values, each followed by a NUL.
+    /// Label values with a NUL between; absent ones at the end are left out.
     pub(crate) key: Box<str>,
     pub(crate) created: SystemTime,
     idle: Idle,
@@ -235,6 +235,26 @@ impl Counter {
 }
 
 handle! {
+    /// A number that only grows, also by fractions.
+    FloatCounter
+}
+
+impl FloatCounter {
+    /// Adds `n`; what is no positive number adds nothing.
+    #[inline]
+    pub fn add(&self, n: f64) {
+        if n > 0.0 && n.is_finite() {
+            self.0.cells.add_f64(self.0.start, n);
+        }
+    }
+
+    /// The value, all shards together.
+    pub fn value(&self) -> f64 {
+        self.0.float()
+    }
+}
+
+handle! {
     /// A number that goes up and down.
     Gauge
 }
@@ -281,18 +301,24 @@ impl Histogram {
     /// Takes one observation.
     #[inline]
     pub fn observe(&self, value: f64) {
+        self.observe_n(value, 1);
+    }
+
+    /// Takes `n` observations of one value, as a sampled one stands for.
+    #[inline]
+    pub fn observe_n(&self, value: f64, n: u64) {
         let series = &*self.0;
         match &*series.kind {
             Kind::Histogram(Buckets::Classic(bounds)) => {
                 let bucket = bounds.partition_point(|bound| *bound < value);
                 // NaN compares false with every bound; it belongs to no bucket but `+Inf`.
                 let bucket = if value.is_nan() { bounds.len() } else { bucket };
-                series.cells.mine(series.start + bucket).fetch_add(1, Relaxed);
-                series.cells.add_f64(series.start + bounds.len() + 1, value);
+                series.cells.mine(series.start + bucket).fetch_add(n, Relaxed);
+                series.cells.add_f64(series.start + bounds.len() + 1, value * n as f64);
             }
             Kind::Histogram(Buckets::Native { max_buckets, .. }) => {
                 let shard = crate::cells::shard() % series.native.len();
-                series.native[shard].lock().observe(value, *max_buckets);
+                series.native[shard].lock().observe_n(value, n, *max_buckets);
             }
             Kind::Counter | Kind::FloatCounter | Kind::Gauge => {}
         }
