@@ -13,6 +13,9 @@ use tokio::sync::watch;
 
 use crate::state::{Event, State, StopPhase};
 
+/// Longer reasons are cut, in characters.
+const LONGEST_REASON: usize = 1000;
+
 /// One component as others see it.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
@@ -83,6 +86,7 @@ impl Board {
     }
 
     fn change(&self, index: usize, run: Option<u64>, event: Event, reason: String) -> bool {
+        let reason = tidy(&reason);
         let mut entries = self.0.entries.lock();
         let entry = &mut entries[index];
         if run.is_some_and(|run| run != entry.runs) {
@@ -165,6 +169,13 @@ impl Board {
     pub(crate) fn status(&self, index: usize) -> Status {
         Status { board: self.clone(), index, run: self.entry(index).runs }
     }
+}
+
+/// One line of bounded length: reasons come from anywhere, and stand in tables.
+fn tidy(reason: &str) -> String {
+    let words: Vec<&str> =
+        reason.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
+    words.join(" ").chars().take(LONGEST_REASON).collect()
 }
 
 fn log_change(component: &str, before: State, after: State, reason: &str) {

@@ -305,3 +305,140 @@ impl Fingerprint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+    /// Longer than the debouncing of a change that does not matter.
+    const SETTLED: Duration = Duration::from_millis(250);
+
+    async fn told(watcher: &mut FileWatcher) -> bool {
+        tokio::time::timeout(SOON, watcher.changed()).await.is_ok()
+    }
+
+    async fn quiet(watcher: &mut FileWatcher) -> bool {
+        tokio::time::timeout(SETTLED, watcher.changed()).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn writes_renames_deletions_and_returns_are_told_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outrigger.yaml");
+        let mut watcher = FileWatcher::new([&path]).unwrap();
+        fs::write(&path, "one").unwrap();
+        assert!(told(&mut watcher).await, "made");
+        fs::write(&path, "two").unwrap();
+        assert!(told(&mut watcher).await, "written");
+        fs::write(folder.path().join("new"), "three").unwrap();
+        fs::rename(folder.path().join("new"), &path).unwrap();
+        assert!(told(&mut watcher).await, "renamed over");
+        fs::write(folder.path().join("neighbour"), "x").unwrap();
+        fs::read(&path).unwrap();
+        assert!(quiet(&mut watcher).await, "a neighbour and a reader change nothing");
+        fs::remove_file(&path).unwrap();
+        assert!(told(&mut watcher).await, "deleted");
+        fs::write(&path, "four").unwrap();
+        assert!(told(&mut watcher).await, "back again");
+    }
+
+    #[tokio::test]
+    async fn an_editor_that_moves_the_file_away_and_writes_a_new_one_is_one_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outrigger.yaml");
+        fs::write(&path, "one").unwrap();
+        let mut watcher = FileWatcher::new([&path]).unwrap();
+        fs::rename(&path, folder.path().join("outrigger.yaml~")).unwrap();
+        fs::write(&path, "two").unwrap();
+        assert!(told(&mut watcher).await);
+        assert!(quiet(&mut watcher).await);
+    }
+
+    #[tokio::test]
+    async fn the_symlink_swap_of_kubernetes_is_told_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let write = |version: &str| {
+            fs::create_dir(at(version)).unwrap();
+            fs::write(at(version).join("tls.crt"), version).unwrap();
+        };
+        write("..2026_01");
+        symlink("..2026_01", at("..data")).unwrap();
+        symlink("..data/tls.crt", at("tls.crt")).unwrap();
+        let mut of_file = FileWatcher::new([at("tls.crt")]).unwrap();
+        let mut of_folder = FileWatcher::new([folder.path()]).unwrap();
+        for version in ["..2026_02", "..2026_03"] {
+            write(version);
+            symlink(version, at("..data_tmp")).unwrap();
+            fs::rename(at("..data_tmp"), at("..data")).unwrap();
+            assert!(told(&mut of_file).await, "{version}");
+            assert!(told(&mut of_folder).await, "{version}");
+        }
+        fs::remove_dir_all(at("..2026_01")).unwrap();
+        assert!(quiet(&mut of_file).await, "the removal of an old version changes nothing");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_does_not_exist_yet_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/file");
+        let mut watcher = FileWatcher::new([&path]).unwrap();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "one").unwrap();
+        assert!(told(&mut watcher).await);
+        fs::remove_dir_all(folder.path().join("a")).unwrap();
+        assert!(told(&mut watcher).await);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "two").unwrap();
+        assert!(told(&mut watcher).await);
+    }
+
+    #[tokio::test]
+    async fn files_below_a_watched_folder_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("db")).unwrap();
+        let mut watcher = FileWatcher::new([folder.path()]).unwrap();
+        fs::write(folder.path().join("db/creds.json"), "{}").unwrap();
+        assert!(told(&mut watcher).await, "in a folder that was there");
+        fs::create_dir(folder.path().join("more")).unwrap();
+        assert!(told(&mut watcher).await);
+        fs::write(folder.path().join("more/x.json"), "{}").unwrap();
+        assert!(told(&mut watcher).await, "in a folder that is new");
+    }
+
+    #[tokio::test]
+    async fn dropping_the_future_loses_no_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut watcher = FileWatcher::new([&path]).unwrap();
+        fs::write(&path, "one").unwrap();
+        for _ in 0..5 {
+            let _ = tokio::time::timeout(Duration::from_millis(5), watcher.changed()).await;
+        }
+        assert!(told(&mut watcher).await);
+    }
+
+    #[tokio::test]
+    async fn links_in_a_circle_do_no_harm() {
+        let folder = tempfile::tempdir().unwrap();
+        symlink("b", folder.path().join("a")).unwrap();
+        symlink("a", folder.path().join("b")).unwrap();
+        let mut watcher = FileWatcher::new([folder.path().join("a")]).unwrap();
+        fs::remove_file(folder.path().join("a")).unwrap();
+        fs::write(folder.path().join("a"), "real").unwrap();
+        assert!(told(&mut watcher).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_inotify_it_looks_now_and_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut watcher = FileWatcher::new([&path]).unwrap();
+        watcher.source = Source::Polling;
+        fs::write(&path, "one").unwrap();
+        watcher.changed().await;
+    }
+}

@@ -326,10 +326,13 @@ mod tests {
         }
         let workers = Workers::new(1);
         let (sender, dropped) = oneshot::channel();
+        let (begins, begun) = oneshot::channel();
         let task = workers.spawn(0, move || async move {
             let _told = Told(Some(sender));
+            let _ = begins.send(());
             std::future::pending::<()>().await;
         });
+        begun.await.unwrap();
         drop(task);
         assert_eq!(dropped.await.unwrap().as_deref(), Some("worker-0"));
     }

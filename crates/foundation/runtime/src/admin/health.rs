@@ -22,7 +22,7 @@ use crate::workers::Workers;
 /// How long a probe waits for the workers' answers; well below the kubelet's default timeout of one second.
 const PING: Duration = Duration::from_millis(200);
 /// A worker that has not answered for so long is wedged. Longer than any burst of work, shorter than three default probe periods.
-const WEDGED: Duration = Duration::from_secs(15);
+const WEDGED: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(15) };
 
 /// Where the process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,13 +196,13 @@ fn self_evident(entry: &Entry) -> bool {
 
 /// Why a component is in its state, with the failure it recovers from.
 fn reason(entry: &Entry) -> String {
-    let reason = entry.reason.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    let reason = &entry.reason;
     match &entry.last_failure {
         Some(failure) if entry.state != State::Failed && !entry.state.is_ready() => {
             let separator = if reason.is_empty() { "" } else { "; " };
             format!("{reason}{separator}after a failure: {failure}")
         }
-        _ => reason,
+        _ => reason.clone(),
     }
 }
 
@@ -210,4 +210,78 @@ pub(super) fn timestamp(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     let whole = at.replace_nanosecond(0).unwrap_or(at);
     whole.format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use outrigger_config::MetricsRegistry;
+    use outrigger_telemetry::Registry;
+
+    use super::*;
+    use crate::state::{Event, StopPhase};
+
+    fn health() -> Health {
+        let registry = Registry::new(&MetricsRegistry::default(), 1);
+        let board =
+            Board::new(&registry, [("logs", &[] as &[_], StopPhase::Logs), ("off", &[] as &[_], StopPhase::Logs)]);
+        Health::new(board, Workers::new(1))
+    }
+
+    async fn ask(health: &Health, path: &str, query: &str, reasons: bool) -> (u16, String) {
+        let request = AdminRequest { query: query.to_owned(), headers: HeaderMap::new() };
+        let response = health.answer(path, &request, reasons).await.unwrap();
+        (response.status().as_u16(), String::from_utf8(response.body().to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn ready_follows_the_components_and_started_stays() {
+        let health = health();
+        assert_eq!(ask(&health, "/readyz", "", true).await, (503, "not ready: starting\n".to_owned()));
+        for event in [Event::Enable, Event::Start] {
+            health.board().apply(0, event, "");
+        }
+        assert_eq!(ask(&health, "/startupz", "", true).await, (503, "not started: logs\n".to_owned()));
+        health.board().apply(0, Event::ReportReady, "");
+        health.enter(Stage::Running);
+        assert_eq!(ask(&health, "/readyz", "", true).await, (200, "ok\n".to_owned()));
+        health.board().apply(0, Event::ReportDegraded, "serving the last good thing");
+        assert_eq!(ask(&health, "/readyz", "", true).await.0, 200);
+        health.board().apply(0, Event::Exit, "disk\n full");
+        let (status, text) = ask(&health, "/readyz", "verbose", true).await;
+        assert_eq!(status, 503);
+        assert!(
+            text.contains("logs       failed") && text.contains("disk full") && text.contains("off        disabled"),
+            "{text}"
+        );
+        assert_eq!(ask(&health, "/startupz", "", true).await.0, 200, "started once is started for good");
+        let (_, text) = ask(&health, "/readyz", "verbose", false).await;
+        assert!(!text.contains("disk"), "the health port keeps reasons to itself: {text}");
+        for event in [Event::Retry, Event::Start] {
+            health.board().apply(0, event, "");
+        }
+        let (_, text) = ask(&health, "/readyz", "verbose", true).await;
+        assert!(text.contains("starting") && text.contains("after a failure: disk full"), "{text}");
+        health.board().apply(0, Event::ReportReady, "");
+        health.enter(Stage::Stopping);
+        assert_eq!(ask(&health, "/readyz", "", true).await, (503, "not ready: stopping\n".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn alive_fails_when_a_worker_is_wedged_and_only_then() {
+        let health = health();
+        assert_eq!(ask(&health, "/livez", "verbose", true).await.0, 200, "a worker nobody uses is fine");
+        let (release, wait) = std::sync::mpsc::sync_channel::<()>(0);
+        let busy = health.0.workers.spawn(0, move || async move { wait.recv().is_ok() });
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while ask(&health, "/livez", "", true).await.0 == 200 {
+            assert!(std::time::Instant::now() < deadline, "a wedged worker is found out");
+        }
+        assert!(ask(&health, "/livez", "verbose", true).await.1.contains("worker-0   wedged"));
+        release.send(()).unwrap();
+        assert_eq!(busy.await, Ok(true));
+        while ask(&health, "/livez", "", true).await.0 != 200 {
+            assert!(std::time::Instant::now() < deadline, "it is alive again");
+        }
+    }
 }

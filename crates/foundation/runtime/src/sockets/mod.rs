@@ -180,3 +180,112 @@ fn remove_stale(path: &Path) -> std::io::Result<()> {
         _ => Err(rustix::io::Errno::ADDRINUSE.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn loopback() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    #[test]
+    fn a_port_in_use_names_the_listener_the_address_and_the_process() {
+        let sockets = Sockets::new();
+        let taken = std::net::TcpListener::bind(loopback()).unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = sockets.listen_tcp("proxy.listeners[inbound]", address).unwrap_err();
+        let SocketError::InUse { holder, .. } = &error else { panic!("{error}") };
+        assert_eq!(holder.as_ref().unwrap().pid, std::process::id());
+        let text = error.to_string();
+        assert!(text.contains("proxy.listeners[inbound]") && text.contains(&address.to_string()), "{text}");
+        // The other kinds of holding it: another address family, UDP.
+        let any: SocketAddr = format!("[::]:{}", address.port()).parse().unwrap();
+        assert!(matches!(sockets.listen_tcp("x", any), Err(SocketError::InUse { .. })));
+        let udp = sockets.bind_udp("statsd", loopback(), 65536).unwrap();
+        let error = sockets.bind_udp("statsd", udp.local_addr().unwrap(), 65536).unwrap_err();
+        assert!(matches!(error, SocketError::InUse { holder: Some(_), .. }), "{error}");
+    }
+
+    #[test]
+    fn an_address_shared_by_somebody_else_is_refused_before_and_after() {
+        let foreign = tcp_socket(loopback()).unwrap();
+        foreign.set_reuse_port(true).unwrap();
+        foreign.bind(&loopback().into()).unwrap();
+        foreign.listen(1).unwrap();
+        let address = foreign.local_addr().unwrap().as_socket().unwrap();
+        let sockets = Sockets::new();
+        for count in [1, 2] {
+            let refused = sockets.listen_tcp_shared("proxy", address, count);
+            assert!(matches!(refused, Err(SocketError::InUse { .. })), "{count}");
+        }
+        // A second process of ours asks in the same way, and is refused too.
+        let ours = sockets.listen_tcp_shared("proxy", loopback(), 2).unwrap();
+        let address = ours[0].local_addr().unwrap();
+        assert!(matches!(sockets.listen_tcp_shared("proxy", address, 2), Err(SocketError::InUse { .. })));
+        drop(ours);
+        assert!(sockets.listen_tcp_shared("proxy", address, 2).is_ok(), "free again");
+    }
+
+    #[test]
+    fn connections_are_spread_over_the_sockets_of_a_shared_address() {
+        let listeners = Sockets::new().listen_tcp_shared("proxy", loopback(), 3).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        assert!(listeners.iter().all(|listener| listener.local_addr().unwrap() == address));
+        let clients: Vec<TcpStream> = (0..120).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let accepted: Vec<usize> =
+            listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count()).collect();
+        assert_eq!(accepted.iter().sum::<usize>(), clients.len());
+        assert!(accepted.iter().all(|count| *count > 5), "{accepted:?}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_told_as_such() {
+        let error = Sockets::new().listen_tcp("proxy", "192.0.2.1:80".parse().unwrap()).unwrap_err();
+        assert!(matches!(error, SocketError::NotLocal { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_wildcard_of_v6_takes_v4_too() {
+        let Ok(listener) = Sockets::new().listen_tcp("x", "[::]:0".parse().unwrap()) else {
+            return assert!(!Path::new("/proc/net/if_inet6").exists(), "only a machine without IPv6 refuses it");
+        };
+        let port = listener.local_addr().unwrap().port();
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
+
+    #[test]
+    fn a_socket_file_is_replaced_only_when_nobody_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let sockets = Sockets::new();
+        let first = sockets.listen_unix("admin.listen", &path, 0o600).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = sockets.listen_unix("admin.listen", &path, 0o600).unwrap_err();
+        let SocketError::InUse { holder: Some(holder), .. } = &error else { panic!("{error}") };
+        assert_eq!(holder.pid, std::process::id());
+        drop(first);
+        assert!(sockets.listen_unix("admin.listen", &path, 0o600).is_ok(), "a stale file is replaced");
+        let file = folder.path().join("precious");
+        std::fs::write(&file, "data").unwrap();
+        let error = sockets.listen_unix("admin.listen", &file, 0o600).unwrap_err();
+        assert!(error.to_string().contains("is no socket"), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"data");
+    }
+
+    #[test]
+    fn sockets_do_not_block_and_are_not_inherited_by_children() {
+        let listener = Sockets::new().listen_tcp("x", loopback()).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        let udp = Sockets::new().bind_udp("x", loopback(), 1 << 20).unwrap();
+        assert_eq!(udp.recv(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        for flags in [rustix::io::fcntl_getfd(&listener), rustix::io::fcntl_getfd(&udp)] {
+            assert!(flags.unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        let ports: HashSet<u16> = [listener.local_addr(), udp.local_addr()].map(|a| a.unwrap().port()).into();
+        assert!(!ports.contains(&0));
+    }
+}
