@@ -14,7 +14,46 @@ use crate::Config;
 const ID: &str = "https://outrigger.dev/schema/outrigger.schema.json";
 
 /// The JSON Schema (draft 2020-12) of the config file, with descriptions, defaults, units and bounds.
+///
+/// It describes the file before interpolation, so each scalar may also be a text with a `${…}` in it.
 pub fn json_schema() -> Json {
+    let mut schema = model_schema();
+    admit_references(&mut schema);
+    schema
+}
+
+/// What a text with a reference looks like, as a pattern.
+const REFERENCE: &str = r"\$\{[A-Za-z_]";
+
+fn admit_references(schema: &mut Json) {
+    match schema {
+        Json::Array(items) => items.iter_mut().for_each(admit_references),
+        Json::Object(members) => {
+            for (key, value) in members.iter_mut().filter(|(key, _)| *key != "default") {
+                match (key.as_str(), value) {
+                    ("pattern", Json::String(pattern)) => *pattern = format!("{pattern}|{REFERENCE}"),
+                    ("oneOf", Json::Array(options)) => options.push(json!({ "type": "string", "pattern": REFERENCE })),
+                    (_, value) => admit_references(value),
+                }
+            }
+            let numeric = |kind: &Json| matches!(kind.as_str(), Some("integer" | "number" | "boolean"));
+            let kinds = match members.get("type") {
+                Some(Json::Array(kinds)) => kinds.clone(),
+                Some(kind @ Json::String(_)) => vec![kind.clone()],
+                _ => Vec::new(),
+            };
+            if kinds.iter().any(numeric) && !kinds.contains(&json!("string")) {
+                let kinds: Vec<_> = kinds.into_iter().chain([json!("string")]).collect();
+                members.insert("type".to_owned(), Json::Array(kinds));
+                members.insert("pattern".to_owned(), json!(REFERENCE));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The schema of the values, after interpolation: what the parser checks against.
+pub(crate) fn model_schema() -> Json {
     let generated = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
     let Json::Object(generated) = generated else { return generated };
     let mut schema = Map::new();
@@ -29,7 +68,7 @@ pub fn json_schema() -> Json {
 
 /// The config reference as Markdown: every key with its type, default and description.
 pub fn markdown_reference() -> String {
-    let schema = json_schema();
+    let schema = model_schema();
     let mut out = String::from(concat!(
         "# Configuration reference\n\n",
         "<!-- Generated from the config model by `cargo xtask bless`; edit the model's comments instead. -->\n\n",

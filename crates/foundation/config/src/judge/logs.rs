@@ -23,14 +23,10 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
         let at = at.key("sources").index(index);
         judge.exactly_one(&at, &[("file", source.file.is_some())]);
         if let Some(file) = &source.file
-            && file.max_line.0 < 256
+            && file.max_line.0 == 0
         {
-            judge.error(
-                "value",
-                &at.key("file").key("maxLine"),
-                "`maxLine` is too small",
-                "allow at least `256B`; 64KiB is the default",
-            );
+            let at = at.key("file").key("maxLine");
+            judge.error("value", &at, "`maxLine` must not be zero", "write a size such as `64KiB`");
         }
     }
     for (index, transform) in logs.transforms.iter().enumerate() {
