@@ -27,12 +27,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The component `metrics`.
 #[derive(Default)]
-pub struct ExporterComponent {
+pub struct MetricsComponent {
     /// What StatsD has told so far; it outlives a failed run.
     series: Mutex<Option<Arc<Mutex<Series>>>>,
 }
 
-impl ExporterComponent {
+impl MetricsComponent {
     /// A component that is not running yet.
     pub fn new() -> Self {
         Self::default()
@@ -44,7 +44,7 @@ impl ExporterComponent {
     }
 }
 
-impl Component for ExporterComponent {
+impl Component for MetricsComponent {
     fn name(&self) -> &'static str {
         "metrics"
     }

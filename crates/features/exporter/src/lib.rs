@@ -9,5 +9,5 @@ mod component;
 mod scrape;
 mod statsd;
 
-pub use component::ExporterComponent;
+pub use component::MetricsComponent;
 pub use statsd::{Refusal, Sample, Tags, Value, parse_datagram};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_config::{Config, Metrics, Statsd};
-use outrigger_exporter::ExporterComponent;
+use outrigger_exporter::MetricsComponent;
 use outrigger_runtime::{BoxError, Component, Context, Standalone};
 use outrigger_telemetry::{Format, Registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +31,7 @@ impl Exporter {
         };
         let (context, outside) = Context::standalone(config.clone(), 0);
         let registry = context.registry.clone();
-        let task = tokio::task::spawn_local(async move { ExporterComponent::new().run(context).await });
+        let task = tokio::task::spawn_local(async move { MetricsComponent::new().run(context).await });
         let mut exporter = Self { outside, registry, config, task };
         exporter.outside.ready().await;
         exporter
