@@ -7,3 +7,5 @@
 mod harness;
 #[path = "e2e/metrics.rs"]
 mod metrics;
+#[path = "e2e/tls.rs"]
+mod tls;
