@@ -157,21 +157,51 @@ fn too_large() -> Problem {
         .help("make it smaller; large values belong into files of their own")
 }
 
-/// The values of a text that cannot be parsed whose keys tell that they are secret.
+/// What may be secret in a text that cannot be parsed: what follows a key that tells so, and credentials in URLs.
 fn likely_secrets(text: &str) -> Vec<Span> {
     let mut secrets = Vec::new();
-    let mut at = 0;
+    let mut start = 0;
     for line in text.split_inclusive('\n') {
-        if let Some((key, value)) = line.split_once(':') {
-            let key = key.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '"' | '\'' | '{' | '['));
-            let secret = check::is_sensitive(key) || (key == "value" && !value.trim().starts_with('/'));
-            let start = at + line.len() - value.trim_start().len();
-            let end = at + line.trim_end().len();
-            if secret && start < end && !value.trim().starts_with("${") {
-                secrets.push(Span::new(start, end));
+        let end = start + line.trim_end().len();
+        for (colon, _) in line.match_indices(':') {
+            let value = &line[colon + 1..];
+            let from = start + line.len() - value.trim_start().len();
+            let value = value.trim();
+            let key = line[..colon].trim_end_matches([' ', '"', '\'']);
+            let key = key.rsplit(|c: char| !(c.is_alphanumeric() || matches!(c, '-' | '_'))).next().unwrap_or_default();
+            if let Some((user, _)) = value.strip_prefix("//").and_then(|rest| rest.split_once('@')) {
+                secrets.push(Span::new(from + 2, from + 2 + user.len()));
+            }
+            let told = check::is_sensitive(key) || (key == "value" && !value.starts_with('/'));
+            if told && from < end && !value.starts_with("${") {
+                secrets.push(Span::new(from, end));
+                break;
             }
         }
-        at += line.len();
+        start += line.len();
     }
     secrets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_broken_files_are_found_by_their_keys() {
+        let rows: &[(&str, &[&str])] = &[
+            ("  value: s.abc\n", &["s.abc"]),
+            ("- \"X-Api-Key\" : abc", &["abc"]),
+            ("auth: { token: { value: s.abc }\r\n", &["{ value: s.abc }"]),
+            ("path: { type: Exact, value: /x", &[]),
+            ("value: ${TOKEN}", &[]),
+            ("url: http://user:pw@host/x\nname: x", &["user:pw"]),
+            ("secrets:\n  files: []\n", &[]),
+            ("password:é", &["é"]),
+        ];
+        for (text, expected) in rows {
+            let found: Vec<_> = likely_secrets(text).into_iter().map(|span| &text[span.range()]).collect();
+            assert_eq!(found, *expected, "{text}");
+        }
+    }
 }
