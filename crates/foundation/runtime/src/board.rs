@@ -112,8 +112,9 @@ impl Board {
         }
         entry.reason = reason;
         let (name, reason) = (entry.name, entry.reason.clone());
-        drop(entries);
+        // Under the lock, so that two changes in a row reach the gauge in their order.
         self.show_ready(index, name, next);
+        drop(entries);
         log_change(name, before, next, &reason);
         self.0.version.send_modify(|version| *version += 1);
         true

@@ -113,8 +113,7 @@ impl Lifecycle {
         {
             tracing::warn!(component = "runtime", %error, "orphans of the application will not be reaped");
         }
-        let patience = self.flush_budget();
-        self.parts.supervisor.follow_config(patience);
+        self.parts.supervisor.follow_config();
         let cause = loop {
             if self.parts.health.stage() == Stage::Starting
                 && self.parts.board.all_ready()
@@ -207,8 +206,7 @@ impl Lifecycle {
 
     fn reload(&mut self) {
         if self.parts.reloader.reload(&self.parts.components) == Outcome::Applied {
-            let patience = self.flush_budget();
-            self.parts.supervisor.follow_config(patience);
+            self.parts.supervisor.follow_config();
         }
     }
 
@@ -228,10 +226,6 @@ impl Lifecycle {
             }
             self.nag_at = Some(now + waited);
         }
-    }
-
-    fn flush_budget(&self) -> Duration {
-        self.config.borrow().runtime.flush_budget.into()
     }
 
     fn application_runs(&self) -> bool {

@@ -4,6 +4,7 @@
 //! Promise: a config that does not load, or that a component refuses, changes nothing:
 //! the last good one stays, and logs and metrics say so until a good one comes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use outrigger_telemetry::{Counter, Gauge, Registry};
 use tokio::sync::watch;
 
 use crate::component::Component;
+use crate::panics::describe;
 use crate::supervisor::chain;
 
 pub(crate) struct Reloader {
@@ -144,7 +146,11 @@ pub(crate) fn check(
     new: &Config,
 ) -> Result<(), (&'static str, String)> {
     for component in components.iter().filter(|component| component.enabled(new)) {
-        component.check(old, new).map_err(|error| (component.name(), chain(&*error)))?;
+        // A mistake in a check is a refusal, not the end of a process that serves.
+        let checked = catch_unwind(AssertUnwindSafe(|| component.check(old, new)));
+        let verdict =
+            checked.map_err(|payload| describe(&*payload)).and_then(|verdict| verdict.map_err(|e| chain(&*e)));
+        verdict.map_err(|error| (component.name(), error))?;
     }
     Ok(())
 }

@@ -31,6 +31,8 @@ use crate::{cpu, panics};
 
 /// Threads for blocking work beside the main thread; they end when they have been idle for a while.
 const MOST_BLOCKING: usize = 8;
+/// Files, DNS and templates need little of it.
+const BLOCKING_STACK: usize = 1 << 20;
 /// How long threads may take to end after everything else has.
 const THREADS_END: Duration = Duration::from_millis(250);
 
@@ -107,6 +109,7 @@ impl Process {
             .enable_all()
             .max_blocking_threads(MOST_BLOCKING)
             .thread_name("blocking")
+            .thread_stack_size(BLOCKING_STACK)
             .build()
             .map_err(StartError::Runtime)?;
         let workers = self.workers.clone();

@@ -41,6 +41,7 @@ pub(crate) struct Supervisor {
     board: Board,
     changes: watch::Receiver<u64>,
     shared: Shared,
+    policy: BackoffPolicy,
     restarts: CounterFamily,
     overdue: CounterFamily,
 }
@@ -77,13 +78,13 @@ struct Run {
 
 impl Supervisor {
     pub(crate) fn new(components: Vec<Arc<dyn Component>>, board: Board, shared: Shared) -> Self {
-        let backoff = policy(&shared.config.borrow()).start();
+        let policy = policy(&shared.config.borrow());
         let unit = |component| Unit {
             component,
             on: false,
             closing: false,
             run: None,
-            backoff: backoff.clone(),
+            backoff: policy.start(),
             retry_at: None,
             ready_since: None,
             counters: None,
@@ -104,20 +105,25 @@ impl Supervisor {
             changes: board.changes(),
             board,
             shared,
+            policy,
             restarts,
             overdue,
         }
     }
 
-    /// Turns components on and off as the current config says; one that is turned off has `patience` to stop.
-    pub(crate) fn follow_config(&mut self, patience: Duration) {
+    /// Turns components on and off as the current config says; one that is turned off has as long as a whole stop may take.
+    pub(crate) fn follow_config(&mut self) {
         let config = Arc::clone(&self.shared.config.borrow());
+        let patience = Duration::from(config.runtime.shutdown_budget);
+        if policy(&config) != self.policy {
+            self.policy = policy(&config);
+            self.units.iter_mut().for_each(|unit| unit.backoff = self.policy.start());
+        }
         for index in 0..self.units.len() {
             let unit = &mut self.units[index];
             let was_on = std::mem::replace(&mut unit.on, unit.component.enabled(&config));
-            let backoff = policy(&config).start();
             if was_on != unit.on {
-                unit.backoff = backoff;
+                unit.backoff = self.policy.start();
             }
             match (was_on, unit.on) {
                 (false, true) => {
@@ -206,7 +212,7 @@ impl Supervisor {
             sockets: shared.sockets.clone(),
             environment: shared.environment.clone(),
             admin: shared.admin.clone(),
-            backoff: policy(&shared.config.borrow()),
+            backoff: self.policy,
         };
         let component = Arc::clone(&self.units[index].component);
         let abort = self.running.spawn(CatchPanic::new(async move { component.run(context).await }));
@@ -452,7 +458,7 @@ mod tests {
                 admin: AdminRoutes::new(),
             };
             let mut supervisor = Supervisor::new(components, board.clone(), shared);
-            supervisor.follow_config(Duration::from_secs(5));
+            supervisor.follow_config();
             Self { supervisor, board, config, registry, told }
         }
 
@@ -651,10 +657,9 @@ mod tests {
         assert_eq!(*house.told.lock(), ["proxy begins"], "one that is off is not run, and counts as ready");
         assert!(!house.metrics().contains("optional"));
         let publish = |house: &mut House, metrics: bool| {
-            let mut config = Config::default();
-            config.metrics = metrics.then(Default::default);
+            let config = Config { metrics: metrics.then(Default::default), ..Config::default() };
             house.config.send_replace(Arc::new(config));
-            house.supervisor.follow_config(Duration::from_secs(5));
+            house.supervisor.follow_config();
         };
         publish(&mut house, true);
         house.until(Board::all_ready).await;

@@ -77,6 +77,7 @@ impl Workers {
 
     /// Runs `make()` and then the future it gives on worker `worker` (modulo their number).
     ///
+    /// A task per listener is meant, not one per connection: those are `spawn_local`ed by that task.
     /// `make` and the future may panic: the panic comes out of the [`WorkerTask`]. Within the future,
     /// `tokio::task::spawn_local` and `JoinSet::spawn_local` are there for further tasks of the same worker.
     pub fn spawn<F, Fut, T>(&self, worker: usize, make: F) -> WorkerTask<T>

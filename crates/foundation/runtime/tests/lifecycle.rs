@@ -4,6 +4,8 @@
 //! `process`), with components made for the purpose, and talks to it through its admin
 //! socket, its signals and its exit code.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where what it needs is missing")]
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
@@ -366,8 +368,8 @@ fn over_tcp_foreign_names_and_pages_are_refused_and_large_requests_too() {
         let (got, _) = ask(head, body).unwrap_or_else(|| panic!("no answer to {head}"));
         assert_eq!(got, status, "{}", &head[..head.len().min(100)]);
     }
-    // Clients that say nothing use up no more than their slots: others are still answered.
-    let _silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    // Clients that say nothing, however many, keep nobody else from being answered.
+    let _silent: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     assert_eq!(ask("GET /livez HTTP/1.1\r\nhost: localhost", "").unwrap().0, 200);
     assert_eq!(ask("POST /quitquitquit HTTP/1.1\r\nhost: 127.0.0.1", "").unwrap().0, 200);
     assert_eq!(outrigger.exit_code(), 0);
@@ -541,6 +543,44 @@ fn the_command_gets_limits_and_signals_as_we_got_them_and_orphans_are_reaped() {
     let status = fs::read_to_string(format!("/proc/{}/limits", outrigger.child.id())).unwrap();
     let own = status.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(own.split_ascii_whitespace().nth(4), Some("0"));
+}
+
+/// Starts the stage at a terminal of its own; what is written to the child's input is typed there.
+fn at_a_terminal(stage: Stage) -> Outrigger {
+    let exe = std::env::current_exe().unwrap().display().to_string();
+    let inner = format!("{exe} --exact process --nocapture --test-threads=1 2>>{}", stage.path("log").display());
+    let command = stage.prepare(Command::new("env"));
+    let environment: Vec<_> = command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
+    let mut command = Command::new("script");
+    command.args(["-qefc", &inner, "/dev/null"]).envs(environment).stdin(Stdio::piped()).stdout(Stdio::null());
+    let child = command.spawn().unwrap();
+    Outrigger { child, stage }
+}
+
+#[test]
+fn at_a_terminal_an_interrupt_is_the_commands_own_business() {
+    let script = "trap 'echo app INT >> $TEST_DIARY' INT; trap 'echo app TERM >> $TEST_DIARY; exit 4' TERM; \
+                  echo pid $PPID >> $TEST_DIARY; while :; do sleep 0.02; done";
+    let mut outrigger = at_a_terminal(Stage::new("outbound").shell(script));
+    outrigger.until("the app", |o| o.diary().iter().any(|line| line.starts_with("pid ")));
+    let mut keyboard = outrigger.child.stdin.take().unwrap();
+    keyboard.write_all(b"\x03").unwrap();
+    outrigger.until_noted("app INT");
+    assert_eq!(outrigger.ask("admin", "GET /readyz").0, 200, "an interpreter's user goes on");
+    let diary = outrigger.diary();
+    let pid = diary.iter().find_map(|line| line.strip_prefix("pid ")).unwrap();
+    assert!(Command::new("kill").args(["-TERM", pid]).status().unwrap().success());
+    assert_eq!(outrigger.exit_code(), 4);
+    let diary = outrigger.diary();
+    assert_eq!(diary.iter().filter(|line| *line == "app INT").count(), 1, "{diary:?}");
+
+    // One that does not mind dies of it, and the rest stops in order.
+    let mut outrigger = at_a_terminal(Stage::new("outbound").shell("echo app up >> $TEST_DIARY; exec sleep 1000"));
+    outrigger.until_noted("app up");
+    let mut keyboard = outrigger.child.stdin.take().unwrap();
+    keyboard.write_all(b"\x03").unwrap();
+    assert_eq!(outrigger.exit_code(), 130);
+    assert!(outrigger.diary().contains(&"outbound stopped".to_owned()));
 }
 
 #[test]

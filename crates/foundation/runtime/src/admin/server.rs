@@ -1,9 +1,10 @@
 //! The HTTP/1.1 servers of the admin API and of the health port.
 //!
 //! In: bound sockets. Out: answered requests. Promise: bounded in connections, in bytes
-//! of head and body, and in time; a client that is slow or silent costs one of a few
-//! slots for a while, and never a thread.
+//! of head and body, and in time; clients that are slow or silent keep nobody else out,
+//! for when there are too many connections the oldest goes.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -21,15 +22,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_config::ListenAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::api::Api;
 use super::guard;
 use super::routes::{AdminResponse, AdminRoutes};
 use crate::sockets::{SocketError, Sockets};
 
-/// Connections at a time on each port; more wait in the kernel's backlog.
+/// Connections at a time on each port.
 const MOST_CONNECTIONS: usize = 64;
 /// Bytes of a request's head; hyper takes no less.
 const MOST_HEAD: usize = 8192 * 2;
@@ -120,29 +120,44 @@ impl Drop for Servers {
 }
 
 async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>) {
-    let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
+    // By age. The health port is open to the pod's network: were new connections to wait, a few
+    // dozen silent ones could keep the kubelet out, and have the application killed.
+    let mut handles: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        while connections.try_join_next().is_some() {}
+        let api = Arc::clone(&api);
         let accepted = match &listener {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                // Only a matter of speed.
                 let _ = stream.set_nodelay(true);
-                drop(connections.spawn(connection(TokioIo::new(stream), endpoint, true, Arc::clone(&api), slot)));
+                connections.spawn(connection(TokioIo::new(stream), endpoint, true, api))
             }),
-            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                drop(connections.spawn(connection(TokioIo::new(stream), endpoint, false, Arc::clone(&api), slot)));
-            }),
+            Listener::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| connections.spawn(connection(TokioIo::new(stream), endpoint, false, api))),
         };
-        if let Err(error) = accepted {
-            tracing::warn!(component = "admin", %error, "cannot accept");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok(handle) => {
+                handles.retain(|handle| !handle.is_finished());
+                handles.push_back(handle);
+                if handles.len() > MOST_CONNECTIONS
+                    && let Some(oldest) = handles.pop_front()
+                {
+                    oldest.abort();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(component = "admin", %error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
 
 /// Serves one connection; `named` says that it came over TCP, where a host name can lead.
-async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>, _slot: OwnedSemaphorePermit)
+async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
