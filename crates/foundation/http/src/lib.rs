@@ -1,1 +1,18 @@
-//! stub
+//! The one HTTP client and the one resolver of the house.
+//!
+//! In: requests with whole bodies, host names. Out: responses with whole bodies, addresses;
+//! or an error that says where it failed and whether another try may help. Promise: every
+//! wait ends, every buffer, pool and cache is bounded, no error shows a query, credentials
+//! or headers, and nothing is started before it is needed. Names are resolved in here, never
+//! by the C library, for the executable is static.
+
+mod client;
+mod connect;
+mod error;
+mod pool;
+mod resolver;
+mod target;
+
+pub use client::{Client, ClientOptions};
+pub use error::{HttpError, Stage};
+pub use resolver::{ResolveError, Resolved, Resolver, ResolverOptions};
