@@ -14,6 +14,7 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
     args.done()?;
     if fix {
         cargo("fmt").arg("--all").run()?;
+        cargo("fmt").args(["--manifest-path", "fuzz/Cargo.toml"]).run()?;
         cargo("clippy").args(["--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"]).run()?;
     }
     setup::ensure(setup::Need::CargoDeny)?;
@@ -22,7 +23,11 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
 
 /// The check itself; `setup` has been done.
 pub(crate) fn run() -> Result<()> {
-    ui::step("check: format", || cargo("fmt").args(["--all", "--check"]).run())?;
+    ui::step("check: format", || {
+        cargo("fmt").args(["--all", "--check"]).run()?;
+        // A workspace of its own.
+        cargo("fmt").args(["--manifest-path", "fuzz/Cargo.toml", "--check"]).run()
+    })?;
     ui::step("check: architecture", deps::run)?;
     ui::step("check: licences, sources, bans", deny)?;
     ui::step("check: clippy, warnings are errors", || {
