@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use outrigger_config::{Config, Loaded};
+use outrigger_config::{Config, Loaded, LogLevel};
 use outrigger_telemetry::Registry;
 use outrigger_telemetry::log::LogControl;
 use tokio::sync::Notify;
@@ -84,11 +84,15 @@ pub fn run(options: RuntimeOptions) -> i32 {
     outrigger_telemetry::register_process_metrics(&registry);
     outrigger_telemetry::register_build_info(&registry, options.version);
     harden(&limits);
-    let process = Process { begun, limits, workers: workers.clone(), registry, log };
+    let process = Process { begun, limits, workers, registry, log: log.clone() };
     match process.run(options) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!(component = "runtime", %error, "start failed");
+            // Whoever turned the log off still has to learn why there is no process.
+            if log.level() == LogLevel::Off {
+                eprintln!("outrigger: start failed: {error}");
+            }
             1
         }
     }

@@ -6,112 +6,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where what it needs is missing")]
 
+mod cast;
+mod stage;
+
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use outrigger_config::{Config, Secret};
-use outrigger_runtime::{
-    AdminResponse, AdminRoutes, BoxError, BoxFuture, Component, Context, RuntimeOptions, StopPhase, run,
-};
+use outrigger_runtime::{Component, RuntimeOptions, run};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-// ---- the process under test ----
-
-/// A component that does what its name says.
-struct Actor {
-    name: &'static str,
-    phase: StopPhase,
-    needs: &'static [&'static str],
-}
-
-const ACTORS: [Actor; 9] = [
-    Actor { name: "inbound", phase: StopPhase::Inbound, needs: &["secrets"] },
-    Actor { name: "outbound", phase: StopPhase::Outbound, needs: &[] },
-    Actor { name: "secrets", phase: StopPhase::Secrets, needs: &[] },
-    Actor { name: "slow", phase: StopPhase::Logs, needs: &[] },
-    Actor { name: "failing", phase: StopPhase::Logs, needs: &[] },
-    Actor { name: "panicking", phase: StopPhase::Logs, needs: &[] },
-    Actor { name: "stubborn", phase: StopPhase::Inbound, needs: &[] },
-    Actor { name: "worker", phase: StopPhase::Outbound, needs: &[] },
-    Actor { name: "metrics", phase: StopPhase::Metrics, needs: &[] },
-];
-
-/// Appends a line to the diary of the test, for the order of things.
-fn note(line: &str) {
-    let path = std::env::var_os("TEST_DIARY").unwrap();
-    let mut diary = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-    diary.write_all(format!("{line}\n").as_bytes()).unwrap();
-}
-
-impl Component for Actor {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-    fn needs(&self) -> &'static [&'static str] {
-        self.needs
-    }
-    fn stop_phase(&self) -> StopPhase {
-        self.phase
-    }
-    fn enabled(&self, config: &Config) -> bool {
-        let cast = std::env::var("TEST_CAST").unwrap_or_default();
-        if self.name == "metrics" { config.metrics.is_some() } else { cast.split(',').any(|name| name == self.name) }
-    }
-    fn check(&self, old: Option<&Config>, new: &Config) -> Result<(), BoxError> {
-        let refused = old.is_some() && new.runtime.flush_budget.0 == Duration::from_millis(1313);
-        if refused { Err("flushBudget is unlucky".into()) } else { Ok(()) }
-    }
-    fn run(&self, mut ctx: Context) -> BoxFuture<'_, Result<(), BoxError>> {
-        Box::pin(async move {
-            note(&format!("{} begins", self.name));
-            match self.name {
-                "slow" => {
-                    ctx.status.waiting("a tortoise");
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                }
-                "failing" => return Err("the dog ate it".into()),
-                "panicking" => panic!("a mouse"),
-                "stubborn" => {
-                    ctx.status.ready();
-                    return std::future::pending().await;
-                }
-                "worker" => {
-                    let count = ctx.workers.count();
-                    assert_eq!(ctx.workers.spawn(count - 1, || async { 1 }).await, Ok(1));
-                }
-                "secrets" => ctx.environment.set(vec![("DB_PASSWORD".to_owned(), Secret::new("s3cret".to_owned()))]),
-                _ => {}
-            }
-            let hello = |_| -> BoxFuture<'static, AdminResponse> {
-                Box::pin(async { AdminRoutes::text(http::StatusCode::OK, "hello\n") })
-            };
-            let _route = (self.name == "outbound").then(|| ctx.admin.register("/hello", "says hello", hello));
-            note(&format!("{} ready", self.name));
-            ctx.status.ready();
-            loop {
-                tokio::select! {
-                    () = ctx.stop.requested() => break,
-                    changed = ctx.config.changed() => {
-                        changed?;
-                        let level = ctx.config.borrow().telemetry.log.rate_limit;
-                        note(&format!("{} sees {level}", self.name));
-                    }
-                }
-            }
-            note(&format!("{} stopped", self.name));
-            Ok(())
-        })
-    }
-}
+use cast::ACTORS;
+use stage::{Outrigger, Stage, at_a_terminal, body, exchange, position, process_exists};
 
 /// Not a test of its own: the process that the tests start.
 #[test]
@@ -125,148 +37,6 @@ fn process() {
     let components = ACTORS.into_iter().map(|actor| Box::new(actor) as Box<dyn Component>).collect();
     let code = run(RuntimeOptions { config_path, loaded, components, command, version: "1.2.3" });
     std::process::exit(code);
-}
-
-// ---- the tests' side ----
-
-struct Stage {
-    folder: tempfile::TempDir,
-    cast: &'static str,
-    command: Vec<String>,
-}
-
-struct Outrigger {
-    child: Child,
-    stage: Stage,
-}
-
-impl Stage {
-    fn new(cast: &'static str) -> Self {
-        let stage = Self { folder: tempfile::tempdir().unwrap(), cast, command: Vec::new() };
-        stage.write_config("");
-        stage
-    }
-
-    fn shell(mut self, script: &str) -> Self {
-        self.command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
-        self
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write_config(&self, more: &str) {
-        let folder = self.folder.path().display();
-        let runtime = if more.contains("runtime:") { "" } else { "runtime: { shutdownBudget: 6s, flushBudget: 2s }\n" };
-        let text =
-            format!("admin: {{ listen: \"unix:{folder}/admin\", health: \"unix:{folder}/health\" }}\n{runtime}{more}");
-        fs::write(self.path("new.yaml"), text).unwrap();
-        fs::rename(self.path("new.yaml"), self.path("outrigger.yaml")).unwrap();
-    }
-
-    /// The process, about to be started.
-    fn prepare(&self, mut command: Command) -> Command {
-        command.args(["--exact", "process", "--nocapture", "--test-threads=1"]);
-        command.env("TEST_CONFIG", self.path("outrigger.yaml")).env("TEST_DIARY", self.path("diary"));
-        command.env("TEST_CAST", self.cast).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
-        if !self.command.is_empty() {
-            command.env("TEST_COMMAND", self.command.join("\x1f"));
-        }
-        let log = fs::File::create(self.path("log")).unwrap();
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        command
-    }
-
-    fn start(self) -> Outrigger {
-        let child = self.prepare(Command::new(std::env::current_exe().unwrap())).spawn().unwrap();
-        Outrigger { child, stage: self }
-    }
-}
-
-impl Outrigger {
-    fn log(&self) -> String {
-        fs::read_to_string(self.stage.path("log")).unwrap_or_default()
-    }
-
-    fn diary(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.stage.path("diary")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-
-    fn until(&self, what: &str, enough: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !enough(self) {
-            assert!(Instant::now() < deadline, "{what} did not come to pass\n{:?}\n{}", self.diary(), self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn until_ready(&self) {
-        self.until("ready", |o| o.try_ask("admin", "GET /readyz").is_some_and(|(status, _)| status == 200));
-    }
-
-    fn until_noted(&self, line: &str) {
-        self.until(line, |o| o.diary().iter().any(|l| l == line));
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
-    }
-
-    fn exit_code(&mut self) -> i32 {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < deadline, "it does not exit\n{:?}\n{}", self.diary(), self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Asks over a unix socket: `METHOD /path`, status and body.
-    fn ask(&self, socket: &str, request: &str) -> (u16, String) {
-        self.try_ask(socket, request).unwrap_or_else(|| panic!("no answer to {request}\n{}", self.log()))
-    }
-
-    fn try_ask(&self, socket: &str, request: &str) -> Option<(u16, String)> {
-        let stream = UnixStream::connect(self.stage.path(socket)).ok()?;
-        exchange(stream, &format!("{request} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
-    }
-
-    fn metric(&self, line: &str) -> bool {
-        self.ask("admin", "GET /metrics").1.lines().any(|l| l == line)
-    }
-}
-
-impl Drop for Outrigger {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn exchange(mut stream: impl Read + Write, request: &str) -> Option<(u16, String)> {
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let status = answer.split(' ').nth(1)?.parse().ok()?;
-    Some((status, answer))
-}
-
-fn body(answer: &str) -> &str {
-    answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
-}
-
-fn position(diary: &[String], line: &str) -> usize {
-    diary.iter().position(|l| l == line).unwrap_or_else(|| panic!("`{line}` is not in {diary:?}"))
-}
-
-fn process_exists(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 #[test]
@@ -402,7 +172,7 @@ fn a_dead_component_never_looks_healthy() {
     let (status, text) = outrigger.ask("admin", "GET /readyz?verbose");
     assert_eq!(status, 503);
     assert!(
-        text.contains("the dog ate it") && text.contains("a mouse") && text.contains("tests/lifecycle.rs"),
+        text.contains("the dog ate it") && text.contains("a mouse") && text.contains("lifecycle/cast.rs"),
         "{text}"
     );
     assert_eq!(outrigger.ask("health", "GET /readyz").0, 503);
@@ -470,7 +240,7 @@ fn a_command_that_does_not_exit_is_killed_with_all_its_helpers_before_the_flush(
     outrigger.signal("TERM");
     assert_eq!(outrigger.exit_code(), 137);
     let took = begun.elapsed();
-    assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&took), "{took:?}");
     let diary = outrigger.diary();
     assert!(diary.contains(&"secrets stopped".to_owned()), "the phases behind it still ran");
     let helper = diary.iter().find_map(|line| line.strip_prefix("helper ")).unwrap();
@@ -545,18 +315,6 @@ fn the_command_gets_limits_and_signals_as_we_got_them_and_orphans_are_reaped() {
     assert_eq!(own.split_ascii_whitespace().nth(4), Some("0"));
 }
 
-/// Starts the stage at a terminal of its own; what is written to the child's input is typed there.
-fn at_a_terminal(stage: Stage) -> Outrigger {
-    let exe = std::env::current_exe().unwrap().display().to_string();
-    let inner = format!("{exe} --exact process --nocapture --test-threads=1 2>>{}", stage.path("log").display());
-    let command = stage.prepare(Command::new("env"));
-    let environment: Vec<_> = command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
-    let mut command = Command::new("script");
-    command.args(["-qefc", &inner, "/dev/null"]).envs(environment).stdin(Stdio::piped()).stdout(Stdio::null());
-    let child = command.spawn().unwrap();
-    Outrigger { child, stage }
-}
-
 #[test]
 fn at_a_terminal_an_interrupt_is_the_commands_own_business() {
     let script = "trap 'echo app INT >> $TEST_DIARY' INT; trap 'echo app TERM >> $TEST_DIARY; exit 4' TERM; \
@@ -581,6 +339,13 @@ fn at_a_terminal_an_interrupt_is_the_commands_own_business() {
     keyboard.write_all(b"\x03").unwrap();
     assert_eq!(outrigger.exit_code(), 130);
     assert!(outrigger.diary().contains(&"outbound stopped".to_owned()));
+
+    // A terminal that is closed takes us with it, in order; elsewhere SIGHUP means reload.
+    let outrigger = at_a_terminal(Stage::new("outbound"));
+    outrigger.until_ready();
+    let script = outrigger.child.id().to_string();
+    assert!(Command::new("kill").args(["-KILL", &script]).status().unwrap().success());
+    outrigger.until_noted("outbound stopped");
 }
 
 #[test]
@@ -613,6 +378,9 @@ fn a_good_config_is_applied_a_bad_one_refused_and_an_unchanged_one_left() {
     outrigger.stage.write_config("runtime: { flushBudget: 1313ms }\n");
     outrigger.until("a component's refusal", |o| o.metric("outrigger_config_reloads_total{result=\"refused\"} 2"));
     assert!(outrigger.log().contains("unlucky"), "{}", outrigger.log());
+    outrigger.stage.write_config("runtime: { flushBudget: 1414ms }\n");
+    outrigger.until("a panic's refusal", |o| o.metric("outrigger_config_reloads_total{result=\"refused\"} 3"));
+    assert!(outrigger.log().contains("unheard of"), "{}", outrigger.log());
 
     outrigger.stage.write_config("telemetry: { log: { rateLimit: 5 } }\n");
     outrigger.until("no change", |o| o.metric("outrigger_config_reloads_total{result=\"unchanged\"} 1"));
