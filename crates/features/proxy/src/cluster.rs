@@ -1,0 +1,138 @@
+//! Clusters: named sets of endpoints.
+//!
+//! In: configured endpoints, by address or by name. Out: the addresses to balance over.
+//! Promise: a cluster whose config did not change over a reload stays the same object, so
+//! its connections stay too; when DNS is down the last good addresses are kept.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use outrigger_config::Cluster as ClusterConfig;
+use outrigger_http::Resolver;
+use outrigger_runtime::Backoff;
+use tokio::sync::watch;
+
+/// A name whose record lives for ever is still asked for again.
+const LONGEST_TTL: Duration = Duration::from_secs(300);
+const SHORTEST_TTL: Duration = Duration::from_secs(1);
+
+/// A named set of endpoints.
+pub(crate) struct Cluster {
+    /// Unique in the process, for per-worker pools.
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) config: ClusterConfig,
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    /// Pools of workers that hold this cluster.
+    pub(crate) pools: AtomicUsize,
+    /// Why the names could not be resolved last time, or nothing; `None` before the first try.
+    resolution: watch::Sender<Option<Result<(), String>>>,
+}
+
+impl Cluster {
+    fn new(config: &ClusterConfig) -> Self {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let cluster = Self {
+            id: IDS.fetch_add(1, Relaxed),
+            name: config.name.to_string(),
+            config: config.clone(),
+            addresses: ArcSwap::default(),
+            pools: AtomicUsize::new(0),
+            resolution: watch::channel(None).0,
+        };
+        let literal: Option<Vec<SocketAddr>> = config
+            .endpoints
+            .iter()
+            .map(|endpoint| Some(SocketAddr::new(endpoint.host.parse::<IpAddr>().ok()?, endpoint.port)))
+            .collect();
+        if let Some(addresses) = literal {
+            cluster.addresses.store(Arc::new(addresses));
+            cluster.resolution.send_replace(Some(Ok(())));
+        }
+        cluster
+    }
+
+    /// Where requests may go now.
+    pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
+        self.addresses.load_full()
+    }
+
+    /// Waits for the first try to resolve all names; says how the last one went.
+    pub(crate) async fn resolved(&self) -> Result<(), String> {
+        let mut resolution = self.resolution.subscribe();
+        match resolution.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether there are names to resolve.
+    pub(crate) fn has_names(&self) -> bool {
+        self.config.endpoints.iter().any(|endpoint| endpoint.host.parse::<IpAddr>().is_err())
+    }
+
+    /// Keeps the addresses of names fresh until dropped. Cancel-safe.
+    pub(crate) async fn keep_resolved(cluster: Weak<Self>, resolver: Resolver) {
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        loop {
+            let Some(this) = cluster.upgrade() else { return };
+            let wait = match this.resolve(&resolver).await {
+                Ok(valid_until) => {
+                    backoff.reset();
+                    this.resolution.send_replace(Some(Ok(())));
+                    valid_until.saturating_duration_since(Instant::now()).clamp(SHORTEST_TTL, LONGEST_TTL)
+                }
+                Err(error) => {
+                    let known = this.addresses().len();
+                    tracing::warn!(component = "proxy", cluster = this.name, %error, known, "cannot resolve endpoints");
+                    this.resolution.send_replace(Some(Err(error)));
+                    backoff.next()
+                }
+            };
+            drop(this);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn resolve(&self, resolver: &Resolver) -> Result<Instant, String> {
+        let mut addresses = Vec::new();
+        let mut valid_until = Instant::now() + LONGEST_TTL;
+        for endpoint in &self.config.endpoints {
+            let resolved = resolver.resolve(&endpoint.host).await.map_err(|error| error.to_string())?;
+            valid_until = valid_until.min(resolved.valid_until);
+            addresses.extend(resolved.addresses.iter().map(|address| SocketAddr::new(*address, endpoint.port)));
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        // Unchanged addresses keep their object, so that workers see at a glance that nothing changed.
+        if **self.addresses.load() != addresses {
+            tracing::info!(component = "proxy", cluster = self.name, endpoints = addresses.len(), "endpoints resolved");
+            self.addresses.store(Arc::new(addresses));
+        }
+        Ok(valid_until)
+    }
+}
+
+/// All clusters that are in use, by both directions.
+#[derive(Default)]
+pub(crate) struct Clusters(Mutex<HashMap<String, Weak<Cluster>>>);
+
+impl Clusters {
+    /// The cluster of a config: the one in use when nothing changed, a new one otherwise.
+    pub(crate) fn obtain(&self, config: &ClusterConfig) -> Arc<Cluster> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = known.get(config.name.as_str()).and_then(Weak::upgrade)
+            && cluster.config == *config
+        {
+            return cluster;
+        }
+        let cluster = Arc::new(Cluster::new(config));
+        known.retain(|_, cluster| cluster.strong_count() > 0);
+        known.insert(config.name.to_string(), Arc::downgrade(&cluster));
+        cluster
+    }
+}

@@ -1,0 +1,335 @@
+//! The data plane as components of the runtime: one per direction.
+//!
+//! In: the `proxy` section. Out: bound listeners on the workers. Promise: a reload swaps
+//! routes, clusters and limits under bound sockets; a socket is touched only when its
+//! address changed; inbound drains first, outbound stays until the application is gone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use outrigger_config::{Config, Direction, Listener as ListenerConfig, Proxy};
+use outrigger_http::Resolver;
+use outrigger_identity::{Identities, PeerPolicy};
+use outrigger_runtime::{BoxError, BoxFuture, Component, Context, SocketError, StopPhase};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::access_log::{AccessLog, AccessLogs};
+use crate::cluster::{Cluster, Clusters};
+use crate::connection;
+use crate::metrics::Families;
+use crate::route::RouteTable;
+use crate::snapshot::{Listener, ListenerSnapshot};
+use crate::worker::Worker;
+
+/// How long the start waits for the first answer of DNS.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
+/// Left of a stop's time when connections are cut, so that their end is noted and flushed.
+const CUT_AHEAD: Duration = Duration::from_millis(250);
+/// How often an outbound listener is looked at while it waits for the application's last connection.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The data plane's components: `proxy-inbound` and `proxy-outbound`.
+pub fn components(identities: Identities, resolver: Resolver) -> Vec<Box<dyn Component>> {
+    let shared = Arc::new(Shared {
+        identities,
+        resolver,
+        clusters: Clusters::default(),
+        access_logs: AccessLogs::default(),
+        generation: AtomicU64::new(0),
+    });
+    vec![
+        Box::new(DirectionComponent { direction: Direction::Inbound, shared: Arc::clone(&shared) }),
+        Box::new(DirectionComponent { direction: Direction::Outbound, shared }),
+    ]
+}
+
+/// What both directions have in common.
+struct Shared {
+    identities: Identities,
+    resolver: Resolver,
+    clusters: Clusters,
+    access_logs: AccessLogs,
+    generation: AtomicU64,
+}
+
+struct DirectionComponent {
+    direction: Direction,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("cannot open the access log{path}: {source}; make its folder, or change proxy.accessLog.path")]
+    AccessLog { path: String, source: std::io::Error },
+    #[error("the listener `{0}` stopped on a worker: {1}")]
+    Listener(String, String),
+}
+
+impl Component for DirectionComponent {
+    fn name(&self) -> &'static str {
+        match self.direction {
+            Direction::Inbound => "proxy-inbound",
+            Direction::Outbound => "proxy-outbound",
+        }
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        &["identity"]
+    }
+
+    fn stop_phase(&self) -> StopPhase {
+        match self.direction {
+            Direction::Inbound => StopPhase::Inbound,
+            Direction::Outbound => StopPhase::Outbound,
+        }
+    }
+
+    fn enabled(&self, config: &Config) -> bool {
+        config.proxy.as_ref().is_some_and(|proxy| proxy.listeners.iter().any(|one| one.direction == self.direction))
+    }
+
+    fn run(&self, ctx: Context) -> BoxFuture<'_, Result<(), BoxError>> {
+        Box::pin(async move { Ok(Running::new(self, ctx).run().await?) })
+    }
+}
+
+/// A direction that runs.
+struct Running<'a> {
+    component: &'a DirectionComponent,
+    ctx: Context,
+    families: Families,
+    listeners: HashMap<String, Arc<Listener>>,
+    /// One task per listener and worker; each ends when its listener has drained.
+    serving: JoinSet<Result<(), Error>>,
+    resolving: JoinSet<()>,
+    resolved: Vec<Arc<Cluster>>,
+}
+
+impl<'a> Running<'a> {
+    fn new(component: &'a DirectionComponent, ctx: Context) -> Self {
+        let families = Families::new(&ctx.registry);
+        Self {
+            component,
+            ctx,
+            families,
+            listeners: HashMap::new(),
+            serving: JoinSet::new(),
+            resolving: JoinSet::new(),
+            resolved: Vec::new(),
+        }
+    }
+
+    async fn run(mut self) -> Result<(), Error> {
+        let mut config = self.ctx.config.clone();
+        let mut proxy = config.borrow_and_update().proxy.clone();
+        let problems = self.apply(proxy.as_ref()).await;
+        if let Some(error) = problems.into_iter().next() {
+            return Err(error);
+        }
+        self.report(Vec::new()).await;
+        loop {
+            tokio::select! {
+                () = self.ctx.stop.requested() => break,
+                changed = config.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let new = config.borrow_and_update().proxy.clone();
+                    if new != proxy {
+                        proxy = new;
+                        let problems = self.apply(proxy.as_ref()).await;
+                        self.report(problems).await;
+                    }
+                }
+                Some(ended) = self.serving.join_next() => {
+                    // A listener taken out by a reload ends in its own time; anything else is a failure.
+                    match ended {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return Err(error),
+                        Err(error) => return Err(Error::Listener(String::new(), error.to_string())),
+                    }
+                }
+            }
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// Makes the listeners those of the config. What cannot be done is told, and the old state of it stays.
+    async fn apply(&mut self, proxy: Option<&Proxy>) -> Vec<Error> {
+        let mut problems = Vec::new();
+        let none = Vec::new();
+        let configs: Vec<&ListenerConfig> = proxy
+            .map_or(&none, |proxy| &proxy.listeners)
+            .iter()
+            .filter(|listener| listener.direction == self.component.direction)
+            .collect();
+        let access_log = proxy.and_then(|proxy| match self.access_log(proxy) {
+            Ok(log) => log,
+            Err(error) => {
+                problems.push(error);
+                None
+            }
+        });
+        let clusters = self.clusters(proxy, &configs);
+        self.keep_resolved(&clusters).await;
+
+        self.listeners.retain(|name, listener| {
+            let keep = configs.iter().any(|config| config.name.as_str() == name && config.address == listener.address);
+            if !keep {
+                tracing::info!(component = "proxy", listener = name, "listener removed");
+                listener.drain.cancel();
+            }
+            keep
+        });
+        for config in configs {
+            let snapshot = self.snapshot(config, &clusters, access_log.clone());
+            match self.listeners.get(config.name.as_str()) {
+                Some(listener) => listener.current.store(Arc::new(snapshot)),
+                None => {
+                    if let Err(error) = self.open(config, snapshot) {
+                        problems.push(error);
+                    }
+                }
+            }
+        }
+        problems
+    }
+
+    fn access_log(&self, proxy: &Proxy) -> Result<Option<Arc<AccessLog>>, Error> {
+        let Some(config) = &proxy.access_log else { return Ok(None) };
+        self.component.shared.access_logs.obtain(config, &self.ctx.registry).map(Some).map_err(|source| {
+            let path = config.path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default();
+            Error::AccessLog { path, source }
+        })
+    }
+
+    /// The clusters that the routes of these listeners name.
+    fn clusters(&self, proxy: Option<&Proxy>, listeners: &[&ListenerConfig]) -> HashMap<String, Arc<Cluster>> {
+        let named = |name: &str| {
+            listeners
+                .iter()
+                .flat_map(|listener| &listener.routes)
+                .flat_map(|route| &route.backend_refs)
+                .any(|backend| backend.name.as_str() == name)
+        };
+        proxy
+            .map(|proxy| proxy.clusters.as_slice())
+            .unwrap_or_default()
+            .iter()
+            .filter(|cluster| named(&cluster.name))
+            .map(|cluster| (cluster.name.to_string(), self.component.shared.clusters.obtain(cluster)))
+            .collect()
+    }
+
+    /// Resolves the names of clusters that are new here, and waits a little for the first answers.
+    async fn keep_resolved(&mut self, clusters: &HashMap<String, Arc<Cluster>>) {
+        let known = std::mem::take(&mut self.resolved);
+        for cluster in clusters.values().filter(|cluster| cluster.has_names()) {
+            if !known.iter().any(|one| Arc::ptr_eq(one, cluster)) {
+                let resolver = self.component.shared.resolver.clone();
+                self.resolving.spawn(Cluster::keep_resolved(Arc::downgrade(cluster), resolver));
+            }
+            self.resolved.push(Arc::clone(cluster));
+        }
+        while self.resolving.try_join_next().is_some() {}
+        let until = Instant::now() + FIRST_RESOLUTION;
+        for cluster in &self.resolved {
+            let _ = tokio::time::timeout_at(until, cluster.resolved()).await;
+        }
+    }
+
+    fn snapshot(
+        &self,
+        config: &ListenerConfig,
+        clusters: &HashMap<String, Arc<Cluster>>,
+        access_log: Option<Arc<AccessLog>>,
+    ) -> ListenerSnapshot {
+        ListenerSnapshot {
+            generation: self.component.shared.generation.fetch_add(1, Relaxed),
+            routes: RouteTable::compile(&config.routes, |name| clusters.get(name).cloned()),
+            tls: config.tls.as_ref().map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
+            limits: config.limits.clone(),
+            access_log,
+        }
+    }
+
+    /// Binds a listener and serves it on every worker.
+    fn open(&mut self, config: &ListenerConfig, snapshot: ListenerSnapshot) -> Result<(), Error> {
+        let owner = format!("listener `{}`", config.name);
+        let sockets = self.ctx.sockets.listen_tcp_shared(&owner, config.address, self.ctx.workers.count())?;
+        let listener = Listener::new(config, snapshot);
+        for (index, socket) in sockets.into_iter().enumerate() {
+            let (families, identities) = (self.families.clone(), self.component.shared.identities.clone());
+            let served = Arc::clone(&listener);
+            let task = self.ctx.workers.spawn(index, move || async move {
+                let worker = Worker::current(&families, &identities);
+                connection::serve(served, socket, worker).await
+            });
+            let name = listener.name.clone();
+            self.serving.spawn(async move {
+                match task.await {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => Err(Error::Listener(name, error.to_string())),
+                    Err(panic) => Err(Error::Listener(name, panic.to_string())),
+                }
+            });
+        }
+        tracing::info!(component = "proxy", listener = listener.name, address = %listener.address, "listening");
+        self.listeners.insert(listener.name.clone(), listener);
+        Ok(())
+    }
+
+    /// Says how things are: what a reload could not do, and names that DNS does not know.
+    async fn report(&self, problems: Vec<Error>) {
+        let mut texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        for cluster in &self.resolved {
+            if let Ok(Err(error)) = tokio::time::timeout(Duration::ZERO, cluster.resolved()).await {
+                texts.push(format!("cluster `{}`: {error}", cluster.name));
+            }
+        }
+        if texts.is_empty() {
+            self.ctx.status.ready();
+        } else {
+            self.ctx.status.degraded(texts.join("; "));
+        }
+    }
+
+    /// Ends all connections within the stop's time.
+    async fn drain(&mut self) {
+        let cut_at = self.ctx.stop.deadline().checked_sub(CUT_AHEAD).unwrap_or_else(Instant::now);
+        if self.component.direction == Direction::Outbound {
+            // The application may still be there and need us: serve until its last connection has gone.
+            while self.connections() > 0 && Instant::now() < cut_at {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        for listener in self.listeners.values() {
+            listener.drain.cancel();
+        }
+        let ended = async { while self.serving.join_next().await.is_some() {} };
+        if tokio::time::timeout_at(cut_at, ended).await.is_err() {
+            for listener in self.listeners.values() {
+                tracing::warn!(
+                    component = "proxy",
+                    listener = listener.name,
+                    connections = listener.open(),
+                    "cutting connections at the end of the shutdown budget"
+                );
+                listener.cut.cancel();
+            }
+            while self.serving.join_next().await.is_some() {}
+        }
+    }
+
+    /// Open connections; each worker also holds one place for the connection it waits for.
+    fn connections(&self) -> usize {
+        let waiting = self.ctx.workers.count();
+        self.listeners.values().map(|listener| listener.open().saturating_sub(waiting)).sum()
+    }
+}

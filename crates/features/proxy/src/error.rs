@@ -1,0 +1,100 @@
+//! Why a request was not answered by the application.
+//!
+//! Each reason carries the status the client sees, whose fault it was, and whether sending
+//! the request again can do harm. Flags are Envoy's [response flags].
+//!
+//! [response flags]: https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage
+
+use http::StatusCode;
+
+/// Whose fault it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Downstream,
+    Upstream,
+    Us,
+}
+
+/// A reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Reason {
+    /// The request breaks the protocol, or may mean different things to different readers.
+    #[error("bad request")]
+    BadRequest,
+    /// Nothing is configured for this host and path.
+    #[error("no route matches this host and path")]
+    NoRoute,
+    /// CONNECT and protocol upgrades.
+    #[error("upgrades and CONNECT are not supported")]
+    Unsupported,
+    /// Every endpoint is unknown (DNS) or there is none.
+    #[error("the cluster has no endpoint")]
+    NoEndpoint,
+    /// The pool's `maxConnections` is reached.
+    #[error("too many connections to the cluster")]
+    Overflow,
+    /// No connection could be made.
+    #[error("cannot connect to the endpoint")]
+    ConnectFailure,
+    /// The TLS handshake failed, or the peer is not whom we expect.
+    #[error("cannot establish mTLS with the endpoint")]
+    TlsFailure,
+    /// The connection ended before a response came.
+    #[error("the endpoint closed the connection")]
+    Reset,
+    /// The endpoint's message breaks the protocol.
+    #[error("the endpoint sent an invalid response")]
+    Protocol,
+    /// No response within the route's `timeouts.request`.
+    #[error("the endpoint did not answer in time")]
+    Timeout,
+    /// The client went away.
+    #[error("the client closed the connection")]
+    ClientGone,
+}
+
+impl Reason {
+    /// The status for the client. 499 is nginx's, for the log only.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::TlsFailure => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Reset | Self::Protocol => StatusCode::BAD_GATEWAY,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        }
+    }
+
+    /// The response flag.
+    pub(crate) fn flag(self) -> &'static str {
+        match self {
+            Self::BadRequest | Self::Unsupported => "DPE",
+            Self::NoRoute => "NR",
+            Self::NoEndpoint => "UH",
+            Self::Overflow => "UO",
+            Self::ConnectFailure | Self::TlsFailure => "UF",
+            Self::Reset => "UC",
+            Self::Protocol => "UPE",
+            Self::Timeout => "UT",
+            Self::ClientGone => "DC",
+        }
+    }
+
+    /// Whose fault it was.
+    pub(crate) fn fault(self) -> Fault {
+        match self {
+            Self::BadRequest | Self::NoRoute | Self::Unsupported | Self::ClientGone => Fault::Downstream,
+            Self::Overflow => Fault::Us,
+            _ => Fault::Upstream,
+        }
+    }
+
+    /// Whether the endpoint surely never began to act on the request.
+    pub(crate) fn safe_to_retry(self) -> bool {
+        matches!(self, Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::TlsFailure)
+    }
+}

@@ -1,0 +1,113 @@
+//! Which header fields pass a proxy ([RFC 9110], sections 7.6.1 and 5.3).
+//!
+//! In: the headers of a message. Out: the same without those that belong to one
+//! connection. Promise: a field that `Connection` names is removed too, and the identity
+//! of a peer is only ever told by us.
+//!
+//! [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+
+/// Who called us, as Envoy tells it.
+pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Removes what belongs to the connection a message came on.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have no `Connection` at all, or one that names only itself.
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+            // A client must not make us drop fields that say where the message ends or goes.
+            .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "x-forwarded-client-cert"))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    if headers.contains_key(TE) {
+        let trailers = headers.get_all(TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        headers.remove(TE);
+        // The one value that may pass, for we pass trailers on ([RFC 9110], 10.1.4).
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+}
+
+/// Replaces whatever a client claims about its identity by what its certificate says.
+pub(crate) fn tell_peer(headers: &mut HeaderMap, peer: Option<&HeaderValue>) {
+    match peer {
+        Some(value) => {
+            headers.insert(FORWARDED_CLIENT_CERT, value.clone());
+        }
+        None => {
+            headers.remove(FORWARDED_CLIENT_CERT);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        lines.iter().map(|(n, v)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap())).collect()
+    }
+
+    #[test]
+    fn connection_fields_do_not_pass() {
+        for (name, given, expected) in [
+            ("nothing to do", &[("a", "1")][..], &[("a", "1")][..]),
+            ("named by connection", &[("connection", "close, X-Hop"), ("x-hop", "1"), ("a", "1")], &[("a", "1")]),
+            ("te trailers stays", &[("te", "trailers")], &[("te", "trailers")]),
+            ("other te goes", &[("te", "gzip")], &[]),
+            ("classics", &[("keep-alive", "5"), ("proxy-connection", "x"), ("upgrade", "h2c")], &[]),
+            (
+                "framing cannot be named away",
+                &[("connection", "content-length"), ("content-length", "3")],
+                &[("content-length", "3")],
+            ),
+        ] {
+            let mut map = headers(given);
+            strip_hop_by_hop(&mut map);
+            assert_eq!(map, headers(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_forged_identity_is_replaced() {
+        let mut map = headers(&[("x-forwarded-client-cert", "URI=spiffe://forged/a")]);
+        tell_peer(&mut map, Some(&HeaderValue::from_static("URI=spiffe://real/b")));
+        assert_eq!(map[FORWARDED_CLIENT_CERT], "URI=spiffe://real/b");
+        tell_peer(&mut map, None);
+        assert!(map.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_named_field_survives(names in prop::collection::vec("[a-z]{1,6}", 0..5), value in "[a-z, ]{0,20}") {
+            let mut map = HeaderMap::new();
+            for name in &names {
+                map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"));
+            }
+            map.insert(CONNECTION, value.parse().unwrap());
+            strip_hop_by_hop(&mut map);
+            for named in value.split(',').map(str::trim).filter(|name| *name != "host" && *name != "te") {
+                prop_assert!(named.is_empty() || named.contains(' ') || !map.contains_key(named));
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Golden metrics, and per worker the handles that make them cheap.
+//!
+//! Promise: on a request's path a handle is found by numbers; label values are put
+//! together only the first time a combination is seen by a worker.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+use std::time::Duration;
+
+use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
+
+/// All families of the data plane.
+#[derive(Clone)]
+pub(crate) struct Families {
+    requests: CounterFamily,
+    durations: HistogramFamily,
+    in_flight: GaugeFamily,
+    connections: GaugeFamily,
+    connections_total: CounterFamily,
+    connections_cut: CounterFamily,
+    handshakes: CounterFamily,
+    upstream_handshakes: CounterFamily,
+    upstream_total: CounterFamily,
+    upstream: GaugeFamily,
+    retries: CounterFamily,
+}
+
+impl Families {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        Self {
+            requests: registry.counter(
+                "outrigger_http_requests_total",
+                "Requests answered; code 0 means the client got no answer.",
+                &["direction", "listener", "route", "cluster", "code", "peer"],
+            ),
+            durations: registry.histogram(
+                "outrigger_http_request_duration_seconds",
+                "From the request's headers to the response's last byte.",
+                &["direction", "listener", "route", "cluster"],
+                Buckets::request_seconds(),
+            ),
+            in_flight: registry.gauge("outrigger_http_requests_in_flight", "Requests being answered.", &["listener"]),
+            connections: registry.gauge("outrigger_downstream_connections", "Open connections.", &["listener"]),
+            connections_total: registry.counter(
+                "outrigger_downstream_connections_total",
+                "Connections accepted.",
+                &["listener"],
+            ),
+            connections_cut: registry.counter(
+                "outrigger_downstream_connections_cut_total",
+                "Connections cut by us, by reason.",
+                &["listener", "reason"],
+            ),
+            handshakes: registry.counter(
+                "outrigger_tls_handshakes_total",
+                "TLS handshakes of clients, by result.",
+                &["listener", "result"],
+            ),
+            upstream_handshakes: registry.counter(
+                "outrigger_upstream_tls_handshakes_total",
+                "TLS handshakes with endpoints, by result.",
+                &["cluster", "result"],
+            ),
+            upstream_total: registry.counter(
+                "outrigger_upstream_connections_total",
+                "Connections to endpoints, by result.",
+                &["cluster", "result"],
+            ),
+            upstream: registry.gauge("outrigger_upstream_connections", "Open connections to endpoints.", &["cluster"]),
+            retries: registry.counter(
+                "outrigger_upstream_retries_total",
+                "Requests sent again because a kept connection had gone stale.",
+                &["cluster"],
+            ),
+        }
+    }
+
+    pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {
+        ClusterMetrics {
+            connected: self.upstream_total.with(&[name, "ok"]),
+            failed: self.upstream_total.with(&[name, "failed"]),
+            overflow: self.upstream_total.with(&[name, "overflow"]),
+            open: self.upstream.with(&[name]),
+            retries: self.retries.with(&[name]),
+            handshakes: self.upstream_handshakes.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// Handles of one cluster on one worker.
+pub(crate) struct ClusterMetrics {
+    pub(crate) connected: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) overflow: Counter,
+    pub(crate) open: Gauge,
+    pub(crate) retries: Counter,
+    handshakes: CounterFamily,
+    name: String,
+}
+
+impl ClusterMetrics {
+    /// Counts a TLS handshake with an endpoint.
+    pub(crate) fn handshake(&self, result: &str) {
+        self.handshakes.with(&[&self.name, result]).inc();
+    }
+}
+
+/// Handles of one listener on one worker.
+pub(crate) struct ListenerMetrics {
+    families: Families,
+    direction: &'static str,
+    listener: String,
+    pub(crate) in_flight: Gauge,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_total: Counter,
+    requests: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
+    durations: RefCell<HashMap<(u64, u64), Histogram, BuildHasherDefault<NumberHasher>>>,
+}
+
+/// Which counter a request belongs to; peers are numbered per worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct RequestKey {
+    pub(crate) route: u64,
+    pub(crate) cluster: u64,
+    pub(crate) code: u16,
+    pub(crate) peer: u64,
+}
+
+/// The names behind a key, for the first time it is seen.
+pub(crate) struct RequestNames<'a> {
+    pub(crate) route: &'a str,
+    pub(crate) cluster: &'a str,
+    pub(crate) peer: &'a str,
+}
+
+/// A worker forgets its handles when it holds so many; the registry's budget is the real bound.
+const MOST_HANDLES: usize = 4096;
+
+impl ListenerMetrics {
+    pub(crate) fn new(families: &Families, direction: &'static str, listener: &str) -> Rc<Self> {
+        Rc::new(Self {
+            families: families.clone(),
+            direction,
+            listener: listener.to_owned(),
+            in_flight: families.in_flight.with(&[listener]),
+            connections: families.connections.with(&[listener]),
+            connections_total: families.connections_total.with(&[listener]),
+            requests: RefCell::default(),
+            durations: RefCell::default(),
+        })
+    }
+
+    /// Counts a request and its duration.
+    pub(crate) fn request(&self, key: RequestKey, names: &RequestNames<'_>, duration: Duration) {
+        let mut requests = self.requests.borrow_mut();
+        if requests.len() >= MOST_HANDLES {
+            requests.clear();
+        }
+        requests
+            .entry(key)
+            .or_insert_with(|| {
+                let code = key.code.to_string();
+                let labels = [self.direction, &self.listener, names.route, names.cluster, &code, names.peer];
+                self.families.requests.with(&labels)
+            })
+            .inc();
+        let mut durations = self.durations.borrow_mut();
+        if durations.len() >= MOST_HANDLES {
+            durations.clear();
+        }
+        durations
+            .entry((key.route, key.cluster))
+            .or_insert_with(|| {
+                self.families.durations.with(&[self.direction, &self.listener, names.route, names.cluster])
+            })
+            .observe_duration(duration);
+    }
+
+    /// Counts a TLS handshake.
+    pub(crate) fn handshake(&self, result: &str) {
+        self.families.handshakes.with(&[&self.listener, result]).inc();
+    }
+
+    /// Counts a connection we cut.
+    pub(crate) fn cut(&self, reason: &str) {
+        self.families.connections_cut.with(&[&self.listener, reason]).inc();
+    }
+}
+
+/// Hashes small numbers that we made ourselves: no defence against chosen keys is needed.
+#[derive(Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u16(&mut self, number: u16) {
+        self.write_u64(u64::from(number));
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}

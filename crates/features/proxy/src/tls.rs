@@ -1,0 +1,50 @@
+//! TLS as the data plane needs it: one config per certificate, and who the peer is.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use outrigger_identity::Snapshot;
+
+/// What two Outriggers speak within TLS.
+pub(crate) const ALPN: &[&[u8]] = &[b"http/1.1"];
+
+/// A rustls config made once per certificate.
+pub(crate) struct PerGeneration<C>(RefCell<Option<(u64, Arc<C>)>>);
+
+impl<C> Default for PerGeneration<C> {
+    fn default() -> Self {
+        Self(RefCell::new(None))
+    }
+}
+
+impl<C> PerGeneration<C> {
+    /// The config for the current certificate.
+    pub(crate) fn get(
+        &self,
+        snapshot: &Snapshot,
+        make: impl FnOnce(&Snapshot) -> Result<Arc<C>, outrigger_identity::Error>,
+    ) -> Result<Arc<C>, outrigger_identity::Error> {
+        if let Some((generation, config)) = &*self.0.borrow()
+            && *generation == snapshot.generation
+        {
+            return Ok(Arc::clone(config));
+        }
+        let config = make(snapshot)?;
+        *self.0.borrow_mut() = Some((snapshot.generation, Arc::clone(&config)));
+        Ok(config)
+    }
+}
+
+/// The other side of an mTLS connection.
+pub(crate) struct Peer {
+    pub(crate) id: String,
+    /// `x-forwarded-client-cert`, as Envoy writes it.
+    pub(crate) header: Option<HeaderValue>,
+}
+
+impl Peer {
+    pub(crate) fn new(id: &str) -> Self {
+        Self { id: id.to_owned(), header: HeaderValue::from_str(&format!("URI={id}")).ok() }
+    }
+}
