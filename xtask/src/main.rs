@@ -67,7 +67,7 @@ const VERBS: &[Verb] = &[
     Verb {
         name: "bench",
         summary: "measure against Envoy, nginx, HAProxy and the OpenBao agent (bench/run)",
-        usage: "cargo xtask bench [-- ARGUMENTS OF bench/run]\n\nSee bench/README.md for how to read the table.",
+        usage: "cargo xtask bench [SCENARIO]... [-- ARGUMENTS OF bench/run]\n\nBuilds the release executable first. See bench/README.md for how to read the table.",
         run: verb_bench,
     },
     Verb {
@@ -150,6 +150,7 @@ fn verb_bench(args: &mut Args) -> Result<()> {
     if !run.exists() {
         bail!("bench/run is missing");
     }
+    test::release()?;
     command::Cmd::new(run).args(rest).with_tools().run()
 }
 

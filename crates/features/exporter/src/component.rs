@@ -20,7 +20,7 @@ use crate::scrape;
 use crate::statsd::{Receiver, Series};
 
 /// How often StatsD series that nobody sends any more are looked for.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// After a failed `accept` (no file descriptors left), the wait before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
