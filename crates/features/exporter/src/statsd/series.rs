@@ -162,12 +162,13 @@ impl Series {
         self.own.datagrams.inc();
         let now = Instant::now();
         parse_datagram(datagram, |result| {
-            let refused = match result {
-                Ok(sample) => self.sample(&sample, now).err(),
-                Err(refusal) => Some(refusal.reason()),
+            let (refused, name) = match result {
+                Ok(sample) => (self.sample(&sample, now).err(), sample.name),
+                Err(refusal) => (Some(refusal.reason()), &b""[..]),
             };
             if let Some(reason) = refused {
-                tracing::debug!(component = "metrics", reason, "StatsD sample refused");
+                let name = String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]);
+                tracing::debug!(component = "metrics", reason, %name, "StatsD sample refused");
                 self.own.errors.with(&[reason]).inc();
             }
         });
