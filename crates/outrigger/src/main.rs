@@ -1,2 +1,42 @@
-//! stub
-fn main() {}
+//! Outrigger: every sidecar in one process.
+//!
+//! In: a command line. Out: an exit code. The binary is thin: it reads arguments, joins
+//! features to the foundation and turns errors into text; the work is in the crates.
+
+mod check;
+mod cli;
+mod demo;
+mod output;
+mod shop;
+mod sidecar;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+/// Chosen by measurement: docs/adr/0004-allocator.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => sidecar::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Validate(args) => check::validate(&args),
+        Command::Config(args) => check::effective(&args),
+        Command::Schema(args) => check::schema(args.format),
+        Command::Completion(args) => cli::completion(args.shell),
+        Command::Version => output::print(&format!("outrigger {}\n", output::VERSION)).map(|()| 0),
+        Command::Shop(args) => shop::serve(args).map(|()| 0),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The command line: verbs, flags and the help a stranger reads.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::output;
+use crate::shop::ShopArgs;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0        success
+  1        the command failed, or the config is invalid
+  2        the command line is wrong
+  126/127  `run -- CMD`: CMD cannot be executed / was not found
+  N        `run -- CMD`: CMD's own exit code, or 128 + the signal that ended it";
+
+/// Every Kubernetes sidecar in one process: mTLS proxy, log forwarder, secrets, metrics.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version = output::VERSION, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run beside an application, or start and supervise one: `run -c FILE -- CMD ARGS…`
+    Run(RunArgs),
+    /// Show the main job on a small shop of two pods; needs nothing but this executable
+    Demo(DemoArgs),
+    /// Check a config file; reports all mistakes at once
+    Validate(ValidateArgs),
+    /// Print the effective config with every default filled in and secrets masked
+    Config(ConfigArgs),
+    /// Print the config's JSON Schema, or its reference as Markdown
+    Schema(SchemaArgs),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+    /// Print the version
+    Version,
+    /// The demo's sample program
+    #[command(hide = true)]
+    Shop(ShopArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigFile {
+    /// The config file
+    #[arg(short = 'c', long = "config", value_name = "FILE", default_value = "/etc/outrigger/outrigger.yaml")]
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
+    /// Command to start once everything is ready; its exit code becomes ours
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
+    /// How mistakes are printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigFile,
+    /// `text` is YAML
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// `json` for editors and CI, `markdown` for people
+    #[arg(long, value_enum, default_value_t = SchemaFormat::Json)]
+    pub(crate) format: SchemaFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// The shell to print for
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// End by itself after this long, then check everything shown; without it the demo runs until Ctrl-C
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Requests per second that the visitor sends
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub(crate) rate: u32,
+    /// Folder to work in, kept afterwards; default: a fresh one under the temporary folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For machines
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaFormat {
+    Json,
+    Markdown,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<outrigger_config::Duration>().map(Duration::from).map_err(|error| error.to_string())
+}
+
+/// Prints the completion script of a shell.
+pub(crate) fn completion(shell: Shell) -> anyhow::Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_behind_the_dashes_belongs_to_the_command() {
+        let cli = Cli::try_parse_from(["outrigger", "run", "-c", "a.yaml", "--", "app", "-c", "b", "--help"]).unwrap();
+        let Command::Run(args) = cli.command else { panic!("run was asked for") };
+        assert_eq!(args.command, ["app", "-c", "b", "--help"]);
+        assert_eq!(args.config.path, PathBuf::from("a.yaml"));
+    }
+}

@@ -1,0 +1,42 @@
+//! `outrigger run`: joins the features to the foundation and hands over to the runtime.
+//!
+//! This is the only place that knows every feature; a feature learns of another only
+//! through what is passed here.
+
+use std::io::Write;
+
+use outrigger_config as config;
+use outrigger_http::Resolver;
+use outrigger_identity::IdentityComponent;
+use outrigger_runtime::{Component, RuntimeOptions};
+
+use crate::cli::RunArgs;
+use crate::output;
+
+/// Runs until stopped; gives the exit code.
+pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
+    let loaded = match config::load(&args.config.path) {
+        Ok(loaded) => loaded,
+        Err(diagnostics) => {
+            std::io::stderr().write_all(diagnostics.render(output::stderr_takes_colour()).as_bytes())?;
+            return Ok(1);
+        }
+    };
+    let code = outrigger_runtime::run(RuntimeOptions {
+        config_path: args.config.path,
+        loaded,
+        components: components(),
+        command: (!args.command.is_empty()).then_some(args.command),
+        version: output::VERSION,
+    });
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
+fn components() -> Vec<Box<dyn Component>> {
+    let resolver = Resolver::from_system();
+    let (identity, identities) = IdentityComponent::new();
+    let mut components: Vec<Box<dyn Component>> =
+        vec![Box::new(identity), Box::new(outrigger_exporter::MetricsComponent::new())];
+    components.extend(outrigger_proxy::components(identities, resolver));
+    components
+}
