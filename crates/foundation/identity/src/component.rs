@@ -39,7 +39,6 @@ pub struct IdentityComponent {
 
 impl IdentityComponent {
     /// The component, and the handle by which others see what it has.
-    #[expect(clippy::new_ret_no_self, reason = "the component is of no use without its handle")]
     pub fn new() -> (Self, Identities) {
         let (current, identities) = Identities::channel();
         (Self { current, generation: AtomicU64::new(0) }, identities)

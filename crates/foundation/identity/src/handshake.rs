@@ -57,7 +57,8 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
     None
 }
 
-fn peer_error(error: &CertificateError) -> Option<&PeerError> {
+/// The rule of ours that the certificate breaks, if it was us who refused it.
+pub(crate) fn peer_error(error: &CertificateError) -> Option<&PeerError> {
     match error {
         CertificateError::Other(other) => other.0.downcast_ref::<PeerError>(),
         _ => None,
@@ -164,6 +165,6 @@ fn incompatible_text(reason: &PeerIncompatible) -> &'static str {
     }
 }
 
-fn at(unix_seconds: u64) -> SystemTime {
+pub(crate) fn at(unix_seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix_seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -21,6 +21,8 @@ mod public;
 mod snapshot;
 mod source;
 mod svid;
+#[cfg(test)]
+mod tests;
 mod verifier;
 
 pub use component::IdentityComponent;

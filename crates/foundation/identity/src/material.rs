@@ -18,8 +18,8 @@ use rustls::pki_types::{
 use rustls::sign::{CertifiedKey, SigningKey};
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Part, chain};
-use crate::handshake::tls_error_text;
+use crate::error::{Error, Part, chain, date};
+use crate::handshake::{at, peer_error};
 use crate::pem::{self, Block};
 use crate::public::algorithms;
 use crate::svid::{Leaf, PeerError};
@@ -94,13 +94,30 @@ fn check_chain(
     let now = UnixTime::since_unix_epoch(since_epoch);
     let Some((leaf, intermediates)) = chain.split_first() else { return Ok(()) };
     for end in [End::Server, End::Client] {
-        verify_chain(anchors, &algorithms(), leaf, intermediates, now, end).map_err(|error| Error::UntrustedChain {
-            certificate: origin.certificate.clone(),
-            bundle: origin.bundle.clone(),
-            reason: tls_error_text(&error),
-        })?;
+        verify_chain(anchors, &algorithms(), leaf, intermediates, now, end)
+            .map_err(|error| untrusted(&error, origin))?;
     }
     Ok(())
+}
+
+/// Why peers with our own bundle would refuse our own chain.
+fn untrusted(error: &rustls::Error, origin: &Origin) -> Error {
+    use rustls::CertificateError as C;
+    let rustls::Error::InvalidCertificate(error) = error else { return Error::Tls(error.clone()) };
+    if let Some(error) = peer_error(error) {
+        return Error::NotAnSvid { path: origin.certificate.clone(), source: error.clone() };
+    }
+    let reason = match error {
+        C::UnknownIssuer => "no authority in it signed the certificate".to_owned(),
+        C::BadSignature => "an authority in it has the right name but another key".to_owned(),
+        // The leaf's dates are known to be good, and those of the bundle do not count.
+        C::ExpiredContext { not_after, .. } => format!("an intermediate expired at {}", date(at(not_after.as_secs()))),
+        C::NotValidYetContext { not_before, .. } => {
+            format!("an intermediate is not valid before {}", date(at(not_before.as_secs())))
+        }
+        other => other.to_string(),
+    };
+    Error::UntrustedChain { certificate: origin.certificate.clone(), bundle: origin.bundle.clone(), reason }
 }
 
 /// The authorities of a bundle, ready for verification.
