@@ -210,10 +210,10 @@ fn two_sidecars_carry_plain_http_over_mtls() {
             let text = outrigger.get("/metrics")?.ok()?;
             let direction = format!("direction=\"{direction}\"");
             let peer = format!("peer=\"{peer}\"");
-            let line = text.lines().find(|line| {
-                line.starts_with("outrigger_http_requests_total{") && line.contains(&direction) && line.contains(&peer)
-            });
-            ensure!(line.is_some_and(|line| line.ends_with(" 5")), "{line:?}");
+            let lines: Vec<_> =
+                text.lines().filter(|line| line.starts_with("outrigger_http_requests_total{")).collect();
+            let wanted = |line: &&str| line.contains(&direction) && line.contains(&peer) && line.ends_with(" 5");
+            ensure!(lines.iter().any(wanted), "there are {lines:#?}");
             Ok(())
         });
     }
