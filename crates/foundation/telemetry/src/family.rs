@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use outrigger_config::MetricsRegistry;
 use parking_lot::{Mutex, RwLock};
@@ -34,6 +34,8 @@ pub(crate) struct Family {
     pub(crate) kind: Arc<Kind>,
     /// They only grow.
     labels: RwLock<Arc<[Box<str>]>>,
+    /// The labels it was registered with.
+    first_labels: usize,
     series: Mutex<HashMap<Box<str>, Arc<Series>>>,
     overflow: OnceLock<Arc<Series>>,
     overflow_told: AtomicBool,
@@ -53,6 +55,7 @@ impl Family {
             help,
             kind: Arc::new(kind),
             labels: RwLock::new(labels.iter().map(|label| (*label).into()).collect()),
+            first_labels: labels.len(),
             series: Mutex::default(),
             overflow: OnceLock::new(),
             overflow_told: AtomicBool::new(false),
@@ -63,6 +66,11 @@ impl Family {
     /// The names of the labels.
     pub(crate) fn labels(&self) -> Arc<[Box<str>]> {
         Arc::clone(&self.labels.read())
+    }
+
+    /// Whether it was registered with these labels.
+    pub(crate) fn has_first_labels(&self, labels: &[&str]) -> bool {
+        self.labels.read()[..self.first_labels].iter().map(|label| &**label).eq(labels.iter().copied())
     }
 
     /// Appends labels; series that exist have no values for them, which means the same as not having them.
@@ -88,7 +96,7 @@ impl Family {
         let key = key(&self.labels(), values, max_label);
         let mut series = self.series.lock();
         if let Some(found) = series.get(key.as_str()) {
-            found.touch(SystemTime::now());
+            found.touch(Instant::now());
             return Arc::clone(found);
         }
         if let Some(overflow) = self.overflow.get()
@@ -130,9 +138,15 @@ impl Family {
     }
 
     /// Drops series that nobody holds and nobody wrote to for `ttl`.
-    pub(crate) fn expire(&self, now: SystemTime, ttl: Duration) {
-        // `is_idle` is asked first, for it also takes the fingerprint of series that are held.
-        self.series.lock().retain(|_, series| !series.is_idle(now, ttl) || Arc::strong_count(series) > 1);
+    pub(crate) fn expire(&self, now: Instant, ttl: Duration) {
+        self.series.lock().retain(|_, series| {
+            // A handle counts as use: the time begins when the last one goes.
+            let held = Arc::strong_count(series) > 1;
+            if held {
+                series.touch(now);
+            }
+            held || !series.is_idle(now, ttl)
+        });
     }
 
     fn make(&self, key: &str) -> Option<Series> {
@@ -157,7 +171,7 @@ impl Family {
             }
             // Should even this one find no memory, writes go to a private registry that nobody reads.
             let fresh = self.make(&key).or_else(|| {
-                let cells = Arc::new(Cells::new(1, 512));
+                let cells = Arc::new(Cells::new(1));
                 Series::new(&cells, &self.kind, &key, 1, &self.budget.population)
             });
             Arc::new(fresh.expect("a fresh chunk holds any one series"))

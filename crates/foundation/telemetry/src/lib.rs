@@ -7,6 +7,7 @@
 
 mod cells;
 mod encode;
+mod exponential;
 mod family;
 pub mod log;
 mod native;
@@ -15,6 +16,7 @@ mod process;
 mod quantile;
 mod registry;
 mod series;
+mod snapshot;
 
 pub use cells::set_shard;
 pub use encode::Format;
@@ -24,3 +26,4 @@ pub use process::{register_build_info, register_process_metrics};
 pub use quantile::quantile;
 pub use registry::{Registry, RegistryError};
 pub use series::{Buckets, Counter, FloatCounter, Gauge, Histogram};
+pub use snapshot::{FamilySnapshot, SeriesSnapshot, Value};

@@ -11,7 +11,10 @@ use std::collections::BTreeMap;
 /// Observations no farther from zero than this fall into the zero bucket.
 pub const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39; // 2^-128, as in client_golang
 
-const MIN_SCHEMA: i8 = -4;
+/// The lowest resolution: each bucket is 65536 times as wide as the one before.
+pub(crate) const MIN_SCHEMA: i8 = -4;
+/// The highest resolution: 256 buckets for each power of two.
+pub(crate) const MAX_SCHEMA: i8 = 8;
 
 /// The state of one native histogram.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +37,7 @@ impl NativeSnapshot {
     /// An empty histogram; `schema` is held within -4 and 8.
     pub fn new(schema: i8) -> Self {
         Self {
-            schema: schema.clamp(MIN_SCHEMA, 8),
+            schema: schema.clamp(MIN_SCHEMA, MAX_SCHEMA),
             zero_count: 0,
             positive: BTreeMap::new(),
             negative: BTreeMap::new(),
@@ -85,27 +88,37 @@ impl NativeSnapshot {
         self.fit(max_buckets);
     }
 
-    /// The buckets as classic ones, for formats that have no other: upper bound and cumulative count, ascending.
+    /// The buckets as classic ones, for formats that have no other: upper bound and cumulative count, ascending,
+    /// without `+Inf`. A gap before a bucket gets a bound too, so that quantiles are interpolated within the bucket.
     pub fn classic(&self) -> Vec<(f64, u64)> {
+        let mut buckets = Vec::with_capacity(2 * (self.negative.len() + self.positive.len() + 1));
         let mut cumulative = 0;
-        let mut buckets = Vec::with_capacity(self.negative.len() + self.positive.len() + 1);
-        for (index, count) in self.negative.iter().rev() {
+        let mut push = |lower: f64, upper: f64, count: u64| {
+            if buckets.last().is_none_or(|(bound, _)| *bound < lower) {
+                buckets.push((lower, cumulative));
+            }
             cumulative += count;
+            if upper.is_finite() {
+                buckets.push((upper, cumulative));
+            }
+        };
+        for (index, count) in self.negative.iter().rev() {
             // The bound nearer to zero is the upper one of a negative bucket.
-            buckets.push((-upper_bound(index - 1, self.schema), cumulative));
+            push(-upper_bound(*index, self.schema), -upper_bound(index - 1, self.schema), *count);
         }
         if self.zero_count > 0 {
-            cumulative += self.zero_count;
-            buckets.push((ZERO_THRESHOLD, cumulative));
+            push(-ZERO_THRESHOLD, ZERO_THRESHOLD, self.zero_count);
         }
         for (index, count) in &self.positive {
-            cumulative += count;
-            buckets.push((upper_bound(*index, self.schema), cumulative));
+            push(upper_bound(index - 1, self.schema), upper_bound(*index, self.schema), *count);
         }
+        // Nothing is below what cannot be lower, and no bucket reaches to minus infinity.
+        buckets.retain(|(bound, cumulative)| bound.is_finite() && !(*cumulative == 0 && *bound < 0.0));
         buckets
     }
 
-    fn fit(&mut self, max_buckets: usize) {
+    /// Halves the resolution until the buckets are few enough.
+    pub(crate) fn fit(&mut self, max_buckets: usize) {
         while self.positive.len() + self.negative.len() > max_buckets.max(2) && self.schema > MIN_SCHEMA {
             self.halve();
         }
@@ -124,11 +137,10 @@ impl NativeSnapshot {
     }
 }
 
-/// The smallest `i` with `value <= 2^(i / 2^schema)`.
-fn bucket_index(value: f64, schema: i8) -> i32 {
+/// The smallest `i` with `value <= 2^(i / 2^schema)`; infinity has the bucket behind the largest number's.
+pub(crate) fn bucket_index(value: f64, schema: i8) -> i32 {
     if value.is_infinite() {
-        // Infinity shares the bucket of the largest finite number.
-        return bucket_index(f64::MAX, schema);
+        return bucket_index(f64::MAX, schema) + 1;
     }
     let scale = f64::from(schema).exp2();
     let guess = (value.log2() * scale).ceil() as i32;
@@ -142,10 +154,13 @@ fn bucket_index(value: f64, schema: i8) -> i32 {
     }
 }
 
-/// Where a bucket ends.
+/// Where a bucket ends. The last one of finite numbers ends at the largest of them, as the specification says.
 fn upper_bound(index: i32, schema: i8) -> f64 {
-    let bound = (f64::from(index) * f64::from(-schema).exp2()).exp2();
-    if bound.is_infinite() { f64::MAX } else { bound }
+    let exponent = f64::from(index) * f64::from(-schema).exp2();
+    match exponent {
+        1024.0 => f64::MAX,
+        _ => exponent.exp2(),
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +178,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_last_buckets_end_at_the_largest_number_and_at_infinity() {
+        for schema in MIN_SCHEMA..=MAX_SCHEMA {
+            let last = bucket_index(f64::MAX, schema);
+            assert_eq!(upper_bound(last, schema), f64::MAX, "schema {schema}");
+            assert_eq!(upper_bound(bucket_index(f64::INFINITY, schema), schema), f64::INFINITY, "schema {schema}");
+        }
+        let mut histogram = NativeSnapshot::new(3);
+        for value in [f64::INFINITY, f64::NEG_INFINITY, f64::MAX] {
+            histogram.observe(value, 160);
+        }
+        while histogram.schema > MIN_SCHEMA {
+            histogram.halve();
+        }
+        assert_eq!(histogram.positive, BTreeMap::from([(64, 1), (65, 1)]));
+        assert_eq!(histogram.negative, BTreeMap::from([(65, 1)]));
+    }
+
+    #[test]
+    fn classic_buckets_have_both_bounds_of_each_bucket() {
+        for (name, values, expected) in [
+            ("adjacent", &[1.5, 3.0][..], &[(1.0, 0), (2.0, 1), (4.0, 2)][..]),
+            ("a gap", &[1.5, 100.0], &[(1.0, 0), (2.0, 1), (64.0, 1), (128.0, 2)]),
+            ("negative", &[-1.5, 1.5], &[(-1.0, 1), (1.0, 1), (2.0, 2)]),
+            ("zero", &[0.0, 1.5], &[(ZERO_THRESHOLD, 1), (1.0, 1), (2.0, 2)]),
+            ("infinity", &[1.5, f64::INFINITY], &[(1.0, 0), (2.0, 1), (f64::MAX, 1)]),
+            ("none", &[], &[]),
+        ] {
+            let mut histogram = NativeSnapshot::new(0);
+            for value in values {
+                histogram.observe(*value, 160);
+            }
+            assert_eq!(histogram.classic(), expected, "{name}");
+        }
+    }
+
     proptest! {
         #[test]
         fn buckets_stay_bounded_and_nothing_is_lost(values in prop::collection::vec(prop::num::f64::ANY, 0..400)) {
@@ -170,10 +221,12 @@ mod tests {
             for value in &values {
                 histogram.observe(*value, 40);
             }
-            prop_assert!(histogram.positive.len() + histogram.negative.len() <= 140);
+            prop_assert!(histogram.positive.len() + histogram.negative.len() <= 148);
             let nan = values.iter().filter(|value| value.is_nan()).count() as u64;
+            let infinite = values.iter().filter(|value| **value == f64::INFINITY).count() as u64;
             let counted = histogram.classic().last().map_or(0, |bucket| bucket.1);
-            prop_assert_eq!(counted + nan, values.len() as u64);
+            prop_assert_eq!(counted + infinite + nan, values.len() as u64);
+            prop_assert_eq!(histogram.count, values.len() as u64);
         }
 
         #[test]

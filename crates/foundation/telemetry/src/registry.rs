@@ -5,10 +5,10 @@
 //! new series ever makes a writer wait.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use outrigger_config::MetricsRegistry;
 use parking_lot::{Mutex, RwLock};
@@ -16,12 +16,12 @@ use parking_lot::{Mutex, RwLock};
 use crate::cells::Cells;
 use crate::encode::{self, Format};
 use crate::family::{Budget, CounterFamily, Family, FloatCounterFamily, GaugeFamily, HistogramFamily};
+use crate::native::{MAX_SCHEMA, MIN_SCHEMA};
 use crate::series::{Buckets, Kind};
+use crate::snapshot::FamilySnapshot;
 
 /// The largest classic histogram; a series must fit a chunk of cells.
 const MAX_CLASSIC_BUCKETS: usize = 256;
-/// Cells per series the memory is laid out for: twice a histogram of request durations.
-const CELLS_PER_SERIES: usize = 32;
 
 /// Why a family was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,9 @@ pub enum RegistryError {
     #[error("`{0}` is not a metric name; use letters, digits, `_` and `:`, not beginning with a digit")]
     Name(String),
     /// A label's name is none that Prometheus takes.
-    #[error("`{label}` is not a label name for `{family}`; use letters, digits and `_`, not `__`, `le` or `quantile`")]
+    #[error(
+        "`{label}` is not a label name for `{family}`; use letters, digits and `_`, each name once, not `__…`, `le` or `quantile`"
+    )]
     Label {
         /// The family.
         family: String,
@@ -45,15 +47,18 @@ pub enum RegistryError {
         /// What it is.
         existing: String,
     },
-    /// Bounds must be finite, ascending, and few.
-    #[error("the buckets of `{0}` must be at most 256 finite numbers in ascending order")]
+    /// Bounds must be finite, ascending, and few; a native schema within its range.
+    #[error("the buckets of `{0}` must be at most 256 finite numbers in ascending order, a native schema from -4 to 8")]
     Buckets(String),
     /// The budget of series, which bounds families too, is used up.
     #[error("no room for the family `{0}`: the registry's `maxSeries` is used up")]
     Full(String),
 }
 
-type Collector = Box<dyn Fn(&Registry) + Send + Sync>;
+type Collector = Arc<dyn Fn(&Registry) + Send + Sync>;
+
+/// Conflicts that are logged; there is one for each mistaken name in our own code.
+const MAX_CONFLICTS_TOLD: usize = 64;
 
 /// The registry; a cheap handle.
 #[derive(Clone)]
@@ -65,30 +70,31 @@ struct Inner {
     families: Mutex<BTreeMap<Cow<'static, str>, Arc<Family>>>,
     collectors: RwLock<Vec<Collector>>,
     budget: Arc<Budget>,
+    /// `outrigger_metrics_conflicts_total`, once it exists.
+    conflicts: OnceLock<CounterFamily>,
+    conflicts_told: Mutex<BTreeSet<Cow<'static, str>>>,
 }
 
 impl Registry {
     /// A registry with `shards` writers: the main thread and each worker.
     pub fn new(limits: &MetricsRegistry, shards: usize) -> Self {
         let shards = shards.max(1);
-        // The limits may be raised by a reload, and the rows of chunk pointers cannot grow: they are laid out
-        // for a generous ceiling, eight bytes per 512 cells.
-        let ceiling = (limits.max_series as usize).max(20_000) * CELLS_PER_SERIES;
         let budget = Arc::new(Budget {
             limits: RwLock::new(limits.clone()),
-            cells: Arc::new(Cells::new(shards, ceiling)),
+            cells: Arc::new(Cells::new(shards)),
             shards,
             population: Arc::new(AtomicUsize::new(0)),
             overflows: OnceLock::new(),
         });
-        let registry =
-            Self { inner: Arc::new(Inner { families: Mutex::default(), collectors: RwLock::default(), budget }) };
-        let overflows = registry.counter(
-            "outrigger_metrics_overflow_total",
-            "Label sets that shared an overflow series because the budget was used up.",
-            &["family"],
-        );
-        let _ = registry.inner.budget.overflows.set(overflows);
+        let registry = Self {
+            inner: Arc::new(Inner {
+                families: Mutex::default(),
+                collectors: RwLock::default(),
+                budget,
+                conflicts: OnceLock::new(),
+                conflicts_told: Mutex::default(),
+            }),
+        };
         registry.report_itself();
         registry
     }
@@ -189,24 +195,35 @@ impl Registry {
 
     /// Calls `collector` before each encode, for values that are read when asked for.
     pub fn on_scrape(&self, collector: Box<dyn Fn(&Registry) + Send + Sync>) {
-        self.inner.collectors.write().push(collector);
+        self.inner.collectors.write().push(Arc::from(collector));
     }
 
     /// Appends everything in a format.
     pub fn encode(&self, format: Format, out: &mut Vec<u8>) {
-        for collector in self.inner.collectors.read().iter() {
+        encode::encode(&self.collect(), format, out);
+    }
+
+    /// Everything as values, for formats that are not text.
+    pub fn snapshot(&self) -> Vec<FamilySnapshot> {
+        self.collect().iter().map(|family| FamilySnapshot::of(family)).collect()
+    }
+
+    /// Refreshes what is read when asked for; all families in the order of their names.
+    fn collect(&self) -> Vec<Arc<Family>> {
+        // Not called under the lock: a collector may itself add one.
+        let collectors = self.inner.collectors.read().clone();
+        for collector in collectors {
             collector(self);
         }
-        let families: Vec<_> = self.inner.families.lock().values().cloned().collect();
-        encode::encode(&families, format, out);
+        self.inner.families.lock().values().cloned().collect()
     }
 
     /// Forgets series that nobody holds and nobody wrote to for `seriesTtl`, and families left empty by it.
     pub fn expire(&self) {
-        self.expire_at(SystemTime::now());
+        self.expire_at(Instant::now());
     }
 
-    fn expire_at(&self, now: SystemTime) {
+    fn expire_at(&self, now: Instant) {
         let ttl = self.inner.budget.limits.read().series_ttl.0;
         let families: Vec<_> = self.inner.families.lock().values().cloned().collect();
         for family in &families {
@@ -225,7 +242,15 @@ impl Registry {
         labels: &[&str],
     ) -> Arc<Family> {
         self.family(name.clone(), help.clone(), kind.clone(), labels).unwrap_or_else(|error| {
-            tracing::error!(component = "telemetry", %error, "metric refused");
+            if let Some(conflicts) = self.inner.conflicts.get() {
+                conflicts.with(&[&name]).inc();
+            }
+            let mut told = self.inner.conflicts_told.lock();
+            let first = told.len() < MAX_CONFLICTS_TOLD && told.insert(name.clone());
+            drop(told);
+            if first {
+                tracing::error!(component = "telemetry", %error, "metric refused");
+            }
             Arc::new(Family::new(name, help, kind, labels, Arc::clone(&self.inner.budget)))
         })
     }
@@ -240,10 +265,8 @@ impl Registry {
         check(&name, &kind, labels)?;
         let mut families = self.inner.families.lock();
         if let Some(family) = families.get(&name) {
-            let known = family.labels();
-            let same = *family.kind == kind && known.iter().map(|label| &**label).eq(labels.iter().copied());
-            let existing = || format!("{} with the labels {known:?}", family.kind.as_str());
-            return if same {
+            let existing = || format!("{} with the labels {:?}", family.kind.as_str(), family.labels());
+            return if *family.kind == kind && family.has_first_labels(labels) {
                 Ok(Arc::clone(family))
             } else {
                 Err(RegistryError::Conflict { family: name.into_owned(), existing: existing() })
@@ -261,6 +284,18 @@ impl Registry {
     }
 
     fn report_itself(&self) {
+        let overflows = self.counter(
+            "outrigger_metrics_overflow_total",
+            "Times a new label set got the overflow series because the budget was used up.",
+            &["family"],
+        );
+        let _ = self.inner.budget.overflows.set(overflows);
+        let conflicts = self.counter(
+            "outrigger_metrics_conflicts_total",
+            "Times a metric was registered that contradicts an existing one, and is not exposed.",
+            &["family"],
+        );
+        let _ = self.inner.conflicts.set(conflicts);
         let series = self.gauge("outrigger_metrics_series", "Series in the registry.", &[]).with(&[]);
         let limit = self.gauge("outrigger_metrics_series_limit", "The budget of series, `maxSeries`.", &[]).with(&[]);
         self.on_scrape(Box::new(move |registry| {
@@ -270,31 +305,55 @@ impl Registry {
     }
 }
 
-/// A name that would appear in the exposition twice: `x_count` beside a histogram `x`, or a gauge `x` beside a counter `x_total`.
+/// The family whose lines would be mixed up with those of a new one, in either format: `x_count` beside a histogram
+/// `x`, a gauge `x` or a counter `x` beside a counter `x_total`, `x_created` beside any of them.
 fn clash<'a>(
     families: &'a BTreeMap<Cow<'static, str>, Arc<Family>>,
     name: &str,
     kind: &Kind,
 ) -> Option<&'a Cow<'static, str>> {
-    let histogram = |kind: &Kind| matches!(kind, Kind::Histogram(_));
-    for suffix in ["_bucket", "_count", "_sum"] {
-        if let Some((owner, family)) = name.strip_suffix(suffix).and_then(|base| families.get_key_value(base))
-            && histogram(&family.kind)
+    let owner = |name: &str| families.get_key_value(name).map(|(owner, family)| (owner, &*family.kind));
+    // What the new one would add to the exposition, and what others add that is called like the new one.
+    for suffix in SUFFIXES {
+        if let Some((owner, of)) = name.strip_suffix(suffix).and_then(owner)
+            && has_suffix(of, suffix)
         {
             return Some(owner);
         }
-        if histogram(kind)
-            && let Some((owner, _)) = families.get_key_value(format!("{name}{suffix}").as_str())
+        if has_suffix(kind, suffix)
+            && let Some((owner, _)) = owner(&format!("{}{suffix}", base(name, kind)))
+            && **owner != *name
         {
             return Some(owner);
         }
     }
-    let counter_of = |name: &str| families.get_key_value(format!("{name}_total").as_str());
+    // Counters lose their suffix in OpenMetrics, or get it there.
+    let counter = |(owner, of): (&'a Cow<'static, str>, &Kind)| is_counter(of).then_some(owner);
+    let with_total = format!("{name}_total");
+    let with_total = owner(&with_total).and_then(counter);
+    let created = name.strip_suffix("_created").and_then(|base| owner(&format!("{base}_total")).and_then(counter));
+    let stripped = (base(name, kind) != name).then(|| owner(base(name, kind))).flatten();
+    with_total.or(created).or(stripped.map(|(owner, _)| owner))
+}
+
+const SUFFIXES: [&str; 5] = ["_bucket", "_count", "_sum", "_created", "_total"];
+
+/// Whether a family has lines with this suffix behind its name, in one format or the other.
+fn has_suffix(kind: &Kind, suffix: &str) -> bool {
     match kind {
-        Kind::Counter | Kind::FloatCounter => name.strip_suffix("_total").and_then(|base| families.get_key_value(base)),
-        _ => counter_of(name),
+        Kind::Histogram(_) => suffix != "_total",
+        Kind::Counter | Kind::FloatCounter => matches!(suffix, "_total" | "_created"),
+        Kind::Gauge => false,
     }
-    .map(|(owner, _)| owner)
+}
+
+fn is_counter(kind: &Kind) -> bool {
+    matches!(kind, Kind::Counter | Kind::FloatCounter)
+}
+
+/// The name that suffixes are put behind.
+fn base<'a>(name: &'a str, kind: &Kind) -> &'a str {
+    name.strip_suffix("_total").filter(|_| is_counter(kind)).unwrap_or(name)
 }
 
 fn is_word(text: &str, extra: &str) -> bool {
@@ -316,15 +375,19 @@ fn check(name: &str, kind: &Kind, labels: &[&str]) -> Result<(), RegistryError> 
     if !is_word(name, "_:") {
         return Err(RegistryError::Name(name.chars().take(255).collect()));
     }
-    labels.iter().try_for_each(|label| check_label(name, label))?;
-    if let Kind::Histogram(Buckets::Classic(bounds)) = kind
-        && !(bounds.len() <= MAX_CLASSIC_BUCKETS
-            && bounds.iter().all(|bound| bound.is_finite())
-            && bounds.windows(2).all(|pair| pair[0] < pair[1]))
-    {
-        return Err(RegistryError::Buckets(name.to_owned()));
+    for (index, label) in labels.iter().enumerate() {
+        check_label(name, label)?;
+        if labels[..index].contains(label) {
+            return Err(RegistryError::Label { family: name.to_owned(), label: (*label).to_owned() });
+        }
     }
-    Ok(())
+    let Kind::Histogram(buckets) = kind else { return Ok(()) };
+    let bounds = buckets.classic().unwrap_or_default();
+    let fit = bounds.len() <= MAX_CLASSIC_BUCKETS
+        && bounds.iter().all(|bound| bound.is_finite())
+        && bounds.windows(2).all(|pair| pair[0] < pair[1])
+        && buckets.native().is_none_or(|(schema, _)| (MIN_SCHEMA..=MAX_SCHEMA).contains(&schema));
+    if fit { Ok(()) } else { Err(RegistryError::Buckets(name.to_owned())) }
 }
 
 #[cfg(test)]
@@ -377,6 +440,55 @@ mod tests {
     }
 
     #[test]
+    fn a_family_whose_labels_grew_is_still_the_one_that_was_registered() {
+        let registry = registry(1000, 1000);
+        registry.try_gauge("g", "G", &["a"]).unwrap().add_labels(&["b"]).unwrap();
+        let again = registry.try_gauge("g", "G", &["a"]).unwrap();
+        again.with(&["1", "2"]).set(3.0);
+        assert!(text(&registry).contains("g{a=\"1\",b=\"2\"} 3\n"));
+        assert!(registry.try_gauge("g", "G", &["a", "b"]).is_err());
+    }
+
+    #[test]
+    fn a_gauge_shows_what_was_set_whoever_set_it() {
+        let registry = registry(1000, 1000);
+        let gauge = registry.gauge("g", "G", &[]).with(&[]);
+        for value in [f64::NAN, 1e300, 0.1, f64::INFINITY, 0.3] {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    crate::set_shard(1);
+                    gauge.set(value);
+                });
+            });
+            assert_eq!(gauge.value().to_bits(), value.to_bits());
+        }
+        gauge.dec();
+        assert_eq!(gauge.value(), 0.3 - 1.0);
+    }
+
+    #[test]
+    fn a_handle_keeps_its_series_and_the_time_begins_when_it_goes() {
+        let registry = registry(1000, 1000);
+        let family = registry.gauge("g", "G", &["k"]);
+        let held = family.with(&["a"]);
+        let at = |hours: u64| Instant::now() + Duration::from_secs(3600 * hours + 5);
+        registry.expire_at(at(9));
+        drop(held);
+        registry.expire_at(at(9) + Duration::from_secs(60));
+        assert!(text(&registry).contains("g{k=\"a\"} 0\n"));
+        registry.expire_at(at(11));
+        assert!(!text(&registry).contains("k=\"a\""));
+    }
+
+    #[test]
+    fn a_collector_may_add_another() {
+        let registry = registry(1000, 1000);
+        registry.on_scrape(Box::new(|registry| registry.on_scrape(Box::new(|_| {}))));
+        text(&registry);
+        text(&registry);
+    }
+
+    #[test]
     fn an_overflow_series_is_never_shown_twice() {
         let registry = registry(10, 1000);
         let other = registry.counter("a_total", "A", &["k"]);
@@ -418,24 +530,22 @@ mod tests {
     }
 
     #[test]
-    fn idle_series_go_and_held_or_written_ones_stay() {
+    fn idle_series_go_and_held_ones_stay() {
         let registry = registry(1000, 1000);
         let family = registry.counter("c_total", "C", &["k"]);
         let held = family.with(&["held"]);
         family.with(&["idle"]).inc();
-        family.with(&["busy"]).inc();
-        let start = SystemTime::now();
-        let later = |hours: u64| start + Duration::from_secs(3600 * hours + 60);
-        registry.expire_at(later(0));
-        registry.expire_at(later(1) - Duration::from_secs(120));
-        family.with(&["busy"]).inc();
-        registry.expire_at(later(1) + Duration::from_secs(1));
+        let created = family.with(&["idle"]).0.created;
+        let start = Instant::now();
+        registry.expire_at(start + Duration::from_secs(3590));
+        assert!(text(&registry).contains("c_total{k=\"idle\"} 1\n"));
+        registry.expire_at(start + Duration::from_secs(3610));
         let text = text(&registry);
-        assert!(!text.contains("idle"), "{text}");
-        assert!(text.contains("c_total{k=\"busy\"} 2") && text.contains("c_total{k=\"held\"} 0"), "{text}");
+        assert!(!text.contains("idle") && text.contains("c_total{k=\"held\"} 0"), "{text}");
         held.inc();
         assert_eq!(family.with(&["held"]).value(), 1);
         assert_eq!(family.with(&["idle"]).value(), 0, "a series that comes back begins at zero");
+        assert!(family.with(&["idle"]).0.created > created, "and says since when");
     }
 
     #[test]
@@ -443,6 +553,8 @@ mod tests {
         let registry = registry(1000, 1000);
         let _ = registry.counter("a_total", "A", &["x"]);
         let _ = registry.histogram("h", "H", &[], Buckets::Classic(vec![1.0]));
+        let _ = registry.gauge("s_sum", "S", &[]);
+        let _ = registry.counter("bare", "B", &[]);
         for (name, outcome) in [
             ("other type", registry.try_gauge("a_total", "A", &["x"]).err()),
             ("other labels", registry.try_counter("a_total", "A", &["y"]).err()),
@@ -450,7 +562,15 @@ mod tests {
             ("part of a histogram", registry.try_counter("h_count", "H", &[]).err()),
             ("base of a counter", registry.try_gauge("a", "A", &[]).err()),
             ("name", registry.try_gauge("9a", "A", &[]).err()),
+            ("bare counter beside its full name", registry.try_counter("a", "A", &[]).err()),
+            ("created of a counter", registry.try_gauge("a_created", "A", &[]).err()),
+            ("created of a histogram", registry.try_gauge("h_created", "A", &[]).err()),
+            ("histogram over a sum", registry.try_histogram("s", "A", &[], Buckets::request_seconds()).err()),
+            ("counter over a gauge", registry.try_counter("s_sum_total", "A", &[]).err()),
+            ("full name beside a bare counter", registry.try_counter("bare_total", "A", &[]).err()),
             ("label", registry.try_gauge("b", "A", &["le"]).err()),
+            ("label twice", registry.try_gauge("b", "A", &["x", "y", "x"]).err()),
+            ("schema", registry.try_histogram("i", "I", &[], Buckets::Native { schema: 9, max_buckets: 160 }).err()),
             ("buckets", registry.try_histogram("i", "I", &[], Buckets::Classic(vec![2.0, 1.0])).err()),
         ] {
             assert!(outcome.is_some(), "{name}");
@@ -458,7 +578,9 @@ mod tests {
         assert!(registry.try_counter("a_total", "A", &["x"]).is_ok());
         // A conflict in our own code must not take the process down, and must not be seen.
         registry.gauge("a_total", "A", &["x"]).with(&["1"]).set(5.0);
-        assert!(!text(&registry).contains("} 5"));
+        let text = text(&registry);
+        assert!(!text.contains("} 5"), "{text}");
+        assert!(text.contains("outrigger_metrics_conflicts_total{family=\"a_total\"} 1\n"), "{text}");
     }
 
     #[test]
@@ -490,7 +612,10 @@ mod tests {
             family.with(&[]).observe(value);
         }
         let text = text(&registry);
-        assert!(text.contains("n_seconds_bucket{le=\"1\"} 2\nn_seconds_bucket{le=\"4\"} 3\n"), "{text}");
+        assert!(
+            text.contains("n_seconds_bucket{le=\"1\"} 2\nn_seconds_bucket{le=\"2\"} 2\nn_seconds_bucket{le=\"4\"} 3\n"),
+            "{text}"
+        );
         assert_eq!(family.with(&[]).native().positive.len(), 2);
     }
 }

@@ -1,16 +1,16 @@
 //! One series and the handles that write to it.
 //!
 //! In: increments, settings, observations. Out: values for the encoder. Promise: a handle
-//! may be kept and used from any thread; a counter, gauge or classic histogram is written
-//! without a lock, an allocation, or a cache line that another worker writes.
+//! may be kept and used from any thread; a write takes no lock, allocates nothing, and
+//! touches no cache line that another worker writes (setting a gauge, and opening a new
+//! bucket of a native histogram, are the exceptions).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use parking_lot::Mutex;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::cells::Cells;
+use crate::exponential::Exponential;
 use crate::native::NativeSnapshot;
 
 /// The buckets of a histogram.
@@ -23,7 +23,16 @@ pub enum Buckets {
     Native {
         /// Resolution, -4 to 8; 3 makes each bucket 9 % wider than the one before.
         schema: i8,
-        /// Buckets kept; beyond it the resolution is halved.
+        /// Buckets kept, 2 to 4096; beyond it the resolution is halved.
+        max_buckets: usize,
+    },
+    /// Both: the text formats show the classic buckets, formats that can show the native ones.
+    Both {
+        /// As in [`Buckets::Classic`].
+        classic: Vec<f64>,
+        /// As in [`Buckets::Native`].
+        schema: i8,
+        /// As in [`Buckets::Native`].
         max_buckets: usize,
     },
 }
@@ -32,6 +41,24 @@ impl Buckets {
     /// Seconds, from half a millisecond to ten seconds: what a request beside an application takes.
     pub fn request_seconds() -> Self {
         Self::Classic(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
+    }
+
+    /// Upper bounds of the classic buckets, if there are such.
+    pub(crate) fn classic(&self) -> Option<&[f64]> {
+        match self {
+            Self::Classic(bounds) | Self::Both { classic: bounds, .. } => Some(bounds),
+            Self::Native { .. } => None,
+        }
+    }
+
+    /// Schema and bound of the native buckets, if there are such.
+    pub(crate) fn native(&self) -> Option<(i8, usize)> {
+        match *self {
+            Self::Native { schema, max_buckets } | Self::Both { schema, max_buckets, .. } => {
+                Some((schema, max_buckets))
+            }
+            Self::Classic(_) => None,
+        }
     }
 }
 
@@ -55,12 +82,19 @@ impl Kind {
         }
     }
 
+    /// The buckets of a histogram.
+    pub(crate) fn buckets(&self) -> Option<&Buckets> {
+        match self {
+            Self::Histogram(buckets) => Some(buckets),
+            Self::Counter | Self::FloatCounter | Self::Gauge => None,
+        }
+    }
+
     /// Cells a series takes: classic histograms have one per bucket, one for `+Inf` and one for the sum.
     fn cells(&self) -> usize {
         match self {
             Self::Counter | Self::FloatCounter | Self::Gauge => 1,
-            Self::Histogram(Buckets::Classic(bounds)) => bounds.len() + 2,
-            Self::Histogram(Buckets::Native { .. }) => 0,
+            Self::Histogram(buckets) => buckets.classic().map_or(0, |bounds| bounds.len() + 2),
         }
     }
 }
@@ -71,21 +105,14 @@ pub(crate) struct Series {
     start: usize,
     length: usize,
     pub(crate) kind: Arc<Kind>,
-    /// One histogram per shard; only this shard's thread and the encoder take the lock.
-    native: Box<[Mutex<NativeSnapshot>]>,
+    native: Option<Exponential>,
     /// Label values with a NUL between; absent ones at the end are left out.
     pub(crate) key: Box<str>,
     pub(crate) created: SystemTime,
-    idle: Idle,
+    /// When it was last asked for, or seen to be held; see [`seconds`].
+    used: AtomicU64,
     /// Shared with the registry: how many series there are.
     population: Arc<AtomicUsize>,
-}
-
-/// What the last sweep saw, to tell an idle series.
-#[derive(Default)]
-struct Idle {
-    fingerprint: AtomicU64,
-    since: AtomicU64,
 }
 
 impl Series {
@@ -98,16 +125,10 @@ impl Series {
         population: &Arc<AtomicUsize>,
     ) -> Option<Self> {
         let length = kind.cells();
-        let native = match **kind {
-            Kind::Histogram(Buckets::Native { schema, .. }) => {
-                (0..shards).map(|_| Mutex::new(NativeSnapshot::new(schema))).collect()
-            }
-            _ => Box::default(),
-        };
+        let native = kind.buckets().and_then(Buckets::native);
+        let native = native.map(|(schema, max_buckets)| Exponential::new(schema, max_buckets, shards));
         let start = if length == 0 { 0 } else { cells.take(length)? };
         population.fetch_add(1, Relaxed);
-        let created = SystemTime::now();
-        let idle = Idle { since: AtomicU64::new(seconds(created)), ..Idle::default() };
         Some(Self {
             cells: Arc::clone(cells),
             start,
@@ -115,8 +136,8 @@ impl Series {
             kind: Arc::clone(kind),
             native,
             key: key.into(),
-            created,
-            idle,
+            created: SystemTime::now(),
+            used: AtomicU64::new(seconds(Instant::now())),
             population: Arc::clone(population),
         })
     }
@@ -133,7 +154,7 @@ impl Series {
 
     /// A histogram's upper bounds with cumulative counts (without `+Inf`), its sum and its count.
     pub(crate) fn histogram(&self) -> (Vec<(f64, u64)>, f64, u64) {
-        if let Kind::Histogram(Buckets::Classic(bounds)) = &*self.kind {
+        if let Some(bounds) = self.kind.buckets().and_then(Buckets::classic) {
             let mut cumulative = 0;
             let buckets = bounds.iter().enumerate().map(|(index, bound)| {
                 cumulative += self.cells.sum(self.start + index);
@@ -143,43 +164,23 @@ impl Series {
             let count = cumulative + self.cells.sum(self.start + bounds.len());
             return (buckets, self.cells.sum_f64(self.start + bounds.len() + 1), count);
         }
-        let merged = self.native();
+        let merged = self.native().unwrap_or_else(|| NativeSnapshot::new(0));
         (merged.classic(), merged.sum, merged.count)
     }
 
     /// A native histogram's state, all shards together.
-    pub(crate) fn native(&self) -> NativeSnapshot {
-        let (schema, max_buckets) = match *self.kind {
-            Kind::Histogram(Buckets::Native { schema, max_buckets }) => (schema, max_buckets),
-            _ => (0, 0),
-        };
-        let mut merged = NativeSnapshot::new(schema);
-        for shard in &self.native {
-            merged.merge(&shard.lock(), max_buckets);
-        }
-        merged
+    pub(crate) fn native(&self) -> Option<NativeSnapshot> {
+        self.native.as_ref().map(Exponential::snapshot)
     }
 
     /// Marks the series as used now.
-    pub(crate) fn touch(&self, now: SystemTime) {
-        self.idle.since.store(seconds(now), Relaxed);
+    pub(crate) fn touch(&self, now: Instant) {
+        self.used.store(seconds(now), Relaxed);
     }
 
-    /// Whether nothing was written since `ttl` ago. Called by the sweep alone.
-    pub(crate) fn is_idle(&self, now: SystemTime, ttl: Duration) -> bool {
-        let mut fingerprint = 0_u64;
-        for slot in self.start..self.start + self.length {
-            for cell in self.cells.all(slot) {
-                fingerprint = fingerprint.rotate_left(7) ^ cell.load(Relaxed);
-            }
-        }
-        for shard in &self.native {
-            fingerprint = fingerprint.wrapping_add(shard.lock().count);
-        }
-        if self.idle.fingerprint.swap(fingerprint, Relaxed) != fingerprint {
-            self.touch(now);
-        }
-        seconds(now).saturating_sub(self.idle.since.load(Relaxed)) > ttl.as_secs()
+    /// Whether it was not used for longer than `ttl`. Writing needs a handle, so the writes need not be looked at.
+    pub(crate) fn is_idle(&self, now: Instant, ttl: Duration) -> bool {
+        seconds(now).saturating_sub(self.used.load(Relaxed)) > ttl.as_secs()
     }
 }
 
@@ -192,8 +193,10 @@ impl Drop for Series {
     }
 }
 
-fn seconds(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+/// Seconds since this was first asked, by a clock that nobody sets.
+fn seconds(at: Instant) -> u64 {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    at.saturating_duration_since(*FIRST.get_or_init(Instant::now)).as_secs()
 }
 
 macro_rules! handle {
@@ -260,12 +263,11 @@ handle! {
 }
 
 impl Gauge {
-    /// Sets the value. Meant for gauges with one writer: two threads that set at once may leave a mix of both.
+    /// Sets the value: exactly this one, whatever was added before. An addition made by another thread meanwhile
+    /// counts as made either before or after.
     #[inline]
     pub fn set(&self, value: f64) {
-        let mine = self.0.cells.mine(self.0.start);
-        let others = self.0.float() - f64::from_bits(mine.load(Relaxed));
-        mine.store((value - others).to_bits(), Relaxed);
+        self.0.cells.set_f64(self.0.start, value);
     }
 
     /// Adds `delta`, which may be negative; any number of threads may do so at once.
@@ -308,19 +310,17 @@ impl Histogram {
     #[inline]
     pub fn observe_n(&self, value: f64, n: u64) {
         let series = &*self.0;
-        match &*series.kind {
-            Kind::Histogram(Buckets::Classic(bounds)) => {
-                let bucket = bounds.partition_point(|bound| *bound < value);
-                // NaN compares false with every bound; it belongs to no bucket but `+Inf`.
-                let bucket = if value.is_nan() { bounds.len() } else { bucket };
-                series.cells.mine(series.start + bucket).fetch_add(n, Relaxed);
+        let Kind::Histogram(buckets) = &*series.kind else { return };
+        if let Some(bounds) = buckets.classic() {
+            // NaN compares false with every bound; it belongs to no bucket but `+Inf`.
+            let bucket = if value.is_nan() { bounds.len() } else { bounds.partition_point(|bound| *bound < value) };
+            series.cells.mine(series.start + bucket).fetch_add(n, Relaxed);
+            if n > 0 {
                 series.cells.add_f64(series.start + bounds.len() + 1, value * n as f64);
             }
-            Kind::Histogram(Buckets::Native { max_buckets, .. }) => {
-                let shard = crate::cells::shard() % series.native.len();
-                series.native[shard].lock().observe_n(value, n, *max_buckets);
-            }
-            Kind::Counter | Kind::FloatCounter | Kind::Gauge => {}
+        }
+        if let Some(native) = &series.native {
+            native.observe(value, n);
         }
     }
 
@@ -342,6 +342,6 @@ impl Histogram {
 
     /// The state of a native histogram; an empty one for classic histograms.
     pub fn native(&self) -> NativeSnapshot {
-        self.0.native()
+        self.0.native().unwrap_or_else(|| NativeSnapshot::new(0))
     }
 }
