@@ -263,11 +263,17 @@ impl Lost {
     }
 }
 
+fn io_kind(error: &hyper::Error) -> Option<std::io::ErrorKind> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+}
+
 fn is_reset(error: &hyper::Error) -> bool {
     use std::io::ErrorKind as K;
-    let source = std::error::Error::source(error);
-    let kind = source.and_then(|source| source.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    matches!(kind, Some(K::ConnectionReset | K::BrokenPipe | K::ConnectionAborted | K::NotConnected | K::UnexpectedEof))
+    matches!(
+        io_kind(error),
+        Some(K::ConnectionReset | K::BrokenPipe | K::ConnectionAborted | K::NotConnected | K::UnexpectedEof)
+    )
 }
 
 fn broken(error: &hyper::Error) -> Failure {
@@ -278,7 +284,7 @@ fn broken(error: &hyper::Error) -> Failure {
     if error.is_parse() {
         return Failure::after_sending(Stage::Receive, "the response is not HTTP/1.1", false);
     }
-    if error.is_incomplete_message() {
+    if error.is_incomplete_message() || io_kind(error) == Some(std::io::ErrorKind::UnexpectedEof) {
         let detail = "the server closed the connection before its response was whole";
         return Failure::after_sending(Stage::Receive, detail, true);
     }

@@ -1,5 +1,7 @@
 //! The component as the runtime sees it: files that come, change and spoil; SVIDs that rotate and expire.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
