@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::forward;
 use crate::metrics::{ListenerMetrics, RequestKey, RequestNames};
-use crate::snapshot::{Listener, ListenerSnapshot, OpenConnection};
+use crate::snapshot::{Listener, ListenerSnapshot, LocalSnapshot, OpenConnection};
 use crate::tls::{ALPN, Peer, PerGeneration};
 use crate::worker::Worker;
 
@@ -39,12 +39,16 @@ pub(crate) struct LocalListener {
     pub(crate) worker: Rc<Worker>,
     pub(crate) metrics: Rc<ListenerMetrics>,
     tls: RefCell<(u64, Rc<PerGeneration<ServerConfig>>)>,
+    /// The listener's config as this worker saw it last.
+    snapshot: RefCell<Rc<LocalSnapshot>>,
 }
 
 /// Serves a listener on this worker until it is drained and every connection has ended.
 pub(crate) async fn serve(shared: Arc<Listener>, socket: std::net::TcpListener, worker: Rc<Worker>) -> io::Result<()> {
     let metrics = ListenerMetrics::new(&worker.families, shared.direction, &shared.name);
-    let local = Rc::new(LocalListener { shared, worker, metrics, tls: RefCell::new((u64::MAX, Rc::default())) });
+    let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
+    let local =
+        Rc::new(LocalListener { shared, worker, metrics, tls: RefCell::new((u64::MAX, Rc::default())), snapshot });
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
     loop {
@@ -86,7 +90,7 @@ async fn connection(local: Rc<LocalListener>, stream: TcpStream, remote: SocketA
     local.metrics.connections.inc();
     local.metrics.connections_total.inc();
     let _ = stream.set_nodelay(true);
-    let snapshot = local.shared.current.load_full();
+    let snapshot = local.snapshot();
     match &snapshot.tls {
         None => http(&local, &snapshot, TokioIo::new(stream), remote, None).await,
         Some(policy) => {
@@ -109,6 +113,17 @@ async fn connection(local: Rc<LocalListener>, stream: TcpStream, remote: SocketA
 }
 
 impl LocalListener {
+    /// The listener's config now. Requests share one handle per worker: counting references to the
+    /// shared one would make the workers take turns on its cache line.
+    pub(crate) fn snapshot(&self) -> Rc<LocalSnapshot> {
+        let now = self.shared.current.load();
+        let mut cached = self.snapshot.borrow_mut();
+        if !Arc::ptr_eq(&now, &cached.0) {
+            *cached = Rc::new(LocalSnapshot(Arc::clone(&now)));
+        }
+        Rc::clone(&cached)
+    }
+
     async fn handshake(
         &self,
         snapshot: &ListenerSnapshot,

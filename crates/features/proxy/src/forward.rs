@@ -26,7 +26,7 @@ use crate::headers;
 use crate::metrics::{RequestKey, RequestNames};
 use crate::pool::{Lease, Pool};
 use crate::route::{self, Route};
-use crate::snapshot::ListenerSnapshot;
+use crate::snapshot::LocalSnapshot;
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -38,7 +38,7 @@ pub(crate) async fn handle(
     let now = Instant::now();
     downstream.watched.enter(Phase::Busy, now);
     downstream.local.metrics.in_flight.inc();
-    let snapshot = downstream.local.shared.current.load_full();
+    let snapshot = downstream.local.snapshot();
     let mut exchange = Box::new(Exchange::new(downstream, snapshot, now, &request));
     Ok(match exchange.forward(request).await {
         Ok((response, lease)) => exchange.respond(response, lease),
@@ -49,7 +49,7 @@ pub(crate) async fn handle(
 /// A request and what came of it.
 pub(crate) struct Exchange {
     downstream: Rc<Downstream>,
-    snapshot: Arc<ListenerSnapshot>,
+    snapshot: Rc<LocalSnapshot>,
     started: Instant,
     route: Option<Arc<Route>>,
     cluster: Option<Arc<Cluster>>,
@@ -81,7 +81,7 @@ struct Noted {
 impl Exchange {
     fn new(
         downstream: Rc<Downstream>,
-        snapshot: Arc<ListenerSnapshot>,
+        snapshot: Rc<LocalSnapshot>,
         started: Instant,
         request: &Request<Incoming>,
     ) -> Self {
@@ -213,21 +213,19 @@ impl Exchange {
 
     /// Notes the end. `reason` tells of a body that did not come or go whole.
     pub(crate) fn finish(mut self: Box<Self>, reason: Option<Reason>) {
+        let now = Instant::now();
         if reason.is_none()
             && let Some(lease) = self.lease.take()
         {
             // Should the request's body not have been read to its end, hyper closes the connection by itself.
-            lease.give_back();
+            lease.give_back(now);
         }
-        self.note(reason);
+        self.note(reason, now);
     }
 
-    fn note(&mut self, reason: Option<Reason>) {
-        if std::mem::replace(&mut self.finished, true) {
-            return;
-        }
+    fn note(&mut self, reason: Option<Reason>, now: Instant) {
+        self.finished = true;
         self.reason = self.reason.or(reason);
-        let now = Instant::now();
         let local = &self.downstream.local;
         local.metrics.in_flight.dec();
         self.downstream.watched.enter(Phase::Idle, now);
@@ -285,7 +283,9 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         // Reached unfinished when the client goes away while the endpoint is still asked.
-        self.note(Some(Reason::ClientGone));
+        if !self.finished {
+            self.note(Some(Reason::ClientGone), Instant::now());
+        }
     }
 }
 

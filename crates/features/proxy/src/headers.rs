@@ -40,9 +40,16 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
-        headers.remove(name);
+    // One look over the few fields there are costs less than a lookup for each that might be.
+    if headers.keys().any(is_hop_by_hop) {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+            headers.remove(name);
+        }
     }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "http2-settings")
 }
 
 /// Replaces whatever a client claims about its identity by what its certificate says.

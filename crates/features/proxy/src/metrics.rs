@@ -42,7 +42,7 @@ impl Families {
                 Buckets::request_seconds(),
             ),
             in_flight: registry.gauge("outrigger_http_requests_in_flight", "Requests being answered.", &["listener"]),
-            connections: registry.gauge("outrigger_downstream_connections", "Open connections.", &["listener"]),
+            connections: registry.gauge("outrigger_downstream_connections_active", "Open connections.", &["listener"]),
             connections_total: registry.counter(
                 "outrigger_downstream_connections_total",
                 "Connections accepted.",
@@ -68,7 +68,11 @@ impl Families {
                 "Connections to endpoints, by result.",
                 &["cluster", "result"],
             ),
-            upstream: registry.gauge("outrigger_upstream_connections", "Open connections to endpoints.", &["cluster"]),
+            upstream: registry.gauge(
+                "outrigger_upstream_connections_active",
+                "Open connections to endpoints.",
+                &["cluster"],
+            ),
             retries: registry.counter(
                 "outrigger_upstream_retries_total",
                 "Requests sent again because a kept connection had gone stale.",

@@ -372,7 +372,7 @@ impl Lease {
     }
 
     /// Keeps the connection for the next request, when there is room and it is still good.
-    pub(crate) fn give_back(mut self) {
+    pub(crate) fn give_back(mut self, now: Instant) {
         let (Some(pool), Some(sender)) = (self.ticket.pool.upgrade(), self.sender.take()) else { return };
         if sender.is_closed() {
             return;
@@ -380,7 +380,7 @@ impl Lease {
         let mut state = pool.state.borrow_mut();
         let Some(endpoint) = state.endpoints.get_mut(&self.ticket.address) else { return };
         if endpoint.idle.len() < pool.cluster.config.pool.max_idle as usize {
-            endpoint.idle.push(Idle { sender, since: Instant::now(), generation: self.generation });
+            endpoint.idle.push(Idle { sender, since: now, generation: self.generation });
             self.ticket.open = false;
         }
     }

@@ -37,6 +37,16 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) access_log: Option<Arc<AccessLog>>,
 }
 
+/// One worker's handle on a snapshot, counted without touching the other workers' cache lines.
+pub(crate) struct LocalSnapshot(pub(crate) Arc<ListenerSnapshot>);
+
+impl std::ops::Deref for LocalSnapshot {
+    type Target = ListenerSnapshot;
+    fn deref(&self) -> &ListenerSnapshot {
+        &self.0
+    }
+}
+
 impl Listener {
     pub(crate) fn new(config: &ListenerConfig, snapshot: ListenerSnapshot) -> Arc<Self> {
         Arc::new(Self {
