@@ -159,7 +159,8 @@ impl Inner {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let handshake = http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await;
+        let mut builder = http1::Builder::new();
+        let handshake = builder.max_buf_size(MAX_HEAD).max_header_size(MAX_HEAD).handshake(TokioIo::new(stream)).await;
         let (sender, connection) =
             handshake.map_err(|error| Failure::before_sending(Stage::Connect, error.to_string()))?;
         Ok(self.pool.drive(sender, connection))
