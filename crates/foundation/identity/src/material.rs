@@ -4,7 +4,7 @@
 //! known to work now. Promise: no material passes that peers would refuse for a reason we
 //! can see ourselves, so that a bad file never replaces a good one.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -211,6 +211,10 @@ pub(crate) fn read_file(part: Part, path: &Path) -> Result<Zeroizing<Vec<u8>>, E
         io::ErrorKind::NotFound => Error::Missing { part, path: path.into() },
         _ => Error::Unreadable { part, path: path.into(), uid: rustix::process::geteuid().as_raw(), source },
     };
+    // Opening a pipe would wait for its writer, for ever.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
     let file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
     if size > MAX_FILE {

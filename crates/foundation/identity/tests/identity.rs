@@ -12,7 +12,8 @@ use outrigger_identity::{Identities, IdentityComponent, PeerPolicy, Snapshot, pe
 use outrigger_runtime::{BoxError, Component, Context, Standalone};
 use outrigger_telemetry::{Format, Registry};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,6 +105,7 @@ struct Pki {
 impl Pki {
     fn new() -> Self {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().unwrap();
@@ -294,6 +296,45 @@ async fn meet(client: &Snapshot, server: &Snapshot) {
         assert_eq!(peer_id(stream.get_ref().1.peer_certificates()).as_ref(), Some(&server.spiffe_id));
     };
     tokio::join!(serve, call);
+}
+
+#[tokio::test]
+async fn openssl_is_served_with_both_versions_and_only_with_a_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = Pki::new();
+    pki.write(folder.path(), HOUR);
+    let running = Running::start(from_files(folder.path()));
+    let server = running.generation(1).await.server_config(&PeerPolicy::TrustDomain, &[b"http/1.1"]).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    for (version, certificate, passes) in [
+        ("-tls1_3", true, true),
+        ("-tls1_2", true, true),
+        ("-tls1_3", false, false),
+        ("-tls1_2", false, false),
+        ("-tls1_1", true, false),
+    ] {
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(["s_client", "-connect", &address, version, "-CAfile", "bundle.pem", "-verify_return_error"]);
+        openssl.args(["-alpn", "http/1.1", "-ign_eof"]).current_dir(folder.path());
+        if certificate {
+            openssl.args(["-cert", "svid.pem", "-key", "svid.key"]);
+        }
+        let openssl = tokio::task::spawn_blocking(move || openssl.stdin(std::process::Stdio::null()).output().unwrap());
+        let (stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+        let served = async {
+            let mut stream = TlsAcceptor::from(server.clone()).accept(stream).await?;
+            stream.write_all(b"hello from the other side").await?;
+            stream.shutdown().await
+        };
+        let served = tokio::time::timeout(PATIENCE, served).await.unwrap();
+        assert_eq!(served.is_ok(), passes, "{version} {certificate}: {served:?}");
+        let output = openssl.await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.contains("hello from the other side"), passes, "{version} {certificate}: {text}");
+        assert!(!passes || text.contains("Verification: OK") && text.contains("ALPN protocol: http/1.1"), "{text}");
+    }
+    running.stop().await;
 }
 
 #[tokio::test]

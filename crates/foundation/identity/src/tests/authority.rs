@@ -144,6 +144,22 @@ async fn svids_are_good_short_lived_and_renewed_at_half_their_life() {
 }
 
 #[tokio::test]
+async fn openssl_accepts_its_svids_under_strict_rules() {
+    let folder = tempfile::tempdir().unwrap();
+    let material =
+        development::load(&settings(folder.path()), &shop(), None, SystemTime::now()).await.unwrap().unwrap();
+    fs::write(folder.path().join("svid.pem"), pem("CERTIFICATE", &material.credentials.cert[0])).unwrap();
+    for purpose in ["sslclient", "sslserver"] {
+        let output = std::process::Command::new("openssl")
+            .args(["verify", "-x509_strict", "-check_ss_sig", "-purpose", purpose, "-CAfile", "ca.pem", "svid.pem"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{purpose}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test]
 async fn an_authority_made_by_hand_serves_too() {
     let folder = tempfile::tempdir().unwrap();
     let made = std::process::Command::new("openssl")

@@ -125,7 +125,15 @@ fn every_mistake_names_its_file_and_what_to_do() {
                 fs::remove_file(f.join("svid.key")).unwrap();
                 fs::create_dir(f.join("svid.key")).unwrap();
             }),
-            &["svid.key", "cannot be read by user", "directory"],
+            &["svid.key", "cannot be read by user", "no regular file"],
+        ),
+        (
+            "a pipe that nobody writes",
+            Box::new(|f| {
+                fs::remove_file(f.join("svid.pem")).unwrap();
+                assert!(Command::new("mkfifo").arg(f.join("svid.pem")).status().unwrap().success());
+            }),
+            &["svid.pem", "no regular file"],
         ),
         ("an empty file", Box::new(|f| write(f, "svid.pem", "")), &["svid.pem", "BEGIN CERTIFICATE", "no PEM at all"]),
         ("no PEM", Box::new(|f| write(f, "bundle.pem", "hello")), &["bundle.pem", "no PEM at all"]),
