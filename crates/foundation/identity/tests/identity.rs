@@ -222,7 +222,7 @@ async fn a_swap_of_kubernetes_data_link_is_seen() {
 async fn a_certificate_that_expires_is_not_ready_any_more() {
     let folder = tempfile::tempdir().unwrap();
     let pki = Pki::new();
-    pki.write(folder.path(), Duration::from_secs(3));
+    pki.write(folder.path(), Duration::from_secs(5));
     let running = Running::start(from_files(folder.path()));
     running.status("ready", "").await;
     let reason = running.status("waiting", "expired at 20").await;
@@ -257,7 +257,7 @@ async fn a_certificate_of_the_future_is_taken_when_its_time_has_come() {
 async fn development_identities_rotate_and_trust_one_another() {
     let folder = tempfile::tempdir().unwrap();
     let authority = folder.path().join("ca");
-    let ttl = Duration::from_secs(4);
+    let ttl = Duration::from_secs(6);
     let frontend = Running::start(development(&authority, "frontend", ttl));
     let backend = Running::start(development(&authority, "backend", ttl));
     for generation in [1, 3] {
