@@ -188,14 +188,15 @@ where
         Rc::new(Downstream { local: Rc::clone(local), remote, peer, peer_number, watched: Rc::clone(&watched) });
 
     let mut builder = http1::Builder::new();
-    builder.preserve_header_case(true).half_close(false).max_buf_size(limits.max_header_bytes.as_usize().max(8192));
+    let header_bytes = limits.max_header_bytes.as_usize();
+    builder.preserve_header_case(true).max_header_size(header_bytes).max_buf_size(header_bytes.max(8192));
     if limits.max_headers != 100 {
         // Any other number makes hyper keep the fields on the heap.
         builder.max_headers(limits.max_headers as usize);
     }
     let serving = Rc::clone(&downstream);
     let service = service_fn(move |request| forward::handle(Rc::clone(&serving), request));
-    let io = WatchedIo { io, watched: Rc::clone(&watched) };
+    let io = WatchedIo { io, watched: Rc::clone(&watched), lingered: None };
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut drained = pin!(local.shared.drain.cancelled());
     let mut draining = false;
@@ -261,6 +262,8 @@ pub(crate) struct Watched {
     header_timeout: Duration,
     idle_timeout: Duration,
     overdue: Notify,
+    /// A request was answered before all of it had come.
+    answered_early: Cell<bool>,
 }
 
 impl Watched {
@@ -272,12 +275,18 @@ impl Watched {
             header_timeout,
             idle_timeout,
             overdue: Notify::new(),
+            answered_early: Cell::new(false),
         }
     }
 
     pub(crate) fn enter(&self, phase: Phase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
+    }
+
+    /// Says that a request was answered before all of it had come.
+    pub(crate) fn answer_early(&self) {
+        self.answered_early.set(true);
     }
 
     /// Ends the connection when it is overdue.
@@ -301,6 +310,29 @@ impl Watched {
 struct WatchedIo<I> {
     io: I,
     watched: Rc<Watched>,
+    /// Bytes thrown away since our side was closed; `None` before that.
+    lingered: Option<usize>,
+}
+
+/// A client is listened to for so many bytes after it was refused.
+const MOST_LINGERED: usize = 1024 * 1024;
+
+impl<I: Read + Write + Unpin> WatchedIo<I> {
+    /// Reads what a refused client still sends. Closing before that would reset the connection, and the reset
+    /// may overtake the answer ([RFC 9112], 9.6). The header timeout bounds it.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waste = [std::mem::MaybeUninit::uninit(); 4096];
+        loop {
+            let mut buffer = hyper::rt::ReadBuf::uninit(&mut waste);
+            let outcome = ready!(Pin::new(&mut self.io).poll_read(cx, buffer.unfilled()));
+            let read = buffer.filled().len();
+            let lingered = self.lingered.get_or_insert(0);
+            *lingered += read;
+            if outcome.is_err() || read == 0 || *lingered > MOST_LINGERED {
+                return Poll::Ready(());
+            }
+        }
+    }
 }
 
 impl<I: Read + Unpin> Read for WatchedIo<I> {
@@ -313,7 +345,7 @@ impl<I: Read + Unpin> Read for WatchedIo<I> {
     }
 }
 
-impl<I: Write + Unpin> Write for WatchedIo<I> {
+impl<I: Read + Write + Unpin> Write for WatchedIo<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -321,7 +353,16 @@ impl<I: Write + Unpin> Write for WatchedIo<I> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.lingered.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            let unread = self.watched.phase.get() == Phase::Head || self.watched.answered_early.get();
+            if !unread {
+                return Poll::Ready(Ok(()));
+            }
+            self.watched.enter(Phase::Head, Instant::now());
+            self.lingered = Some(0);
+        }
+        self.poll_linger(cx).map(Ok)
     }
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()

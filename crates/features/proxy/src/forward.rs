@@ -39,10 +39,17 @@ pub(crate) async fn handle(
     downstream.watched.enter(Phase::Busy, now);
     downstream.local.metrics.in_flight.inc();
     let snapshot = downstream.local.snapshot();
+    let has_body = !request.body().is_end_stream();
+    let watched = Rc::clone(&downstream.watched);
     let mut exchange = Box::new(Exchange::new(downstream, snapshot, now, &request));
     Ok(match exchange.forward(request).await {
         Ok((response, lease)) => exchange.respond(response, lease),
-        Err(reason) => exchange.refuse(reason),
+        Err(reason) => {
+            if has_body {
+                watched.answer_early();
+            }
+            exchange.refuse(reason)
+        }
     })
 }
 
@@ -54,6 +61,8 @@ pub(crate) struct Exchange {
     route: Option<Arc<Route>>,
     cluster: Option<Arc<Cluster>>,
     endpoint: Option<SocketAddr>,
+    /// Whom the endpoint's certificate names, for traffic that leaves the application.
+    endpoint_peer: Option<Rc<str>>,
     /// Held until the response's end, for then the connection is free again.
     lease: Option<Lease>,
     code: u16,
@@ -93,6 +102,7 @@ impl Exchange {
             route: None,
             cluster: None,
             endpoint: None,
+            endpoint_peer: None,
             lease: None,
             code: 0,
             reason: None,
@@ -153,6 +163,7 @@ impl Exchange {
         loop {
             let mut lease = pool.checkout(fresh).await?;
             self.endpoint = Some(lease.address());
+            self.endpoint_peer = lease.peer();
             // Should the endpoint close the kept connection just now, a request without a body that may be
             // repeated ([RFC 9110], 9.2.2) is sent again; it has to be kept for that.
             let copy =
@@ -236,7 +247,7 @@ impl Exchange {
             route: self.route.as_ref().map_or(u64::MAX, |route| route.id),
             cluster: self.cluster.as_ref().map_or(u64::MAX, |cluster| cluster.id),
             code,
-            peer: self.downstream.peer_number,
+            peer: self.peer_number(),
         };
         let names = RequestNames { route: self.route_name(), cluster: self.cluster_name(), peer: self.peer_name() };
         local.metrics.request(key, &names, duration);
@@ -275,8 +286,19 @@ impl Exchange {
     fn cluster_name(&self) -> &str {
         self.cluster.as_ref().map_or("", |cluster| cluster.name.as_str())
     }
+    /// The other side: who calls the application, or whom it calls.
     fn peer_name(&self) -> &str {
-        self.downstream.peer.as_ref().map_or("", |peer| peer.id.as_str())
+        match (&self.downstream.peer, &self.endpoint_peer) {
+            (Some(peer), _) => &peer.id,
+            (None, Some(peer)) => peer,
+            (None, None) => "",
+        }
+    }
+    fn peer_number(&self) -> u64 {
+        match (&self.downstream.peer, &self.endpoint_peer) {
+            (Some(_), _) | (None, None) => self.downstream.peer_number,
+            (None, Some(peer)) => self.downstream.local.worker.peer_number(peer),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
-use outrigger_identity::{Identities, Snapshot, tls_error_reason, tls_error_text};
+use outrigger_identity::{Identities, Snapshot, peer_id, tls_error_reason, tls_error_text};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -95,9 +95,17 @@ struct Endpoint {
 }
 
 struct Idle {
-    sender: SendRequest<RequestBody>,
+    connection: Connection,
     since: Instant,
+}
+
+/// A connection to an endpoint.
+struct Connection {
+    sender: SendRequest<RequestBody>,
+    /// Which certificate of ours it was made with.
     generation: u64,
+    /// Whom the endpoint's certificate names.
+    peer: Option<Rc<str>>,
 }
 
 impl Pool {
@@ -133,17 +141,17 @@ impl Pool {
             let address = self.choose()?;
             let mut ticket = Ticket::take(self, address);
             if !fresh {
-                while let Some(mut sender) = self.idle(address, generation) {
+                while let Some(mut connection) = self.idle(address, generation) {
                     // What the endpoint closed meanwhile is noticed here, not by the request.
-                    if sender.ready().await.is_ok() {
+                    if connection.sender.ready().await.is_ok() {
                         ticket.open = true;
-                        return Ok(Lease { ticket, sender: Some(sender), reused: true, generation });
+                        return Ok(Lease { ticket, connection: Some(connection), reused: true });
                     }
                     self.closed();
                 }
             }
             match self.connect(&mut ticket, snapshot.as_deref()).await {
-                Ok(sender) => return Ok(Lease { ticket, sender: Some(sender), reused: false, generation }),
+                Ok(connection) => return Ok(Lease { ticket, connection: Some(connection), reused: false }),
                 Err(Reason::Overflow) => return Err(Reason::Overflow),
                 Err(reason) => {
                     self.failed(address);
@@ -163,7 +171,7 @@ impl Pool {
         let mut closed = 0;
         for endpoint in state.endpoints.values_mut() {
             endpoint.idle.retain(|idle| {
-                let keep = !idle.sender.is_closed() && now.saturating_duration_since(idle.since) < timeout;
+                let keep = !idle.connection.sender.is_closed() && now.saturating_duration_since(idle.since) < timeout;
                 closed += u32::from(!keep);
                 keep
             });
@@ -218,14 +226,14 @@ impl Pool {
         }
     }
 
-    fn idle(&self, address: SocketAddr, generation: u64) -> Option<SendRequest<RequestBody>> {
+    fn idle(&self, address: SocketAddr, generation: u64) -> Option<Connection> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         let endpoint = state.endpoints.get_mut(&address)?;
         // The one used last is the least likely to have been closed.
         while let Some(idle) = endpoint.idle.pop() {
-            if idle.generation == generation && !idle.sender.is_closed() {
-                return Some(idle.sender);
+            if idle.connection.generation == generation && !idle.connection.sender.is_closed() {
+                return Some(idle.connection);
             }
             state.connections -= 1;
             self.metrics.open.dec();
@@ -233,11 +241,7 @@ impl Pool {
         None
     }
 
-    async fn connect(
-        self: &Rc<Self>,
-        ticket: &mut Ticket,
-        snapshot: Option<&Snapshot>,
-    ) -> Result<SendRequest<RequestBody>, Reason> {
+    async fn connect(self: &Rc<Self>, ticket: &mut Ticket, snapshot: Option<&Snapshot>) -> Result<Connection, Reason> {
         if self.state.borrow().connections >= self.cluster.config.pool.max_connections {
             self.metrics.overflow.inc();
             return Err(Reason::Overflow);
@@ -262,14 +266,17 @@ impl Pool {
         outcome
     }
 
-    async fn dial(&self, address: SocketAddr, snapshot: Option<&Snapshot>) -> Result<SendRequest<RequestBody>, Reason> {
+    async fn dial(&self, address: SocketAddr, snapshot: Option<&Snapshot>) -> Result<Connection, Reason> {
         let cluster = &self.cluster.name;
         let stream = TcpStream::connect(address).await.map_err(|error| {
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
             Reason::ConnectFailure
         })?;
         let _ = stream.set_nodelay(true);
-        let Some(snapshot) = snapshot else { return self.handshake(TokioIo::new(stream)).await };
+        let Some(snapshot) = snapshot else {
+            let sender = self.handshake(TokioIo::new(stream)).await?;
+            return Ok(Connection { sender, generation: 0, peer: None });
+        };
 
         let expected = self.cluster.config.tls.as_ref().map(|tls| tls.spiffe_ids.as_slice()).unwrap_or_default();
         let config = self.tls.get(snapshot, |snapshot| snapshot.client_config(expected, ALPN));
@@ -279,7 +286,9 @@ impl Pool {
         match TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => {
                 self.metrics.handshake("ok");
-                self.handshake(TokioIo::new(stream)).await
+                let peer = peer_id(stream.get_ref().1.peer_certificates()).map(|id| Rc::from(id.as_str()));
+                let sender = self.handshake(TokioIo::new(stream)).await?;
+                Ok(Connection { sender, generation: snapshot.generation, peer })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));
@@ -354,10 +363,9 @@ impl Drop for Ticket {
 /// A connection for one request. Dropped, it is closed; given back, it is kept.
 pub(crate) struct Lease {
     ticket: Ticket,
-    sender: Option<SendRequest<RequestBody>>,
+    connection: Option<Connection>,
     /// It carried a request before, so the endpoint may have closed it unnoticed.
     pub(crate) reused: bool,
-    generation: u64,
 }
 
 impl Lease {
@@ -366,21 +374,26 @@ impl Lease {
         self.ticket.address
     }
 
+    /// Whom the endpoint's certificate names.
+    pub(crate) fn peer(&self) -> Option<Rc<str>> {
+        self.connection.as_ref()?.peer.clone()
+    }
+
     /// To send the request with.
     pub(crate) fn sender(&mut self) -> Option<&mut SendRequest<RequestBody>> {
-        self.sender.as_mut()
+        self.connection.as_mut().map(|connection| &mut connection.sender)
     }
 
     /// Keeps the connection for the next request, when there is room and it is still good.
     pub(crate) fn give_back(mut self, now: Instant) {
-        let (Some(pool), Some(sender)) = (self.ticket.pool.upgrade(), self.sender.take()) else { return };
-        if sender.is_closed() {
+        let (Some(pool), Some(connection)) = (self.ticket.pool.upgrade(), self.connection.take()) else { return };
+        if connection.sender.is_closed() {
             return;
         }
         let mut state = pool.state.borrow_mut();
         let Some(endpoint) = state.endpoints.get_mut(&self.ticket.address) else { return };
         if endpoint.idle.len() < pool.cluster.config.pool.max_idle as usize {
-            endpoint.idle.push(Idle { sender, since: now, generation: self.generation });
+            endpoint.idle.push(Idle { connection, since: now });
             self.ticket.open = false;
         }
     }

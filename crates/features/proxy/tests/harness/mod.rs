@@ -1,0 +1,344 @@
+//! Raw clients, scripted applications, and proxies run as the runtime would run them.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use outrigger_config::Config;
+use outrigger_http::Resolver;
+use outrigger_identity::{Identities, IdentityComponent};
+use outrigger_runtime::{BoxError, Component, Context, Standalone};
+use outrigger_telemetry::{Format, Registry};
+use tokio::task::JoinSet;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Polls until something holds, letting the runtime work meanwhile.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn text<E: std::fmt::Debug>(outcome: Result<String, E>) -> String {
+    outcome.unwrap()
+}
+
+/// A client that speaks bytes.
+pub(crate) struct Client(TcpStream);
+
+impl Client {
+    pub(crate) fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(stream)
+    }
+
+    pub(crate) fn send(&mut self, bytes: &str) {
+        self.0.write_all(bytes.as_bytes()).unwrap();
+    }
+
+    /// Sends and reads one answer: its head, and its body as the head frames it.
+    pub(crate) fn ask(&mut self, request: &str) -> String {
+        // The answer may come, and the connection end, before all of a refused request is taken.
+        let _ = self.0.write_all(request.as_bytes());
+        let mut answer = String::new();
+        loop {
+            let more = self.read_some();
+            if more.is_empty() {
+                return answer;
+            }
+            answer.push_str(&more);
+            if let Some((head, body)) = answer.split_once("\r\n\r\n") {
+                let head = head.to_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                let whole = match length {
+                    Some(length) => body.len() >= length.parse().unwrap(),
+                    None => body.ends_with("0\r\n\r\n"),
+                };
+                if whole {
+                    return answer;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn read_some(&mut self) -> String {
+        let mut buffer = [0; 4096];
+        let read = self.0.read(&mut buffer).unwrap_or(0);
+        String::from_utf8_lossy(&buffer[..read]).into_owned()
+    }
+
+    pub(crate) fn read_to_end(&mut self) -> String {
+        let mut all = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => all.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+                Err(error) => panic!("the connection was not closed: {error}"),
+            }
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
+/// An application that answers each request as a script says.
+pub(crate) struct App {
+    pub(crate) port: u16,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+/// What the application does with a request: answer it, or not; and whether it then closes.
+type Script = dyn Fn(usize, &str) -> (Option<String>, bool) + Send + Sync;
+
+impl App {
+    pub(crate) fn answering(answer: &str) -> Self {
+        let answer = answer.to_owned();
+        Self::new(move |_| Some(answer.clone()))
+    }
+
+    pub(crate) fn new(script: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self::scripted(Arc::new(move |_, request: &str| (script(request), false)))
+    }
+
+    pub(crate) fn closing_after(answer: &str) -> Self {
+        let answer = answer.to_owned();
+        Self::scripted(Arc::new(move |_, _: &str| (Some(answer.clone()), true)))
+    }
+
+    pub(crate) fn closing_on_second_request(answer: &str) -> Self {
+        let answer = answer.to_owned();
+        Self::scripted(Arc::new(
+            move |number, _: &str| if number == 0 { (Some(answer.clone()), false) } else { (None, true) },
+        ))
+    }
+
+    /// Answers one request for each message on the channel.
+    pub(crate) fn held(answer: &str) -> (Self, SyncSender<()>) {
+        let (sender, receiver): (SyncSender<()>, Receiver<()>) = sync_channel(4);
+        let (answer, receiver) = (answer.to_owned(), Mutex::new(receiver));
+        let app = Self::new(move |_| {
+            let _ = receiver.lock().unwrap().recv_timeout(PATIENCE);
+            Some(answer.clone())
+        });
+        (app, sender)
+    }
+
+    fn scripted(script: Arc<Script>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
+                std::thread::spawn(move || converse(stream.unwrap(), &*script, &log));
+            }
+        });
+        Self { port, seen }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// One plain inbound listener `in` in front of this application.
+    pub(crate) fn plain_config(&self, listener_lines: &str) -> String {
+        format!(
+            r#"
+proxy:
+  listeners:
+    - name: in
+      direction: inbound
+      address: 127.0.0.1:PORT
+      routes: [{{ name: all, backendRefs: [{{ name: app }}] }}]
+{listener_lines}  clusters:
+    - name: app
+      endpoints: ["127.0.0.1:{}"]
+"#,
+            self.port
+        )
+    }
+}
+
+fn converse(mut stream: TcpStream, script: &Script, log: &Mutex<Vec<String>>) {
+    for number in 0.. {
+        let Some(request) = read_request(&mut stream) else { return };
+        log.lock().unwrap().push(request.clone());
+        let (answer, close) = script(number, &request);
+        if let Some(answer) = answer
+            && stream.write_all(answer.as_bytes()).is_err()
+        {
+            return;
+        }
+        if close {
+            return;
+        }
+    }
+}
+
+fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        request.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&request).to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    if head.contains("expect: 100-continue") {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    request.extend_from_slice(&body);
+    Some(String::from_utf8_lossy(&request).into_owned())
+}
+
+/// The inbound or outbound component, run as the runtime runs it.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    registry: Registry,
+    standalone: Standalone,
+    running: JoinSet<Result<(), BoxError>>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(config: &str) -> Self {
+        let (_unused, identities) = IdentityComponent::new();
+        Self::start_with(config, identities, 0).await
+    }
+
+    /// Starts the component of a direction: 0 inbound, 1 outbound. `PORT` in the config becomes a free port.
+    pub(crate) async fn start_with(config: &str, identities: Identities, direction: usize) -> Self {
+        let port = free_port();
+        let config = parse(&config.replace("PORT", &port.to_string()));
+        let (ctx, mut standalone) = Context::standalone(config, 2);
+        let registry = ctx.registry.clone();
+        let component = outrigger_proxy::components(identities, Resolver::from_system()).remove(direction);
+        let mut running = JoinSet::new();
+        running.spawn(async move { component.run(ctx).await });
+        tokio::select! {
+            () = standalone.ready() => {}
+            ended = running.join_next() => panic!("the proxy did not start: {ended:?}"),
+            () = tokio::time::sleep(PATIENCE) => panic!("the proxy is not ready"),
+        }
+        Self { port, registry, standalone, running }
+    }
+
+    pub(crate) fn reload(&self, config: &str) {
+        let config = parse(&config.replace("PORT", &self.port.to_string()));
+        self.standalone.config.send(Arc::new(config)).unwrap();
+    }
+
+    pub(crate) fn status(&self) -> (&'static str, String) {
+        self.standalone.status()
+    }
+
+    pub(crate) fn request_stop(&mut self, within: Duration) {
+        self.standalone.stop.request(tokio::time::Instant::now() + within);
+    }
+
+    pub(crate) async fn ended(&mut self) {
+        let ended = tokio::time::timeout(PATIENCE, self.running.join_next()).await.expect("the stop has an end");
+        ended.unwrap().unwrap().unwrap();
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.request_stop(Duration::from_secs(2));
+        self.ended().await;
+    }
+
+    /// Waits until the metrics hold a text.
+    pub(crate) async fn metrics_have(&self, wanted: &str) {
+        let mut text = String::new();
+        let deadline = Instant::now() + PATIENCE;
+        while !text.contains(wanted) {
+            assert!(Instant::now() < deadline, "{wanted} is not in\n{text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let mut bytes = Vec::new();
+            self.registry.encode(Format::Text, &mut bytes);
+            text = String::from_utf8(bytes).unwrap();
+        }
+    }
+}
+
+fn parse(text: &str) -> Config {
+    outrigger_config::parse("test.yaml", text, &|_| None).unwrap_or_else(|error| panic!("{error}")).config
+}
+
+/// A frontend's outbound side and a backend's inbound side with mTLS between them.
+pub(crate) struct Shop {
+    pub(crate) backend: Proxy,
+    frontend: Proxy,
+    _authority: tempfile::TempDir,
+    _identities: JoinSet<()>,
+}
+
+impl Shop {
+    /// `expected` is whom the frontend takes the backend for.
+    pub(crate) async fn start(app: &App, expected: &str) -> Self {
+        let authority = tempfile::tempdir().unwrap();
+        let mut keepers = JoinSet::new();
+        let mut identities = Vec::new();
+        let section = |account: &str| {
+            format!(
+                "identity:\n  trustDomain: shop.example\n  development: {{ directory: {}, namespace: shop, serviceAccount: {account} }}\n",
+                authority.path().join("ca").display()
+            )
+        };
+        for account in ["backend", "frontend"] {
+            let (component, handle) = IdentityComponent::new();
+            let (ctx, standalone) = Context::standalone(parse(&section(account)), 1);
+            keepers.spawn(async move {
+                let _standalone = standalone;
+                component.run(ctx).await.unwrap();
+            });
+            tokio::time::timeout(PATIENCE, handle.first()).await.unwrap().expect("an identity");
+            identities.push(handle);
+        }
+        let strict = "      tls: { mode: strict, allowedPeers: [spiffe://shop.example/ns/shop/sa/frontend] }\n";
+        let config = section("backend") + &app.plain_config(strict);
+        let backend = Proxy::start_with(&config, identities.remove(0), 0).await;
+        let config = section("frontend")
+            + &format!(
+                r#"
+proxy:
+  listeners:
+    - name: out
+      direction: outbound
+      address: 127.0.0.1:PORT
+      routes: [{{ name: all, backendRefs: [{{ name: backend }}] }}]
+  clusters:
+    - name: backend
+      endpoints: ["127.0.0.1:{}"]
+      tls: {{ spiffeIds: ["{expected}"] }}
+"#,
+                backend.port
+            );
+        let frontend = Proxy::start_with(&config, identities.remove(0), 1).await;
+        Self { backend, frontend, _authority: authority, _identities: keepers }
+    }
+
+    pub(crate) fn outbound(&self) -> u16 {
+        self.frontend.port
+    }
+
+    pub(crate) async fn stop(self) {
+        self.frontend.stop().await;
+        self.backend.stop().await;
+    }
+}
