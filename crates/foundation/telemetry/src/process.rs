@@ -5,7 +5,6 @@
 //! [process metrics]: https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics
 
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -14,8 +13,12 @@ use crate::Registry;
 
 /// Registers `outrigger_build_info`.
 pub fn register_build_info(registry: &Registry, version: &str) {
-    let family = registry.gauge("outrigger_build_info", "Version of this executable; always 1.", &["version"]);
-    let info = family.with(&[version]);
+    let labels = ["version", "arch", "profile"];
+    let family = registry.gauge("outrigger_build_info", "What this executable was built as; always 1.", &labels);
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let info = family.with(&[version, std::env::consts::ARCH, profile]);
+    info.set(1.0);
+    // The collector holds the handle, and with it the series.
     registry.on_scrape(Box::new(move |_| info.set(1.0)));
 }
 
@@ -30,24 +33,24 @@ pub fn register_process_metrics(registry: &Registry) {
     let open_fds = gauge("process_open_fds", "Open file descriptors.");
     let max_fds = gauge("process_max_fds", "Most file descriptors the process may open.");
     let started = gauge("process_start_time_seconds", "Start of the process since the Unix epoch, in seconds.");
-    let fds_now = AtomicU64::new(0);
+    let ticks = rustix::param::clock_ticks_per_second() as f64;
+    let page = rustix::param::page_size() as f64;
+    // It does not change, so it is worked out once: later, a clock set meanwhile would make it look like a restart.
+    if let Some(stat) = Stat::read() {
+        let boot = seconds(ClockId::Realtime) - seconds(ClockId::Boottime);
+        started.set(((boot + stat.start_ticks as f64 / ticks) * 100.0).round() / 100.0);
+    }
     registry.on_scrape(Box::new(move |_| {
-        let ticks = rustix::param::clock_ticks_per_second() as f64;
-        let page = rustix::param::page_size() as f64;
         if let Some(stat) = Stat::read() {
             cpu.set(stat.cpu_ticks as f64 / ticks);
             mapped.set(stat.virtual_bytes as f64);
             resident.set(stat.resident_pages as f64 * page);
             threads.set(stat.threads as f64);
-            let boot = seconds(ClockId::Realtime) - seconds(ClockId::Boottime);
-            // Rounded to a tick, so that clock drift between scrapes does not look like a restart.
-            started.set(((boot + stat.start_ticks as f64 / ticks) * ticks).round() / ticks);
         }
         if let Ok(entries) = fs::read_dir("/proc/self/fd") {
             // The folder being read is itself open.
-            fds_now.store(entries.count().saturating_sub(1) as u64, Relaxed);
+            open_fds.set(entries.count().saturating_sub(1) as f64);
         }
-        open_fds.set(fds_now.load(Relaxed) as f64);
         max_fds.set(getrlimit(Resource::Nofile).current.map_or(f64::INFINITY, |limit| limit as f64));
     }));
 }
@@ -103,5 +106,27 @@ mod tests {
     #[test]
     fn this_process_can_be_read() {
         assert!(Stat::read().unwrap().resident_pages > 0);
+    }
+
+    #[test]
+    fn the_process_is_shown_as_it_is() {
+        let registry = crate::Registry::new(&outrigger_config::MetricsRegistry::default(), 1);
+        super::register_process_metrics(&registry);
+        let value = |name: &str| {
+            let mut text = Vec::new();
+            registry.encode(crate::Format::Text, &mut text);
+            crate::parse::parse(&text).unwrap().family(name).unwrap().samples[0].value
+        };
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let started = value("process_start_time_seconds");
+        assert!(started <= now && started > now - 3600.0, "{started} of {now}");
+        let pipes: Vec<_> = (0..50).map(|_| std::io::pipe().unwrap()).collect();
+        let with_pipes = value("process_open_fds");
+        assert!(with_pipes >= 100.0 && with_pipes < value("process_max_fds"), "{with_pipes}");
+        drop(pipes);
+        let (resident, mapped) = (value("process_resident_memory_bytes"), value("process_virtual_memory_bytes"));
+        assert!(1e6 < resident && resident < mapped, "{resident} of {mapped}");
+        assert!(value("process_threads") >= 1.0 && value("process_cpu_seconds_total") >= 0.0);
+        assert_eq!(value("process_start_time_seconds"), started);
     }
 }

@@ -597,7 +597,7 @@ mod tests {
         crate::register_process_metrics(&registry);
         let text = text(&registry);
         for expected in
-            ["outrigger_build_info{version=\"1.2.3\"} 1\n", "process_resident_memory_bytes ", "process_open_fds "]
+            ["outrigger_build_info{version=\"1.2.3\",arch=\"", "process_resident_memory_bytes ", "process_open_fds "]
         {
             assert!(text.contains(expected), "{expected} not in {text}");
         }
