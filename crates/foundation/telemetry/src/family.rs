@@ -14,7 +14,7 @@ use outrigger_config::MetricsRegistry;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cells::Cells;
-use crate::registry::{self, RegistryError};
+use crate::names::{self, RegistryError};
 use crate::series::{Counter, FloatCounter, Gauge, Histogram, Kind, Series};
 
 /// What all families of a registry share.
@@ -75,7 +75,7 @@ impl Family {
 
     /// Appends labels; series that exist have no values for them, which means the same as not having them.
     fn add_labels(&self, fresh: &[&str]) -> Result<(), RegistryError> {
-        fresh.iter().try_for_each(|label| registry::check_label(&self.name, label))?;
+        fresh.iter().try_for_each(|label| names::check_label(&self.name, label))?;
         let mut labels = self.labels.write();
         let mut all = labels.to_vec();
         for label in fresh {
