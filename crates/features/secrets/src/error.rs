@@ -1,0 +1,95 @@
+//! Why a secret is not where it shall be.
+//!
+//! Promise: each text says what failed, where, and what would mend it, in one line of
+//! bounded length; none holds a secret, for none is ever made from a value.
+
+use std::path::PathBuf;
+
+/// Why a secret could not be read, rendered or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A template that cannot be used: a syntax error, or a function that does not exist.
+    #[error("{at}: line {line} of the template: {message}")]
+    Template {
+        /// The config path of the template.
+        at: String,
+        /// Counted from 1, within the template.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A template that cannot be rendered from what the provider holds.
+    #[error("{target}: line {line} of {at}: {message}")]
+    Render {
+        /// The file or variable it is for.
+        target: String,
+        /// The config path of the template.
+        at: String,
+        /// Counted from 1, within the template.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A token, secret ID or CA bundle that cannot be read.
+    #[error("{what} {}: {problem}", path.display())]
+    Credential {
+        /// What it is.
+        what: &'static str,
+        /// Its file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        problem: String,
+    },
+    /// Vault cannot be reached, or does not answer as Vault.
+    #[error("vault {address} {problem}; retrying")]
+    Unavailable {
+        /// Vault's address.
+        address: String,
+        /// What it does instead.
+        problem: String,
+    },
+    /// Vault does not accept the token.
+    #[error("vault {address} does not accept the token for `{path}` (403): {problem}")]
+    TokenRejected {
+        /// Vault's address.
+        address: String,
+        /// What was asked for.
+        path: String,
+        /// Vault's own words.
+        problem: String,
+    },
+    /// Vault refuses a request for good.
+    #[error("vault {address}: {problem}")]
+    Refused {
+        /// Vault's address.
+        address: String,
+        /// What it refuses, and why.
+        problem: String,
+    },
+    /// Nothing is at the path.
+    #[error("{provider}: there is no secret at `{path}`{hint}")]
+    Missing {
+        /// The provider, and for Vault its address.
+        provider: String,
+        /// The path asked for.
+        path: String,
+        /// What may be the reason; empty or beginning with `: `.
+        hint: String,
+    },
+    /// A file of the `file` provider that cannot be used.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        problem: String,
+    },
+    /// A file that cannot be written.
+    #[error("cannot write {}: {problem}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be written.
+        problem: String,
+    },
+}

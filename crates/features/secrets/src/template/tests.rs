@@ -1,0 +1,163 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn secrets() -> Secrets {
+    let db = json!({ "Data": {
+        "data": { "password": "p4ss <&>", "host": "db", "empty": "", "none": null, "ports": [1, 2], "b64": "aGk=" },
+        "metadata": { "version": 7 },
+    }, "LeaseID": "", "LeaseDuration": 0, "Renewable": false });
+    let other = json!({ "Data": { "name": "db" }, "LeaseID": "l/1", "LeaseDuration": 60, "Renewable": true });
+    [("secret/data/db".to_owned(), to_value(db)), ("other".to_owned(), to_value(other))].into()
+}
+
+fn rendered(text: &str) -> Result<String, String> {
+    let template = Template::compile(text).map_err(|flaw| format!("compile:{}: {}", flaw.line, flaw.message))?;
+    match template.render(&secrets()) {
+        Rendered::Whole { text, .. } => Ok(text.to_string()),
+        Rendered::Needs(paths) => Err(format!("needs {paths:?}")),
+        Rendered::Flawed { flaw, .. } => Err(format!("render:{}: {}", flaw.line, flaw.message)),
+    }
+}
+
+const DB: &str = r#"{{ with secret "secret/data/db" }}"#;
+
+#[test]
+fn renders_what_vault_agent_renders() {
+    let cases = [
+        ("plain", r#"{{ with secret "secret/data/db" }}{{ .Data.data.password }}{{ end }}"#, "p4ss <&>"),
+        ("version", r#"{{ with secret "secret/data/db" }}{{ .Data.metadata.version }}{{ end }}"#, "7"),
+        ("variable", r#"{{ $s := secret "secret/data/db" }}{{ $s.Data.data.host }}"#, "db"),
+        ("chain", r#"{{ (secret "secret/data/db").Data.data.host }}"#, "db"),
+        (
+            "lease",
+            r#"{{ with secret "other" }}{{ .LeaseID }} {{ .LeaseDuration }} {{ .Renewable }}{{ end }}"#,
+            "l/1 60 true",
+        ),
+        (
+            "range",
+            r#"{{ with secret "secret/data/db" }}{{ range $i, $p := .Data.data.ports }}{{ $i }}={{ $p }};{{ end }}{{ end }}"#,
+            "0=1;1=2;",
+        ),
+        (
+            "index",
+            r#"{{ with secret "secret/data/db" }}{{ index .Data.data "host" }}{{ index .Data.data.ports 1 }}{{ end }}"#,
+            "db2",
+        ),
+        ("toJSON", r#"{{ with secret "secret/data/db" }}{{ .Data.data.ports | toJSON }}{{ end }}"#, "[1,2]"),
+        (
+            "base64",
+            r#"{{ with secret "secret/data/db" }}{{ .Data.data.b64 | base64Decode }}{{ "hi" | base64Encode }}{{ end }}"#,
+            "hiaGk=",
+        ),
+        ("case", r#"{{ "Ab" | toUpper }}{{ "Ab" | toLower }}{{ trimSpace " x " }}{{ trim "-" "-x-" }}"#, "ABabxx"),
+        ("split and join", r#"{{ "a,b" | split "," | join "-" }}{{ "aba" | replaceAll "a" "c" }}"#, "a-bcbc"),
+        ("contains", r#"{{ if "abc" | contains "b" }}yes{{ end }}"#, "yes"),
+        ("indent", "{{ \"a\\nb\" | indent 2 }}", "  a\n  b"),
+        ("parseJSON", r#"{{ with parseJSON "{\"a\": {\"b\": 1.5}}" }}{{ .a.b }}{{ end }}"#, "1.5"),
+        (
+            "default of a missing field",
+            r#"{{ with secret "secret/data/db" }}{{ .Data.data.nope | default "d" }}{{ end }}"#,
+            "d",
+        ),
+        (
+            "if on a missing field",
+            r#"{{ with secret "secret/data/db" }}{{ if .Data.data.nope }}x{{ else }}y{{ end }}{{ end }}"#,
+            "y",
+        ),
+        ("or on a missing field", r#"{{ with secret "secret/data/db" }}{{ or .Data.data.nope "z" }}{{ end }}"#, "z"),
+        ("define", "{{ define \"t\" }}<{{ .Data.name }}>{{ end }}{{ template \"t\" (secret \"other\") }}", "<db>"),
+        (
+            "path from a secret",
+            r#"{{ with secret "other" }}{{ with secret (printf "secret/data/%s" .Data.name) }}{{ .Data.data.host }}{{ end }}{{ end }}"#,
+            "db",
+        ),
+        ("empty is no error", r#"[{{ with secret "secret/data/db" }}{{ .Data.data.empty }}{{ end }}]"#, "[]"),
+        ("arithmetic", "{{ 5 | subtract 2 }}{{ add 1 2 }}", "33"),
+        (
+            "null as JSON",
+            r#"{{ with secret "secret/data/db" }}{{ toJSON .Data.metadata }}{{ end }}"#,
+            r#"{"version":7}"#,
+        ),
+    ];
+    for (name, text, expected) in cases {
+        assert_eq!(rendered(text).as_deref(), Ok(expected), "{name}");
+    }
+}
+
+#[test]
+fn says_what_is_wrong_without_values() {
+    let cases: &[(&str, String, &[&str])] = &[
+        (
+            "missing field",
+            format!("\n{DB}{{{{ .Data.data.passwrd }}}}{{{{ end }}}}"),
+            &["render:2", "`secret/data/db`", "`passwrd`", "`.Data.data`", "`password`"],
+        ),
+        (
+            "forgotten data",
+            format!("{DB}{{{{ .Data.password }}}}{{{{ end }}}}"),
+            &["`password`", "`.Data`", "`data`, `metadata`"],
+        ),
+        ("below a missing field", format!("{DB}{{{{ .Data.dta.x }}}}{{{{ end }}}}"), &["`x`", "`dta`", "`data`"]),
+        ("null", format!("{DB}{{{{ .Data.data.none }}}}{{{{ end }}}}"), &["null"]),
+        ("as an argument", format!("{DB}{{{{ printf \"%s\" .Data.data.nope }}}}{{{{ end }}}}"), &["`nope`"]),
+        ("piped", format!("{DB}{{{{ .Data.data.nope | toUpper }}}}{{{{ end }}}}"), &["`nope`"]),
+        ("by index", format!("{DB}{{{{ index .Data.data \"nope\" }}}}{{{{ end }}}}"), &["`nope`"]),
+        ("variable", format!("{DB}{{{{ $x := .Data.data.nope }}}}{{{{ $x }}}}{{{{ end }}}}"), &["`nope`"]),
+        ("field of a text", format!("{DB}{{{{ .Data.data.host.x }}}}{{{{ end }}}}"), &["`x`", "string"]),
+        ("not JSON", format!("{DB}{{{{ parseJSON .Data.data.password }}}}{{{{ end }}}}"), &["parseJSON"]),
+        ("not base64", format!("{DB}{{{{ base64Decode .Data.data.password }}}}{{{{ end }}}}"), &["base64Decode"]),
+        ("length of a number", "{{ len 5 }}".to_owned(), &["does not accept"]),
+        (
+            "too many for range",
+            format!("{DB}{{{{ range .Data.data.password }}}}{{{{ end }}}}{{{{ end }}}}"),
+            &["range"],
+        ),
+        ("unknown function", "\n\n{{ toJson 1 }}".to_owned(), &["compile:3", "`toJson`", "did you mean `toJSON`"]),
+        ("unknown, piped", "{{ 1 | nonsense }}".to_owned(), &["unknown function `nonsense`"]),
+        ("of consul", "{{ key \"a\" }}".to_owned(), &["`key`", "not offered"]),
+        ("ours are hidden", "{{ outrigger_line 1 }}".to_owned(), &["unknown function"]),
+        ("unclosed", "{{ with secret \"x\" }}".to_owned(), &["compile:1", "{{ end }}"]),
+        ("unclosed definition", "{{ define \"t\" }}x".to_owned(), &["compile:1", "{{ end }}"]),
+        ("one end too many", "a\n{{ end }}".to_owned(), &["compile:2", "end"]),
+        ("break outside", "{{ break }}".to_owned(), &["break"]),
+        ("undefined template", "{{ template \"t\" }}".to_owned(), &["no template `t`"]),
+        ("write", "{{ secret \"pki/issue/x\" \"a=b\" }}".to_owned(), &["one path"]),
+        ("no path", "{{ with secret }}{{ end }}".to_owned(), &["compile:1", "`secret` takes 1"]),
+        ("traversal", "{{ with secret \"a/../b\" }}{{ end }}".to_owned(), &["`..`"]),
+        ("endless", "{{ define \"a\" }}{{ template \"a\" }}{{ end }}{{ template \"a\" }}".to_owned(), &["recursion"]),
+        ("too large", "{{ range 9000000 }}xxxxxxxxxxxxxxxxxxxx{{ end }}".to_owned(), &["larger"]),
+    ];
+    for (name, text, expected) in cases {
+        let error = rendered(text).expect_err(name);
+        assert!(!error.contains("p4ss"), "{name}: {error}");
+        for part in *expected {
+            assert!(error.contains(part), "{name}: {error:?} lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn asks_for_all_it_needs_at_once_where_it_can() {
+    let template = Template::compile(r#"{{ (secret "a").Data.x }}{{ (secret "/b/").Data.x | toUpper }}"#).unwrap();
+    match template.render(&Secrets::new()) {
+        Rendered::Needs(paths) => assert_eq!(paths.into_iter().collect::<Vec<_>>(), ["a", "b/"]),
+        _ => panic!("it needs two secrets"),
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(\\{\\{|\\}\\}|with|secret|end|\"secret/data/db\"|\\.Data|\\.data|\\||\\$x|:=|[ -~]){0,24}") {
+        let _ = rendered(&text);
+    }
+
+    #[test]
+    fn never_writes_no_value(field in "[a-z]{1,8}") {
+        let text = format!("{DB}{{{{ .Data.data.{field} }}}}{{{{ end }}}}");
+        if let Ok(text) = rendered(&text) {
+            prop_assert!(!text.contains("<no value>"));
+        }
+    }
+}
