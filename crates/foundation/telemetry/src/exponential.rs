@@ -6,9 +6,9 @@
 //!
 //! A shard has a list of tables from bucket to count that only grows. A full table is not
 //! rebuilt, which would need writers to stand still, but followed by a larger one, or by one
-//! of a lower resolution once the bound of buckets is reached. Writers use the last table;
-//! readers add up all of them at the lowest resolution. Opening a bucket takes the lock,
-//! which happens as often as there are buckets.
+//! of a lower resolution once the bound of buckets is reached, which knows their buckets but
+//! not their counts. Writers use the last table; readers add up all of them at the lowest
+//! resolution. Opening a bucket takes the lock, as often as there are buckets.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{
@@ -64,7 +64,7 @@ struct Line([Entry; 4]);
 
 #[derive(Default)]
 struct Entry {
-    /// See [`key`]; 0 when the entry is free.
+    /// See [`key_of`]; 0 when the entry is free.
     key: AtomicU64,
     count: AtomicU64,
 }
@@ -144,9 +144,12 @@ impl Exponential {
         shard.add_to(&mut all);
         all.observe(value, self.max_buckets);
         let most = if all.schema == MIN_SCHEMA { BUCKETS_AT_MIN.max(self.max_buckets) } else { self.max_buckets };
-        let limit = if all.schema < old.schema { old.limit } else { (old.limit * 2).min(most) };
+        let known = all.positive.len() + all.negative.len();
+        // It never shrinks, or there would be more tables than places for them.
+        let mut table = Table::new(all.schema, (2 * known).max(old.limit).min(most));
+        table.know(&all);
         let next = shard.last.load(Relaxed) + 1;
-        let added = shard.tables.get(next).is_some_and(|place| place.set(Table::new(all.schema, limit)).is_ok());
+        let added = shard.tables.get(next).is_some_and(|place| place.set(table).is_ok());
         if added {
             shard.last.store(next, Release);
         }
@@ -192,6 +195,18 @@ impl Table {
         Self { schema, limit, used: AtomicUsize::new(0), lines }
     }
 
+    /// Opens the buckets there are already, so that only new ones need the lock.
+    fn know(&mut self, all: &NativeSnapshot) {
+        let positive = all.positive.keys().map(|index| key_of(*index, false));
+        let negative = all.negative.keys().map(|index| key_of(*index, true));
+        for key in positive.chain(negative) {
+            if let Err(entry) = self.find(key) {
+                entry.key.store(key, Relaxed);
+                self.used.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
     /// The entry of a bucket, or the free one where it would go.
     #[inline]
     fn find(&self, key: u64) -> Result<&Entry, &Entry> {
@@ -211,9 +226,9 @@ impl Table {
     fn snapshot(&self) -> NativeSnapshot {
         let mut all = NativeSnapshot::new(self.schema);
         for entry in self.lines.iter().flat_map(|line| &line.0) {
-            let key = entry.key.load(Acquire);
-            if key != 0 {
-                let count = entry.count.load(Relaxed);
+            let (key, count) = (entry.key.load(Acquire), entry.count.load(Relaxed));
+            // Without a count it was only taken over from the table before.
+            if key != 0 && count > 0 {
                 let side = if key & NEGATIVE == 0 { &mut all.positive } else { &mut all.negative };
                 side.insert(key as u32 as i32, count);
                 all.count += count;
@@ -226,11 +241,15 @@ impl Table {
 const PRESENT: u64 = 1 << 32;
 const NEGATIVE: u64 = 1 << 33;
 
-/// A bucket as one number that is not 0.
+/// The bucket of a value as one number that is not 0.
 #[inline]
 fn key(value: f64, schema: i8) -> u64 {
-    let index = u64::from(bucket_index(value.abs(), schema) as u32);
-    index | PRESENT | if value < 0.0 { NEGATIVE } else { 0 }
+    key_of(bucket_index(value.abs(), schema), value < 0.0)
+}
+
+#[inline]
+fn key_of(index: i32, negative: bool) -> u64 {
+    u64::from(index as u32) | PRESENT | if negative { NEGATIVE } else { 0 }
 }
 
 #[cfg(test)]
