@@ -5,6 +5,7 @@
 //! when the template is compiled; a missing field is an error that tells the names there are,
 //! never `<no value>` in a file; no error holds a value.
 
+mod balance;
 mod convert;
 mod functions;
 mod strict;
@@ -64,6 +65,7 @@ impl Template {
         let scene = Arc::new(Mutex::new(Scene::default()));
         let functions = functions::all(&scene);
         let parsed = gotmpl::Template::new(strict::MAIN).parse(text).map_err(syntax_flaw)?;
+        balance::check(text)?;
         let trees = strict::trees(text, &parsed, &functions)?;
         let mut program = gotmpl::Template::new(strict::ROOT).funcs(functions);
         for (name, tree) in trees {

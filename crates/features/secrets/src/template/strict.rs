@@ -50,11 +50,6 @@ pub(super) fn trees(
     functions: &FuncMap,
 ) -> Result<Vec<(String, ListNode)>, Flaw> {
     let (tree, defines) = Parser::new(text, "{{", "}}").and_then(Parser::parse).map_err(syntax_flaw)?;
-    // The engine takes the end of the text for any `{{ end }}` that is missing: then one more is welcome.
-    if Parser::new(&format!("{text}{{{{end}}}}"), "{{", "}}").and_then(Parser::parse).is_ok() {
-        let message = "the template ends before its last `{{ end }}`".to_owned();
-        return Err(Flaw { line: text.lines().count().max(1), message });
-    }
     let mut trees = vec![(MAIN.to_owned(), tree)];
     for name in parsed.templates() {
         // The engine decides which definition of a name wins.
