@@ -1,1 +1,23 @@
-//! stub
+//! Log forwarding: sources, transforms, sinks, and the promise between them.
+//!
+//! In: files an application writes. Out: JSON lines at sinks that acknowledge them.
+//! Promise: a line is given up only when every sink that takes it has acknowledged it. A
+//! slow sink makes its sources wait and nothing else; memory is bounded by each sink's
+//! `buffer`. After a kill -9 every line is delivered, and to a file sink exactly once.
+
+mod checkpoint;
+mod component;
+mod error;
+mod event;
+mod graph;
+mod identity;
+mod metrics;
+mod problems;
+mod queue;
+mod sink;
+mod source;
+mod tail;
+mod watch;
+
+pub use checkpoint::fuzz_checkpoint;
+pub use component::LogsComponent;

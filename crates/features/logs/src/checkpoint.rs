@@ -1,0 +1,169 @@
+//! What survives the process: how far each file was acknowledged, and how long each file
+//! sink then was.
+//!
+//! In: the state of files and sinks. Out: one small JSON file, replaced whole. Promise: a
+//! broken file is put aside and told, never trusted; two processes cannot use one folder.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::identity::FileIdentity;
+
+const VERSION: u32 = 1;
+const NAME: &str = "checkpoint.json";
+
+/// What is known of all sources and sinks.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    version: u32,
+    /// Files by source.
+    pub(crate) sources: BTreeMap<String, Vec<FileCheckpoint>>,
+    /// File sinks by name.
+    pub(crate) sinks: BTreeMap<String, SinkCheckpoint>,
+}
+
+/// How far one file was acknowledged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FileCheckpoint {
+    #[serde(flatten)]
+    pub(crate) identity: FileIdentity,
+    /// Offsets by path (`sink`, or `transform/…/sink`).
+    pub(crate) acknowledged: BTreeMap<String, u64>,
+}
+
+/// How long a file sink was when the offsets above were true.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SinkCheckpoint {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) length: u64,
+}
+
+/// The folder that holds the checkpoint, locked for this process.
+pub(crate) struct StateDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDirectory {
+    /// Makes the folder when it is absent, and locks it.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let fault = |source| Error::StateDirectory { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(fault)?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock")).map_err(fault)?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: path.to_owned() }),
+            Err(error) => Err(fault(error.into())),
+        }
+    }
+
+    /// Reads the checkpoint; an empty one when there is none, or none that can be read.
+    pub(crate) fn load(&self) -> Result<Checkpoint, Error> {
+        let path = self.path.join(NAME);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Checkpoint::default()),
+            Err(source) => return Err(Error::Checkpoint { path, source }),
+        };
+        match decode(&bytes) {
+            Ok(checkpoint) => Ok(checkpoint),
+            Err(reason) => {
+                let aside = self.path.join("checkpoint.broken");
+                let moved = fs::rename(&path, &aside).is_ok();
+                tracing::error!(
+                    component = "logs",
+                    path = %path.display(),
+                    moved_to = %if moved { aside.display().to_string() } else { "nowhere".to_owned() },
+                    reason,
+                    "the checkpoint is broken; files are read again from `readFrom`"
+                );
+                Ok(Checkpoint::default())
+            }
+        }
+    }
+
+    /// Replaces the checkpoint.
+    pub(crate) fn save(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+        let fresh = self.path.join(".checkpoint.new");
+        let bytes = serde_json::to_vec(&Checkpoint { version: VERSION, ..checkpoint.clone() })?;
+        let mut file = File::create(&fresh)?;
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        fs::rename(&fresh, self.path.join(NAME))?;
+        File::open(&self.path)?.sync_all()
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Checkpoint, String> {
+    let checkpoint: Checkpoint = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if checkpoint.version != VERSION {
+        return Err(format!("version {} is not {VERSION}", checkpoint.version));
+    }
+    Ok(checkpoint)
+}
+
+/// Entry for the fuzzer.
+pub fn fuzz_checkpoint(bytes: &[u8]) -> bool {
+    decode(bytes).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample(folder: &Path) -> Checkpoint {
+        let file = folder.join("some.log");
+        fs::write(&file, "content").unwrap();
+        let identity = FileIdentity::of(&File::open(&file).unwrap()).unwrap();
+        let acknowledged = BTreeMap::from([("out".to_owned(), 7)]);
+        let files = vec![FileCheckpoint { identity, acknowledged }];
+        let sinks = BTreeMap::from([("out".to_owned(), SinkCheckpoint { device: 1, inode: 2, length: 3 })]);
+        Checkpoint { version: VERSION, sources: BTreeMap::from([("app".to_owned(), files)]), sinks }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(&folder.path().join("a/b")).unwrap();
+        assert_eq!(state.load().unwrap(), Checkpoint::default());
+        let checkpoint = sample(folder.path());
+        state.save(&checkpoint).unwrap();
+        assert_eq!(state.load().unwrap(), checkpoint);
+    }
+
+    #[test]
+    fn a_broken_checkpoint_is_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(folder.path()).unwrap();
+        for broken in ["", "{}", "{\"version\":2,\"sources\":{},\"sinks\":{}}", "\0\0\0"] {
+            fs::write(folder.path().join(NAME), broken).unwrap();
+            assert_eq!(state.load().unwrap(), Checkpoint::default());
+            assert!(folder.path().join("checkpoint.broken").exists() && !folder.path().join(NAME).exists());
+        }
+    }
+
+    #[test]
+    fn the_folder_has_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateDirectory::open(folder.path()).unwrap();
+        assert!(matches!(StateDirectory::open(folder.path()), Err(Error::Locked { .. })));
+        drop(first);
+        assert!(StateDirectory::open(folder.path()).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! A line becomes an event: one JSON object on one line.
+//!
+//! In: the bytes of a line and where it stood. Out: `{"message":…,"timestamp":…,"source":…,
+//! "file":…,"offset":…}`; behind a `json` transform the line's own members, then
+//! `"outrigger":{"source":…,"file":…,"offset":…}`. Promise: a member named `outrigger` in the
+//! line is replaced by ours, and the line is not parsed into a tree for it.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use outrigger_config::OnParseError;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use time::OffsetDateTime;
+
+/// The member that tells where an event came from.
+const METADATA: &str = "outrigger";
+
+/// A line and where it stood.
+pub(crate) struct Line<'a> {
+    pub(crate) text: Cow<'a, str>,
+    pub(crate) truncated: bool,
+    /// Byte of the file at which the line begins.
+    pub(crate) offset: u64,
+    pub(crate) source: &'a str,
+    pub(crate) file: &'a str,
+}
+
+/// What a chain of transforms made of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Written,
+    /// Written, but not as the transform wanted.
+    Kept,
+    Dropped,
+}
+
+/// Appends the event of a line, with a line feed; nothing when it is dropped.
+pub(crate) fn write(line: &Line<'_>, parse_json: Option<OnParseError>, out: &mut String) -> Outcome {
+    let Some(on_error) = parse_json else {
+        plain(line, out);
+        return Outcome::Written;
+    };
+    match (members(&line.text), on_error) {
+        (Some(members), _) => {
+            structured(line, members, out);
+            Outcome::Written
+        }
+        (None, OnParseError::Keep) => {
+            plain(line, out);
+            Outcome::Kept
+        }
+        (None, OnParseError::Drop) => Outcome::Dropped,
+    }
+}
+
+/// The members of a line that is one JSON object: the text between its braces, and whether one is named as ours.
+fn members(text: &str) -> Option<Members<'_>> {
+    let text = text.trim_matches([' ', '\t', '\r']);
+    let inner = text.strip_prefix('{')?.strip_suffix('}')?;
+    // Cheap for most lines: the name must stand there, perhaps escaped, to be a member.
+    let check: ObjectCheck = serde_json::from_str(text).ok()?;
+    Some(Members { inner: inner.trim(), whole: text, has_metadata: check.has_metadata })
+}
+
+struct Members<'a> {
+    inner: &'a str,
+    whole: &'a str,
+    has_metadata: bool,
+}
+
+/// Reads a JSON object without keeping anything of it.
+struct ObjectCheck {
+    has_metadata: bool,
+}
+
+impl<'de> Deserialize<'de> for ObjectCheck {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = ObjectCheck;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ObjectCheck, A::Error> {
+                let mut has_metadata = false;
+                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                    has_metadata |= key == METADATA;
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Ok(ObjectCheck { has_metadata })
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+fn structured(line: &Line<'_>, members: Members<'_>, out: &mut String) {
+    out.push('{');
+    let replaced;
+    let inner = if members.has_metadata {
+        let mut object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(members.whole).unwrap_or_default();
+        object.remove(METADATA);
+        replaced = serde_json::Value::Object(object).to_string();
+        &replaced[1..replaced.len() - 1]
+    } else {
+        members.inner
+    };
+    out.push_str(inner);
+    if !inner.is_empty() {
+        out.push(',');
+    }
+    let _ = write!(out, "\"{METADATA}\":{{");
+    place(line, out);
+    out.push_str("}}\n");
+}
+
+fn plain(line: &Line<'_>, out: &mut String) {
+    out.push_str("{\"message\":");
+    string(&line.text, out);
+    let at = OffsetDateTime::now_utc();
+    let (hour, minute, second) = at.to_hms();
+    let (year, month, day, millisecond) = (at.year(), u8::from(at.month()), at.day(), at.millisecond());
+    let _ = write!(
+        out,
+        ",\"timestamp\":\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z\","
+    );
+    place(line, out);
+    out.push_str("}\n");
+}
+
+fn place(line: &Line<'_>, out: &mut String) {
+    out.push_str("\"source\":");
+    string(line.source, out);
+    out.push_str(",\"file\":");
+    string(line.file, out);
+    let _ = write!(out, ",\"offset\":{}", line.offset);
+    if line.truncated {
+        out.push_str(",\"truncated\":true");
+    }
+}
+
+fn string(text: &str, out: &mut String) {
+    out.push('"');
+    let mut clean = 0;
+    for (index, byte) in text.bytes().enumerate() {
+        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.push_str(&text[clean..index]);
+        clean = index + 1;
+        match byte {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            b'\t' => out.push_str("\\t"),
+            b'\n' => out.push_str("\\n"),
+            b'\r' => out.push_str("\\r"),
+            other => {
+                let _ = write!(out, "\\u{other:04x}");
+            }
+        }
+    }
+    out.push_str(&text[clean..]);
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(text: &str) -> Line<'_> {
+        Line { text: text.into(), truncated: false, offset: 7, source: "app", file: "/var/log/a.log" }
+    }
+
+    fn event(text: &str, parse: Option<OnParseError>) -> (Outcome, String) {
+        let mut out = String::new();
+        let outcome = write(&line(text), parse, &mut out);
+        (outcome, out)
+    }
+
+    #[test]
+    fn members_stand_beside_where_they_came_from() {
+        let place = r#""outrigger":{"source":"app","file":"/var/log/a.log","offset":7}"#;
+        for (name, text, expected) in [
+            ("object", r#"{"a":1,"b":"x"}"#, format!("{{\"a\":1,\"b\":\"x\",{place}}}\n")),
+            ("empty", "{ }", format!("{{{place}}}\n")),
+            ("ours is replaced", r#"{"outrigger":"forged","a":{}}"#, format!("{{\"a\":{{}},{place}}}\n")),
+            ("ours is replaced, escaped", r#"{"\u006futrigger":1}"#, format!("{{{place}}}\n")),
+        ] {
+            assert_eq!(event(text, Some(OnParseError::Keep)), (Outcome::Written, expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_kept_or_dropped() {
+        for text in ["plain", "[1]", "{\"a\":}", "{\"a\":1} x", "{", "\"{}\"", ""] {
+            let (outcome, written) = event(text, Some(OnParseError::Keep));
+            let read: serde_json::Value = serde_json::from_str(&written).unwrap();
+            assert_eq!((outcome, read["message"].as_str()), (Outcome::Kept, Some(text)));
+            assert_eq!(event(text, Some(OnParseError::Drop)), (Outcome::Dropped, String::new()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_is_one_line_of_json(text in any::<String>()) {
+            for parse in [None, Some(OnParseError::Keep)] {
+                let (_, written) = event(&text, parse);
+                prop_assert_eq!(written.matches('\n').count(), 1);
+                let read: serde_json::Value = serde_json::from_str(&written).unwrap();
+                prop_assert!(read["message"] == text.as_str() || read["outrigger"]["offset"] == 7);
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What is wrong for now: told in the component's status, and gone when it is mended.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use outrigger_runtime::Status;
+
+/// Problems by who has them; a cheap handle.
+#[derive(Clone)]
+pub(crate) struct Problems {
+    by_owner: Arc<Mutex<BTreeMap<String, String>>>,
+    status: Status,
+}
+
+impl Problems {
+    pub(crate) fn new(status: Status) -> Self {
+        Self { by_owner: Arc::default(), status }
+    }
+
+    /// Tells a problem, once per text.
+    pub(crate) fn tell(&self, owner: &str, problem: String) {
+        let mut problems = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if problems.get(owner) != Some(&problem) {
+            tracing::warn!(component = "logs", owner, problem, "log forwarding is held up");
+            problems.insert(owner.to_owned(), problem);
+            self.show(&problems);
+        }
+    }
+
+    /// Says that an owner has none any more.
+    pub(crate) fn mended(&self, owner: &str) {
+        let mut problems = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if problems.remove(owner).is_some() {
+            tracing::info!(component = "logs", owner, "log forwarding goes on");
+            self.show(&problems);
+        }
+    }
+
+    /// Forgets all, as after a reload.
+    pub(crate) fn clear(&self) {
+        let mut problems = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.clear();
+        self.show(&problems);
+    }
+
+    /// A sink or source that is down does not make the pod unready: traffic comes before logs.
+    fn show(&self, problems: &BTreeMap<String, String>) {
+        if problems.is_empty() {
+            self.status.ready();
+        } else {
+            let texts: Vec<String> = problems.iter().map(|(owner, problem)| format!("{owner}: {problem}")).collect();
+            self.status.degraded(texts.join("; "));
+        }
+    }
+}

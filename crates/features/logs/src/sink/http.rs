@@ -1,0 +1,251 @@
+//! Posts JSON lines over HTTP.
+//!
+//! In: batches. Out: `POST` with `application/x-ndjson`; a 2xx answer acknowledges. Promise:
+//! what the receiver did not take is sent again until it does, with the same
+//! `Idempotency-Key`, except what it says it never will (4xx): that is counted and told.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Request, Response, StatusCode};
+use outrigger_config::HttpSink as HttpConfig;
+use outrigger_http::{Client, ClientOptions, HttpError, Resolver};
+use outrigger_runtime::Backoff;
+use tokio_util::sync::CancellationToken;
+
+use super::{RETRY, SinkParts};
+use crate::queue::Piece;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The longest wait that a receiver may ask for.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// So much of a receiver's refusal is shown.
+const SHOWN: usize = 200;
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// An HTTP sink before it runs.
+pub(crate) struct HttpSink {
+    pub(crate) parts: SinkParts,
+    pub(crate) config: HttpConfig,
+    pub(crate) resolver: Resolver,
+    pub(crate) abort: CancellationToken,
+}
+
+/// What an answer means for the batch.
+enum Verdict {
+    Taken,
+    Again(String, Option<Duration>),
+    TooLarge,
+    Never(String),
+}
+
+/// Some lines of a batch.
+struct Part {
+    body: Bytes,
+    /// Where each line ends in `body`.
+    ends: Vec<usize>,
+    key: String,
+}
+
+impl HttpSink {
+    /// Takes batches until the sources have ended.
+    pub(crate) async fn run(mut self) {
+        let Some(client) = self.client().await else { return };
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        while let Some(batch) = self.parts.batches.next().await {
+            let mut parts = VecDeque::from([Part::of(&batch)]);
+            while let Some(part) = parts.pop_front() {
+                if part.ends.is_empty() {
+                    continue;
+                }
+                let verdict = tokio::select! {
+                    verdict = self.post(&client, &part) => verdict,
+                    () = self.abort.cancelled() => return,
+                };
+                match verdict {
+                    Verdict::Taken => backoff.reset(),
+                    Verdict::TooLarge if part.ends.len() > 1 => {
+                        let (first, second) = part.halves();
+                        parts.push_front(second);
+                        parts.push_front(first);
+                    }
+                    Verdict::TooLarge => self.reject(&part, "413: one event alone is too large for the receiver"),
+                    Verdict::Never(reason) => self.reject(&part, &reason),
+                    Verdict::Again(reason, wait) => {
+                        self.parts.metrics.retries.inc();
+                        self.parts.problems.tell(&self.parts.owner, reason);
+                        let wait = wait.map_or_else(|| backoff.next(), |wait| wait.min(LONGEST_RETRY_AFTER));
+                        parts.push_front(part);
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => {}
+                            () = self.abort.cancelled() => return,
+                        }
+                    }
+                }
+            }
+            self.parts.acknowledge(batch);
+        }
+    }
+
+    /// The client; waits for a CA file that cannot be read yet.
+    async fn client(&self) -> Option<Client> {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let tls = match self.config.ca_file.clone() {
+                None => Ok(None),
+                Some(path) => roots(path).await.map(Some),
+            };
+            match tls {
+                Ok(tls) => {
+                    let timeout = self.config.timeout.into();
+                    let options = ClientOptions { tls, timeout, max_response: MAX_ANSWER, ..ClientOptions::default() };
+                    return Some(Client::new(options, self.resolver.clone()));
+                }
+                Err(reason) => {
+                    self.parts.problems.tell(&self.parts.owner, reason);
+                    tokio::select! {
+                        () = tokio::time::sleep(backoff.next()) => {}
+                        () = self.abort.cancelled() => return None,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn post(&self, client: &Client, part: &Part) -> Verdict {
+        match self.request(part) {
+            Ok(request) => judge(client.send(request).await),
+            Err(error) => Verdict::Again(format!("cannot build a request: {error}"), None),
+        }
+    }
+
+    fn request(&self, part: &Part) -> Result<Request<Bytes>, http::Error> {
+        let mut request = Request::post(self.config.url.as_str())
+            .header(CONTENT_TYPE, "application/x-ndjson")
+            .header(IDEMPOTENCY_KEY, part.key.as_str());
+        for (name, value) in &self.config.headers {
+            let mut value = HeaderValue::from_str(value.expose())?;
+            value.set_sensitive(true);
+            request = request.header(name, value);
+        }
+        request.body(part.body.clone())
+    }
+
+    fn reject(&self, part: &Part, reason: &str) {
+        self.parts.metrics.rejected.add(part.ends.len() as u64);
+        let events = part.ends.len();
+        tracing::error!(
+            component = "logs",
+            sink = self.parts.owner,
+            events,
+            reason,
+            "the receiver refused events for good; they are dropped"
+        );
+    }
+}
+
+async fn roots(path: PathBuf) -> Result<std::sync::Arc<rustls::ClientConfig>, String> {
+    let loaded =
+        tokio::task::spawn_blocking(move || outrigger_identity::client_config_with_roots(Some(path.as_path())));
+    loaded.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+fn judge(answer: Result<Response<Bytes>, HttpError>) -> Verdict {
+    let response = match answer {
+        Ok(response) => response,
+        Err(error) => return Verdict::Again(error.to_string(), None),
+    };
+    let status = response.status();
+    if status.is_success() {
+        return Verdict::Taken;
+    }
+    let reason = format!("the receiver answered {status}{}", shown(response.body()));
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE => Verdict::TooLarge,
+        // These are mended by people, not by sending something else: credentials, a path, a busy receiver.
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::NOT_FOUND
+        | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        | StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_EARLY
+        | StatusCode::TOO_MANY_REQUESTS => Verdict::Again(reason, retry_after(&response)),
+        status if status.is_client_error() => Verdict::Never(reason),
+        _ => Verdict::Again(reason, retry_after(&response)),
+    }
+}
+
+/// `Retry-After` in seconds; its other form, a date, is left to the backoff.
+fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
+    response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+fn shown(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(SHOWN)]);
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) }
+}
+
+impl Part {
+    fn of(batch: &[Piece]) -> Self {
+        let mut body = Vec::with_capacity(batch.iter().map(|piece| piece.data.len()).sum());
+        let mut ends = Vec::new();
+        let mut key = 0xcbf2_9ce4_8422_2325_u64;
+        for piece in batch {
+            ends.extend(piece.ends.iter().map(|end| body.len() + *end as usize));
+            body.extend_from_slice(piece.data.as_bytes());
+            let file = piece.file.identity();
+            for number in [file.device, file.inode, piece.start, piece.end] {
+                for byte in number.to_le_bytes() {
+                    key = (key ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                }
+            }
+        }
+        Self { body: body.into(), ends, key: format!("{key:016x}") }
+    }
+
+    fn halves(self) -> (Self, Self) {
+        let middle = self.ends.len() / 2;
+        let cut = self.ends[middle - 1];
+        let second = self.ends[middle..].iter().map(|end| end - cut).collect();
+        (
+            Self { body: self.body.slice(..cut), ends: self.ends[..middle].to_vec(), key: format!("{}a", self.key) },
+            Self { body: self.body.slice(cut..), ends: second, key: format!("{}b", self.key) },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16) -> Verdict {
+        judge(Ok(Response::builder().status(status).body(Bytes::from_static(b"why\nnot")).unwrap()))
+    }
+
+    #[test]
+    fn answers_are_judged_by_who_can_mend_it() {
+        for status in [200, 202, 204] {
+            assert!(matches!(answered(status), Verdict::Taken), "{status}");
+        }
+        for status in [401, 403, 404, 408, 429, 500, 502, 503, 301] {
+            assert!(matches!(answered(status), Verdict::Again(..)), "{status}");
+        }
+        for status in [400, 415, 422] {
+            assert!(matches!(answered(status), Verdict::Never(reason) if reason.ends_with("why not")), "{status}");
+        }
+        assert!(matches!(answered(413), Verdict::TooLarge));
+    }
+
+    #[test]
+    fn halves_make_the_whole() {
+        let part = Part { body: Bytes::from_static(b"a\nbb\nccc\n"), ends: vec![2, 5, 9], key: "k".into() };
+        let (first, second) = part.halves();
+        assert_eq!((&first.body[..], &first.ends[..]), (&b"a\n"[..], &[2][..]));
+        assert_eq!((&second.body[..], &second.ends[..]), (&b"bb\nccc\n"[..], &[3, 7][..]));
+        assert_ne!(first.key, second.key);
+    }
+}
