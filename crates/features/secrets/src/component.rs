@@ -73,7 +73,8 @@ struct House {
     /// Without a place in the config; they hold leases until the others are settled.
     retiring: Vec<watch::Sender<Orders>>,
     tasks: JoinSet<()>,
-    reports: (mpsc::Sender<(u64, Report)>, mpsc::Receiver<(u64, Report)>),
+    reporting: mpsc::Sender<(u64, Report)>,
+    reports: mpsc::Receiver<(u64, Report)>,
     ids: u64,
 }
 
@@ -90,8 +91,8 @@ impl House {
         let metrics = Metrics::new(&ctx.registry);
         let section = ctx.config.borrow_and_update().clone();
         let (wards, retiring, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
-        let reports = mpsc::channel(REPORTS);
-        Self { metrics, ctx, resolver, section, wards, retiring, tasks, reports, ids: 0 }
+        let (reporting, reports) = mpsc::channel(REPORTS);
+        Self { metrics, ctx, resolver, section, wards, retiring, tasks, reporting, reports, ids: 0 }
     }
 
     async fn run(mut self) -> Result<(), BoxError> {
@@ -106,7 +107,7 @@ impl House {
                     Ok(()) => self.config_changed(),
                     Err(_) => follow_config = false,
                 },
-                Some((id, report)) = self.reports.1.recv() => {
+                Some((id, report)) = self.reports.recv() => {
                     if let Some(ward) = self.wards.iter_mut().find(|ward| ward.id == id) {
                         ward.report = Some(report);
                         self.judge();
@@ -176,7 +177,7 @@ impl House {
         let desk = Desk {
             id: self.ids,
             orders: receiver,
-            reports: self.reports.0.clone(),
+            reports: self.reporting.clone(),
             stop: self.ctx.stop.clone(),
             metrics: self.metrics.clone(),
             longest_wait: self.ctx.backoff.max,

@@ -84,6 +84,8 @@ pub(crate) struct Keeper {
     entries: BTreeMap<String, Entry>,
     revisions: u64,
     token_trouble: Option<Error>,
+    /// Its provider is no longer in the config; it only holds what was lent.
+    resting: bool,
     backoff: Backoff,
     next: Option<Instant>,
 }
@@ -91,8 +93,17 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(provider: Provider, desk: Desk) -> Self {
         let backoff = Backoff::new(FIRST_WAIT, desk.longest_wait);
-        let (outputs, entries, token_trouble) = (Vec::new(), BTreeMap::new(), None);
-        let mut keeper = Self { provider, desk, outputs, entries, revisions: 0, token_trouble, backoff, next: None };
+        let mut keeper = Self {
+            provider,
+            desk,
+            outputs: Vec::new(),
+            entries: BTreeMap::new(),
+            revisions: 0,
+            token_trouble: None,
+            resting: false,
+            backoff,
+            next: None,
+        };
         keeper.follow_orders();
         keeper
     }
@@ -133,7 +144,7 @@ impl Keeper {
     fn follow_orders(&mut self) {
         let orders = self.desk.orders.borrow_and_update();
         let Orders::Keep(specs) = &*orders else {
-            self.next = None;
+            (self.resting, self.next) = (true, None);
             return;
         };
         let mut before = std::mem::take(&mut self.outputs);
@@ -147,14 +158,15 @@ impl Keeper {
 
     /// A file that the provider reads has changed.
     fn source_changed(&mut self) {
+        if self.resting {
+            return;
+        }
         let now = Instant::now();
         match &mut self.provider {
             Provider::Folder(_) => self.entries.values_mut().for_each(|entry| entry.due = Some(now)),
             Provider::Vault(vault) => vault.files_changed(),
         }
-        if self.next.is_some() || !self.outputs.is_empty() {
-            self.next = Some(now);
-        }
+        self.next = Some(now);
     }
 
     /// One pass: refresh what is due, render what has changed, look after the token.
@@ -278,11 +290,11 @@ impl Keeper {
                 None => return Some(paths),
             },
             Rendered::Flawed { flaw, used } => output.flaw(flaw, &used),
-            Rendered::Whole { text, used } => {
+            Rendered::Whole { content, used } => {
                 let entries = used.iter().filter_map(|path| Some((path, self.entries.get(path)?)));
                 let version = entries.clone().map(|(_, entry)| entry.version).max().unwrap_or(1);
                 let used = entries.map(|(path, entry)| (path.clone(), entry.revision)).collect();
-                output.put(text, used, version).await;
+                output.put(content, used, version).await;
             }
         }
         None

@@ -4,7 +4,7 @@
 
 use std::time::SystemTime;
 
-use outrigger_telemetry::{CounterFamily, Gauge, GaugeFamily, Registry};
+use outrigger_telemetry::{Counter, CounterFamily, Gauge, GaugeFamily, Registry};
 
 /// All families. Cheap to clone.
 #[derive(Clone)]
@@ -19,8 +19,9 @@ pub(crate) struct Metrics {
 pub(crate) struct OutputMetrics {
     version: Gauge,
     rendered: Gauge,
-    families: Metrics,
-    label: String,
+    written: Counter,
+    unchanged: Counter,
+    failed: Counter,
 }
 
 impl Metrics {
@@ -49,9 +50,15 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn output(&self, label: String) -> OutputMetrics {
-        let (version, rendered) = (self.version.with(&[&label]), self.rendered.with(&[&label]));
-        OutputMetrics { version, rendered, families: self.clone(), label }
+    pub(crate) fn output(&self, label: &str) -> OutputMetrics {
+        let renders = |result| self.renders.with(&[label, result]);
+        OutputMetrics {
+            version: self.version.with(&[label]),
+            rendered: self.rendered.with(&[label]),
+            written: renders("written"),
+            unchanged: renders("unchanged"),
+            failed: renders("failed"),
+        }
     }
 
     /// Takes the series of a file or variable away, once the config no longer names it.
@@ -73,10 +80,10 @@ impl OutputMetrics {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.version.set(version as f64);
         self.rendered.set(now.as_secs_f64());
-        self.families.renders.with(&[&self.label, if written { "written" } else { "unchanged" }]).inc();
+        if written { self.written.inc() } else { self.unchanged.inc() }
     }
 
     pub(crate) fn failed(&self) {
-        self.families.renders.with(&[&self.label, "failed"]).inc();
+        self.failed.inc();
     }
 }

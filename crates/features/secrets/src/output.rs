@@ -89,7 +89,7 @@ pub(crate) struct Output {
 impl Output {
     pub(crate) fn new(spec: OutputSpec, metrics: &Metrics) -> Self {
         let template = spec.compile();
-        let metrics = metrics.output(spec.label());
+        let metrics = metrics.output(&spec.label());
         Self { template, spec, used: BTreeMap::new(), done: false, trouble: None, value: None, metrics }
     }
 
@@ -101,34 +101,18 @@ impl Output {
     }
 
     /// Puts a rendered text where it belongs.
-    pub(crate) async fn put(&mut self, text: Zeroizing<String>, used: BTreeMap<String, u64>, version: u64) {
+    pub(crate) async fn put(&mut self, content: Zeroizing<Vec<u8>>, used: BTreeMap<String, u64>, version: u64) {
         let label = self.spec.label();
         let written = match &self.spec.target {
             Target::File(file) => {
                 let (target, path) = (file.clone(), file.path.clone());
-                let write = move || writer::write(&target, text.as_bytes());
+                let write = move || writer::write(&target, &content);
                 let crashed = |_| Err(Error::Write { path, problem: "the writer crashed".to_owned() });
                 tokio::task::spawn_blocking(write).await.unwrap_or_else(crashed)
             }
-            Target::Variable(_) if text.contains('\0') => Err(Error::Render {
-                target: label.clone(),
-                at: self.spec.at.clone(),
-                line: 1,
-                message: "the value holds a zero byte, which no variable can".to_owned(),
-            }),
             Target::Variable(name) => {
-                let changed = self.value.as_ref().map(|old| old.expose() != text.as_str());
-                if changed == Some(true) {
-                    tracing::warn!(
-                        component = "secrets",
-                        variable = %name,
-                        "variable changed; a running process keeps the old value until it is restarted"
-                    );
-                }
-                if changed != Some(false) {
-                    self.value = Some(Secret::new(text.to_string()));
-                }
-                Ok(changed != Some(false))
+                let name = name.clone();
+                self.set(&name, &content)
             }
         };
         match written {
@@ -141,6 +125,30 @@ impl Output {
             }
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Takes a variable's new value; whether it is another.
+    fn set(&mut self, name: &str, content: &[u8]) -> Result<bool, Error> {
+        let value = std::str::from_utf8(content).ok().filter(|value| !value.contains('\0'));
+        let value = value.ok_or_else(|| Error::Render {
+            target: self.spec.label(),
+            at: self.spec.at.clone(),
+            line: 1,
+            message: "the value holds a zero byte or no UTF-8, which no variable can".to_owned(),
+        })?;
+        let before = self.value.as_ref().map(Secret::expose);
+        if before == Some(value) {
+            return Ok(false);
+        }
+        if before.is_some() {
+            tracing::warn!(
+                component = "secrets",
+                variable = name,
+                "variable changed; a running process keeps the old value until it is restarted"
+            );
+        }
+        self.value = Some(Secret::new(value.to_owned()));
+        Ok(true)
     }
 
     /// Notes that what is needed could not be read, rendered or written.

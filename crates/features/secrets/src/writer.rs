@@ -47,7 +47,8 @@ pub(crate) fn write(target: &FileTarget, content: &[u8]) -> Result<bool, Error> 
         Err(error) => return Err(failed(advice(&error, folder))),
     }
     create_folders(folder).map_err(|error| failed(advice(&error, folder)))?;
-    replace(target, folder, name, content).map_err(|failure| failed(failure.text(target, folder)))?;
+    replace(target, folder, name, |file| fill(file, target, content))
+        .map_err(|failure| failed(failure.text(target, folder)))?;
     Ok(true)
 }
 
@@ -113,7 +114,12 @@ impl Failure {
     }
 }
 
-fn replace(target: &FileTarget, folder: &Path, name: &OsStr, content: &[u8]) -> Result<(), Failure> {
+fn replace(
+    target: &FileTarget,
+    folder: &Path,
+    name: &OsStr,
+    fill: impl FnOnce(&File) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let folder = openat(CWD, folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let temporary = temporary_name(name);
@@ -128,8 +134,7 @@ fn replace(target: &FileTarget, folder: &Path, name: &OsStr, content: &[u8]) -> 
         opened => opened,
     };
     let file = File::from(opened?);
-    let filled =
-        fill(&file, target, content).and_then(|()| renameat(&folder, &temporary, &folder, name).map_err(Failure::from));
+    let filled = fill(&file).and_then(|()| renameat(&folder, &temporary, &folder, name).map_err(Failure::from));
     if filled.is_err() {
         let _ = unlinkat(&folder, &temporary, AtFlags::empty());
         return filled;
@@ -238,9 +243,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = target(folder.path().join("secret"));
         write(&target, b"old").unwrap();
-        // A limit on the size of files fails the write as a full disk does, at the same place.
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let failure = fill(&full, &FileTarget { mode: 0o666, ..target.clone() }, b"new").unwrap_err();
+        // The one file system that every machine has and that is always full.
+        let full = |_: &File| {
+            let mut full = File::options().write(true).open("/dev/full").map_err(Failure::Other)?;
+            full.write_all(b"new").map_err(Failure::Other)
+        };
+        let failure = replace(&target, folder.path(), OsStr::new("secret"), full).unwrap_err();
         assert!(failure.text(&target, folder.path()).contains("no space left"));
         assert_eq!(fs::read(&target.path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["secret"]);

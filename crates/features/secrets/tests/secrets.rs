@@ -3,6 +3,8 @@
 //! Every event of every test, at trace level, goes into one journal; each test looks for its
 //! own secrets in it, in the status and in the metrics, and must not find them.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers are tests too")]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -32,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Bao {
     child: Child,
     address: String,
+    tls: Option<Arc<rustls::ClientConfig>>,
     _home: TempDir,
 }
 
@@ -41,11 +44,22 @@ impl Bao {
     }
 
     async fn start_on(port: u16) -> Self {
+        Self::start_with(port, None).await
+    }
+
+    /// With TLS, its authority in `vault-ca.pem` of a folder.
+    async fn start_with(port: u16, tls: Option<&Path>) -> Self {
         let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../target/tools/bin/bao");
         assert!(tool.exists(), "OpenBao is not installed: run `cargo xtask setup`");
         let home = tempfile::tempdir().unwrap();
-        let child = Command::new(tool)
-            .args(["server", "-dev", "-dev-no-store-token", &format!("-dev-root-token-id={ROOT}")])
+        let mut command = Command::new(tool);
+        if let Some(folder) = tls {
+            command.args(["server", "-dev-tls", &format!("-dev-tls-cert-dir={}", folder.display())]);
+        } else {
+            command.args(["server"]);
+        }
+        let child = command
+            .args(["-dev", "-dev-no-store-token", &format!("-dev-root-token-id={ROOT}")])
             .arg(format!("-dev-listen-address=127.0.0.1:{port}"))
             .env("HOME", home.path())
             .stdin(Stdio::null())
@@ -53,7 +67,16 @@ impl Bao {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let bao = Self { child, address: format!("http://127.0.0.1:{port}"), _home: home };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let ca = tls.map(|folder| folder.join("vault-ca.pem"));
+        let mut bao = Self { child, address: format!("{scheme}://127.0.0.1:{port}"), tls: None, _home: home };
+        if let Some(ca) = ca {
+            eventually("OpenBao makes its certificates", async || {
+                bao.tls = outrigger_identity::client_config_with_roots(Some(&ca)).ok();
+                bao.tls.is_some()
+            })
+            .await;
+        }
         eventually("OpenBao serves", async || bao.call("GET", "sys/health", json!(null)).await.0 == 200).await;
         // The development mount of KV comes a moment after the rest.
         eventually("KV is mounted", async || {
@@ -64,7 +87,8 @@ impl Bao {
     }
 
     async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
-        let client = Client::new(ClientOptions::default(), Resolver::from_system());
+        let client =
+            Client::new(ClientOptions { tls: self.tls.clone(), ..ClientOptions::default() }, Resolver::from_system());
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
         let request = http::Request::builder().method(method).uri(format!("{}/v1/{path}", self.address));
         match client.send(request.header("x-vault-token", ROOT).body(body).unwrap()).await {
@@ -128,15 +152,13 @@ impl Pillar {
 
     async fn is(&self, state: &str, parts: &[&str]) {
         let what = format!("status {state} with {parts:?}");
-        let last = Mutex::new(String::new());
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (now, reason) = self.outside.status();
             if now == state && parts.iter().all(|part| reason.contains(part)) {
                 return;
             }
-            *last.lock().unwrap() = format!("{now}: {reason}");
-            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}; it is {}", last.lock().unwrap());
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}; it is {now}: {reason}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -414,6 +436,34 @@ async fn waits_for_a_vault_that_is_down_and_outlives_it() {
     .await;
 }
 
+#[tokio::test]
+async fn tls_is_checked_against_the_bundle() {
+    local(async {
+        let folder = Folder::new();
+        let bao = Bao::start_with(free_port(), Some(folder.0.path())).await;
+        bao.put("db", json!({ "password": "tls-s3cret" })).await;
+        let out = folder.path("out");
+        let ca = folder.path("ca.pem");
+        let provider = format!(
+            "{{ name: vault, vault: {{ address: '{}', caFile: '{}', auth: {} }} }}",
+            bao.address,
+            ca.display(),
+            token()
+        );
+        let files = [file(&out, r#"{{ with secret "secret/data/db" }}{{ .Data.data.password }}{{ end }}"#)];
+        let pillar = Pillar::start(&config(&provider, &files));
+        pillar.is("waiting", &["CA bundle", "ca.pem"]).await;
+        let other = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/other-ca.pem")).unwrap();
+        folder.replace("ca.pem", &other);
+        pillar.is("waiting", &[&bao.address, "cannot be reached", "certificate"]).await;
+        folder.replace("ca.pem", &fs::read_to_string(folder.path("vault-ca.pem")).unwrap());
+        pillar.is("ready", &[]).await;
+        holds(&out, "tls-s3cret").await;
+        pillar.stop().await;
+    })
+    .await;
+}
+
 // ---- the folder ----------------------------------------------------------------------
 
 #[tokio::test]
@@ -455,20 +505,22 @@ async fn a_folder_is_followed_and_a_reload_applied() {
 async fn a_failed_write_is_told_and_tried_again() {
     local(async {
         let folder = Folder::new();
-        folder.replace("in/a.json", r#"{ "x": "s3cret" }"#);
+        folder.replace("in/a.json", r#"{ "x": "s3cret", "keystore": "/u3+7QDDKAA=" }"#);
         let out = folder.path("out");
         fs::create_dir(&out).unwrap();
         let provider = format!("{{ name: folder, file: {{ directory: '{}' }} }}", folder.path("in").display());
-        let good = folder.path("good");
+        let (good, keystore) = (folder.path("good"), folder.path("keystore"));
         let files = [
             file(&out, r#"{{ with secret "a" }}{{ .Data.data.x }}{{ end }}"#),
             file(&good, r#"{{ with secret "a" }}{{ .Data.data.x }}{{ end }}"#),
+            file(&keystore, r#"{{ with secret "a" }}{{ .Data.data.keystore | base64Decode }}{{ end }}"#),
         ];
         let pillar = Pillar::start(&config(&provider, &files));
         pillar.is("waiting", &["cannot write", &out.display().to_string(), "it is a directory"]).await;
         holds(&good, "s3cret").await;
         fs::remove_dir(&out).unwrap();
         pillar.is("ready", &[]).await;
+        assert_eq!(fs::read(&keystore).unwrap(), [0xfe, 0xed, 0xfe, 0xed, 0, 0xc3, 0x28, 0], "bytes that are no text");
         pillar.stop().await;
     })
     .await;

@@ -23,11 +23,7 @@ pub(super) fn check(text: &str) -> Result<(), Flaw> {
         let flaw = |message: &str| Err(Flaw { line, message: message.to_owned() });
         match keyword {
             "if" | "with" | "range" | "define" | "block" => open.push(Block { keyword, line, last_branch: false }),
-            "end" => {
-                if open.pop().is_none() {
-                    return flaw("`{{ end }}` without a block that it ends");
-                }
-            }
+            "end" if open.pop().is_none() => return flaw("`{{ end }}` without a block that it ends"),
             "else" => match open.last_mut() {
                 Some(block) if matches!(block.keyword, "if" | "with" | "range") && !block.last_branch => {
                     block.last_branch = !matches!(then, "if" | "with");

@@ -12,12 +12,14 @@ use gotmpl::{FuncMap, Value};
 use serde_json::Value as Json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use zeroize::Zeroizing;
 
 use super::convert::{to_json, to_value};
 use super::strict::{FIELD, LINE, PRESENT};
-use super::{Scene, fault, lock};
+use super::{Scene, binary, fault, lock};
 
 type Outcome = gotmpl::Result<Value>;
+type Function = fn(&[Value]) -> Outcome;
 
 /// Functions of consul-template that we know and do not have.
 pub(super) const ELSEWHERE: &[&str] = &[
@@ -102,11 +104,13 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
     scenic(&mut map, scene, FIELD, |scene, args| field(scene, &args[0], &args[1..]));
     scenic(&mut map, scene, "index", index);
     scenic(&mut map, scene, PRESENT, present);
+    scenic(&mut map, scene, "base64Decode", |scene, args| decoded(scene, "base64Decode", &STANDARD, args));
+    scenic(&mut map, scene, "base64URLDecode", |scene, args| decoded(scene, "base64URLDecode", &URL_SAFE, args));
     scenic(&mut map, scene, LINE, |scene, args| {
         scene.line = args.first().and_then(Value::as_int).and_then(|line| usize::try_from(line).ok()).unwrap_or(1);
         Ok(Value::Nil)
     });
-    let plain: &[(&str, fn(&[Value]) -> Outcome)] = &[
+    let plain: &[(&str, Function)] = &[
         ("toJSON", |args| json_text("toJSON", args, false)),
         ("toJSONPretty", |args| json_text("toJSONPretty", args, true)),
         ("parseJSON", |args| {
@@ -124,8 +128,6 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
         }),
         ("base64Encode", |args| Ok(STANDARD.encode(text("base64Encode", args, 0)?).into())),
         ("base64URLEncode", |args| Ok(URL_SAFE.encode(text("base64URLEncode", args, 0)?).into())),
-        ("base64Decode", |args| decoded("base64Decode", &STANDARD, args)),
-        ("base64URLDecode", |args| decoded("base64URLDecode", &URL_SAFE, args)),
         ("toUpper", |args| Ok(text("toUpper", args, 0)?.to_uppercase().into())),
         ("toLower", |args| Ok(text("toLower", args, 0)?.to_lowercase().into())),
         ("toTitle", |args| Ok(title(text("toTitle", args, 0)?).into())),
@@ -222,7 +224,7 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
 }
 
 /// Checks the number of arguments before the function sees them.
-fn counted(name: &'static str, function: fn(&[Value]) -> Outcome) -> impl Fn(&[Value]) -> Outcome + Send + Sync {
+fn counted(name: &'static str, function: Function) -> impl Fn(&[Value]) -> Outcome + Send + Sync {
     move |args| match arity(name) {
         Some((least, most)) if !(least..=most).contains(&args.len()) => {
             Err(fault(format!("`{name}` does not take {} arguments", args.len())))
@@ -390,11 +392,18 @@ fn json_text(name: &str, args: &[Value], pretty: bool) -> Outcome {
     text.map(Into::into).map_err(|_| fault(format!("`{name}` cannot show this value")))
 }
 
-fn decoded(name: &str, engine: &impl base64::Engine, args: &[Value]) -> Outcome {
-    let bytes = engine.decode(text(name, args, 0)?.trim());
+/// Bytes that are no text pass through the engine, which knows only texts, in disguise.
+fn decoded(scene: &mut Scene, name: &str, engine: &impl base64::Engine, args: &[Value]) -> Outcome {
+    if matches!(args[0], Value::Nil) && !scene.missing.is_empty() {
+        return Ok(Value::Nil);
+    }
+    let bytes = engine.decode(text(name, args, 0)?.trim()).map(Zeroizing::new);
     let bytes = bytes.map_err(|_| fault(format!("`{name}` is given a text that is not base64")))?;
-    let text = String::from_utf8(bytes);
-    text.map(Into::into).map_err(|_| fault(format!("`{name}` yields bytes that are no UTF-8 text")))
+    if let Ok(text) = std::str::from_utf8(&bytes) {
+        return Ok(text.into());
+    }
+    scene.binary = true;
+    Ok(binary::disguised(&bytes).as_str().into())
 }
 
 fn title(text: &str) -> String {

@@ -6,6 +6,7 @@
 //! never `<no value>` in a file; no error holds a value.
 
 mod balance;
+mod binary;
 mod convert;
 mod functions;
 mod strict;
@@ -30,7 +31,7 @@ pub(crate) struct Template {
 /// What came of rendering a template.
 pub(crate) enum Rendered {
     /// The whole text, and the paths it was made from.
-    Whole { text: Zeroizing<String>, used: BTreeSet<String> },
+    Whole { content: Zeroizing<Vec<u8>>, used: BTreeSet<String> },
     /// Secrets it needs first.
     Needs(BTreeSet<String>),
     /// What is wrong with what it was given, and the paths that came from.
@@ -52,6 +53,8 @@ struct Scene {
     used: BTreeSet<String>,
     missing: BTreeSet<String>,
     line: usize,
+    /// Bytes that are no text are among the output, in disguise.
+    binary: bool,
     /// What the last field was that is not there.
     absent: Option<String>,
 }
@@ -84,7 +87,14 @@ impl Template {
             return Rendered::Needs(scene.missing);
         }
         match result {
-            Ok(()) => Rendered::Whole { text: output.0, used: scene.used },
+            Ok(()) => {
+                let content = if scene.binary {
+                    binary::bared(&output.0)
+                } else {
+                    Zeroizing::new(std::mem::take(&mut *output.0).into_bytes())
+                };
+                Rendered::Whole { content, used: scene.used }
+            }
             Err(error) => Rendered::Flawed {
                 flaw: Flaw { line: scene.line, message: execution_message(&error) },
                 used: scene.used,

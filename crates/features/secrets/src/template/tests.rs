@@ -15,7 +15,7 @@ fn secrets() -> Secrets {
 fn rendered(text: &str) -> Result<String, String> {
     let template = Template::compile(text).map_err(|flaw| format!("compile:{}: {}", flaw.line, flaw.message))?;
     match template.render(&secrets()) {
-        Rendered::Whole { text, .. } => Ok(text.to_string()),
+        Rendered::Whole { content, .. } => Ok(String::from_utf8_lossy(&content).into_owned()),
         Rendered::Needs(paths) => Err(format!("needs {paths:?}")),
         Rendered::Flawed { flaw, .. } => Err(format!("render:{}: {}", flaw.line, flaw.message)),
     }

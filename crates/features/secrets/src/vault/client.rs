@@ -51,6 +51,28 @@ pub(super) struct Answer {
     pub(super) json: Option<Json>,
 }
 
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.json.iter_mut().for_each(scrub);
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.body.iter_mut().for_each(scrub);
+    }
+}
+
+/// Zeroes all texts of a JSON value.
+fn scrub(json: &mut Json) {
+    match json {
+        Json::String(text) => text.zeroize(),
+        Json::Array(items) => items.iter_mut().for_each(scrub),
+        Json::Object(members) => members.values_mut().for_each(scrub),
+        _ => {}
+    }
+}
+
 impl VaultClient {
     pub(super) fn new(provider: String, config: VaultProvider, resolver: Resolver, metrics: Metrics) -> Self {
         let address = config.address.trim_end_matches('/').to_owned();
@@ -98,6 +120,7 @@ impl VaultClient {
 
     /// Sends a request. Whatever Vault answers is `Ok` unless it is in no state to answer; see [`Answer`].
     pub(super) async fn call(&self, call: Call<'_>) -> Result<Answer, Error> {
+        let call_is_renewal = matches!(call.operation, "renew_self" | "renew_lease");
         let response = self.exchange(&call).await?;
         let status = response.status().as_u16();
         let answer = Answer { status, json: parse(response) };
@@ -106,6 +129,8 @@ impl VaultClient {
             // Of health only: uninitialised, and standbys of several kinds.
             472 | 473 => Err(self.unavailable(format!("is a standby that does not serve requests ({status})"))),
             501 => Err(self.unavailable("is not initialised (501); run `vault operator init`")),
+            // OpenBao's way to say that a token or lease has reached its greatest age.
+            500 if call_is_renewal && !answer.words().is_empty() => Ok(answer),
             500..=599 => Err(self.ill(&answer).await),
             300..=399 => Err(self.unavailable(format!("redirects us more than once ({status})"))),
             200 if answer.json.is_none() => {

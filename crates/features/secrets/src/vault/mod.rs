@@ -195,11 +195,11 @@ impl Vault {
     }
 
     /// What an answer to a read means.
-    async fn taken(&self, path: &str, asked: &str, answer: Answer) -> Result<Fetched, Error> {
+    async fn taken(&self, path: &str, asked: &str, mut answer: Answer) -> Result<Fetched, Error> {
         let words = answer.words();
         match answer.status {
             200 => {
-                let json = answer.json.unwrap_or_default();
+                let json = answer.json.take().unwrap_or_default();
                 answer::fetched(json).ok_or_else(|| self.missing(path, ": Vault answers no data there"))
             }
             404 => {
