@@ -6,6 +6,7 @@
 //! end, what was lent is given back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -246,8 +247,8 @@ impl Keeper {
         let mut pending: BTreeSet<usize> = pending.map(|(index, _)| index).collect();
         let mut failures = BTreeMap::new();
         for _ in 0..MOST_ROUNDS {
-            let secrets: Secrets =
-                self.entries.iter().map(|(path, entry)| (path.clone(), entry.value.clone())).collect();
+            let secrets = self.entries.iter().map(|(path, entry)| (path.clone(), entry.value.clone()));
+            let secrets: Arc<Secrets> = Arc::new(secrets.collect());
             let mut needed = BTreeSet::new();
             for index in pending.clone() {
                 match self.render_one(index, &secrets, &failures).await {
@@ -272,7 +273,7 @@ impl Keeper {
     async fn render_one(
         &mut self,
         index: usize,
-        secrets: &Secrets,
+        secrets: &Arc<Secrets>,
         failures: &BTreeMap<String, Error>,
     ) -> Option<BTreeSet<String>> {
         let output = &mut self.outputs[index];

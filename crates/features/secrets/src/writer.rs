@@ -210,6 +210,29 @@ mod tests {
     }
 
     #[test]
+    fn gives_the_file_to_its_owner_or_says_what_that_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = FileTarget {
+            uid: Some(rustix::process::geteuid().as_raw()),
+            gid: Some(rustix::process::getegid().as_raw()),
+            ..target(folder.path().join("own"))
+        };
+        assert!(write(&own, b"x").unwrap());
+        let other = FileTarget { uid: Some(4242), gid: Some(4243), ..target(folder.path().join("other")) };
+        match write(&other, b"x") {
+            Ok(_) => {
+                let meta = fs::metadata(&other.path).unwrap();
+                assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (4242, 4243, 0o400));
+            }
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains("uid 4242 and gid 4243") && error.contains("CAP_CHOWN"), "{error}");
+                assert_eq!(names(folder.path()), ["own"]);
+            }
+        }
+    }
+
+    #[test]
     fn takes_the_place_of_what_a_killed_process_left() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".secret.outrigger~"), b"half").unwrap();

@@ -357,6 +357,16 @@ async fn an_app_role_logs_in_and_its_token_ends_with_us() {
         eventually("it logs in again", async || logins("2")).await;
         assert_eq!(pillar.outside.status(), ("ready", String::new()));
 
+        // A provider that a reload replaces leaves once its successor is in place.
+        let changed = bao.provider(&auth).replace("refresh: 200ms", "refresh: 150ms");
+        pillar.reload(&config(&changed, &files));
+        eventually("its successor logs in", async || logins("3")).await;
+        eventually("it gives its token back", async || {
+            pillar.metrics().contains("operation=\"revoke_self\",result=\"204\"} 1") && bao.tokens().await == before + 1
+        })
+        .await;
+        pillar.is("ready", &[]).await;
+
         // A policy that says no is not a token that is wrong.
         let more = [files[0].clone(), file(&other, r#"{{ with secret "secret/data/other" }}x{{ end }}"#)];
         pillar.reload(&config(&bao.provider(&auth), &more));
@@ -483,7 +493,7 @@ async fn a_folder_is_followed_and_a_reload_applied() {
         assert_eq!(pillar.version(&db), Some(1));
         folder.replace("in/db/creds.json", r#"{ "password": "two-s3cret" }"#);
         holds(&db, "two-s3cret 2").await;
-        assert_eq!(pillar.version(&db), Some(2));
+        eventually("the version follows", async || pillar.version(&db) == Some(2)).await;
 
         folder.replace("in/db/creds.json", r#"{ "password": "half-s3cret"#);
         pillar.is("degraded", &["creds.json", "not valid JSON at line 1"]).await;

@@ -49,7 +49,7 @@ pub(crate) struct Flaw {
 /// What the functions of a template see and leave behind while it is rendered.
 #[derive(Default)]
 struct Scene {
-    secrets: Secrets,
+    secrets: Arc<Secrets>,
     used: BTreeSet<String>,
     missing: BTreeSet<String>,
     line: usize,
@@ -78,7 +78,7 @@ impl Template {
     }
 
     /// Renders it from the secrets known so far. Call it again with those it needs.
-    pub(crate) fn render(&self, secrets: &Secrets) -> Rendered {
+    pub(crate) fn render(&self, secrets: &Arc<Secrets>) -> Rendered {
         *lock(&self.scene) = Scene { secrets: secrets.clone(), line: 1, ..Scene::default() };
         let mut output = Output(Zeroizing::new(String::new()));
         let result = self.program.execute_template_fmt(&mut output, strict::MAIN, &Value::Nil);

@@ -14,7 +14,7 @@ fn secrets() -> Secrets {
 
 fn rendered(text: &str) -> Result<String, String> {
     let template = Template::compile(text).map_err(|flaw| format!("compile:{}: {}", flaw.line, flaw.message))?;
-    match template.render(&secrets()) {
+    match template.render(&Arc::new(secrets())) {
         Rendered::Whole { content, .. } => Ok(String::from_utf8_lossy(&content).into_owned()),
         Rendered::Needs(paths) => Err(format!("needs {paths:?}")),
         Rendered::Flawed { flaw, .. } => Err(format!("render:{}: {}", flaw.line, flaw.message)),
@@ -26,6 +26,23 @@ const DB: &str = r#"{{ with secret "secret/data/db" }}"#;
 #[test]
 fn renders_what_vault_agent_renders() {
     let cases = [
+        ("else if", "{{ if false }}a{{ else if true }}b{{ end }}c", "bc"),
+        ("else if, else", "{{ if false }}a{{ else if false }}b{{ else }}c{{ end }}d{{ if true }}e{{ end }}f", "cdef"),
+        (
+            "else if twice",
+            "{{ if true }}{{ if false }}a{{ else if false }}b{{ else if true }}c{{ end }}d{{ end }}e",
+            "cde",
+        ),
+        ("else with", r#"{{ with "" }}a{{ else with "x" }}{{ . }}{{ else }}b{{ end }}c"#, "xc"),
+        ("break", "{{ range 5 }}{{ if eq . 2 }}{{ break }}{{ else }}{{ . }}{{ end }}{{ end }}.", "01."),
+        ("comment", "a{{/* {{ end }} */}}b{{- /* x */ -}} c", "abc"),
+        ("delimiters in texts", r#"{{ "{{ end }}" }}{{ `}}` }}"#, "{{ end }}}}"),
+        (
+            "all of them",
+            r#"{{ with secret "other" }}{{ range $k, $v := .Data }}{{ $k }}={{ $v }}{{ end }}{{ end }}"#,
+            "name=db",
+        ),
+        ("with a variable", r#"{{ with $s := secret "other" }}{{ $s.Data.name }}{{ end }}"#, "db"),
         ("plain", r#"{{ with secret "secret/data/db" }}{{ .Data.data.password }}{{ end }}"#, "p4ss <&>"),
         ("version", r#"{{ with secret "secret/data/db" }}{{ .Data.metadata.version }}{{ end }}"#, "7"),
         ("variable", r#"{{ $s := secret "secret/data/db" }}{{ $s.Data.data.host }}"#, "db"),
@@ -141,7 +158,7 @@ fn says_what_is_wrong_without_values() {
 #[test]
 fn asks_for_all_it_needs_at_once_where_it_can() {
     let template = Template::compile(r#"{{ (secret "a").Data.x }}{{ (secret "/b/").Data.x | toUpper }}"#).unwrap();
-    match template.render(&Secrets::new()) {
+    match template.render(&Arc::default()) {
         Rendered::Needs(paths) => assert_eq!(paths.into_iter().collect::<Vec<_>>(), ["a", "b/"]),
         _ => panic!("it needs two secrets"),
     }
@@ -151,6 +168,16 @@ proptest! {
     #[test]
     fn no_text_panics(text in "(\\{\\{|\\}\\}|with|secret|end|\"secret/data/db\"|\\.Data|\\.data|\\||\\$x|:=|[ -~]){0,24}") {
         let _ = rendered(&text);
+    }
+
+    #[test]
+    fn nothing_is_cut_off(parts in prop::collection::vec(prop::sample::select(vec![
+        "{{ if true }}", "{{ if false }}", "{{ else }}", "{{ else if true }}", "{{ end }}", "{{ with 1 }}", "{{ range 2 }}",
+        "{{ break }}", "{{ define \"d\" }}", "{{ block \"b\" . }}", "{{ \"x\" }}", "{{- /* {{ */ -}}", "{{ `}}` }}", " ", "a",
+    ]), 0..9)) {
+        if let Ok(text) = rendered(&format!("{}TAIL", parts.concat())) {
+            prop_assert!(text.ends_with("TAIL"), "{}: {text}", parts.concat());
+        }
     }
 
     #[test]
