@@ -1,7 +1,5 @@
 //! `validate`, `config` and `schema`: what can be said of a config without running it.
 
-use std::io::Write;
-
 use outrigger_config as config;
 
 use crate::cli::{ConfigArgs, Format, SchemaFormat, ValidateArgs};
@@ -17,13 +15,11 @@ pub(crate) fn validate(args: &ValidateArgs) -> anyhow::Result<u8> {
     };
     match args.format {
         Format::Json => {
-            let report = serde_json::json!({
-                "file": path, "valid": outcome.is_ok(), "diagnostics": diagnostics.to_json(),
-            });
-            output::print(&format!("{report:#}\n"))?;
+            // It is the whole report: file, verdict and each mistake.
+            output::print(&format!("{:#}\n", diagnostics.to_json()))?;
         }
         Format::Text => {
-            std::io::stderr().write_all(diagnostics.render(output::stderr_takes_colour()).as_bytes())?;
+            output::diagnostics(diagnostics)?;
             if outcome.is_ok() {
                 output::print(&format!("{}: valid\n", path.display()))?;
             }
@@ -37,7 +33,7 @@ pub(crate) fn effective(args: &ConfigArgs) -> anyhow::Result<u8> {
     let loaded = match config::load(&args.config.path) {
         Ok(loaded) => loaded,
         Err(diagnostics) => {
-            std::io::stderr().write_all(diagnostics.render(output::stderr_takes_colour()).as_bytes())?;
+            output::diagnostics(&diagnostics)?;
             return Ok(1);
         }
     };

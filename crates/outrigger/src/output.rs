@@ -14,6 +14,14 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Prints what is wrong with a config file, if anything is.
+pub(crate) fn diagnostics(diagnostics: &outrigger_config::Diagnostics) -> io::Result<()> {
+    if diagnostics.is_empty() {
+        return Ok(());
+    }
+    io::stderr().write_all(format!("{}\n", diagnostics.render(stderr_takes_colour())).as_bytes())
+}
+
 /// Prints an error with its chain of causes.
 pub(crate) fn error(error: &anyhow::Error) {
     let (bold, plain) = if stderr_takes_colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };

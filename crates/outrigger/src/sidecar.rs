@@ -3,8 +3,6 @@
 //! This is the only place that knows every feature; a feature learns of another only
 //! through what is passed here.
 
-use std::io::Write;
-
 use outrigger_config as config;
 use outrigger_http::Resolver;
 use outrigger_identity::IdentityComponent;
@@ -18,7 +16,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let loaded = match config::load(&args.config.path) {
         Ok(loaded) => loaded,
         Err(diagnostics) => {
-            std::io::stderr().write_all(diagnostics.render(output::stderr_takes_colour()).as_bytes())?;
+            output::diagnostics(&diagnostics)?;
             return Ok(1);
         }
     };
@@ -35,8 +33,12 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
 fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let (identity, identities) = IdentityComponent::new();
-    let mut components: Vec<Box<dyn Component>> =
-        vec![Box::new(identity), Box::new(outrigger_exporter::MetricsComponent::new())];
+    let mut components: Vec<Box<dyn Component>> = vec![
+        Box::new(identity),
+        Box::new(outrigger_secrets::SecretsComponent::new(resolver.clone())),
+        Box::new(outrigger_exporter::MetricsComponent::new()),
+        Box::new(outrigger_logs::LogsComponent::new(resolver.clone())),
+    ];
     components.extend(outrigger_proxy::components(identities, resolver));
     components
 }
