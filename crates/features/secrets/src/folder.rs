@@ -56,7 +56,10 @@ impl Folder {
                 problem(&format!("not valid JSON at line {} column {}", error.line(), error.column()))
             })?
         } else {
-            serde_saphyr::from_str(&text).map_err(|_| problem("not valid YAML"))?
+            serde_saphyr::from_str(&text).map_err(|error| match error.location() {
+                Some(at) => problem(&format!("not valid YAML at line {} column {}", at.line(), at.column())),
+                None => problem("not valid YAML"),
+            })?
         };
         let Some(data @ Json::Object(_)) = json else {
             return Err(problem("it must hold an object, such as {\"password\": \"…\"}"));

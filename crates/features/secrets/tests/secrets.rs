@@ -322,13 +322,16 @@ async fn an_app_role_logs_in_and_its_token_ends_with_us() {
     local(async {
         let (bao, folder) = (Bao::start().await, Folder::new());
         bao.put("db", json!({ "password": "role-s3cret" })).await;
-        let policy = r#"path "secret/data/db" { capabilities = ["read"] }"#;
+        // A token without the default policy, so that it may not even look itself up.
+        let policy = r#"path "secret/data/db" { capabilities = ["read"] }
+            path "auth/token/renew-self" { capabilities = ["update"] }
+            path "auth/token/revoke-self" { capabilities = ["update"] }"#;
         bao.call("PUT", "sys/policies/acl/app", json!({ "policy": policy })).await;
         bao.call("POST", "sys/auth/approle", json!({ "type": "approle" })).await;
         bao.call(
             "POST",
             "auth/approle/role/app",
-            json!({ "token_policies": "app", "token_ttl": "3s", "token_max_ttl": "6s" }),
+            json!({ "token_policies": "app", "token_no_default_policy": true, "token_ttl": "3s", "token_max_ttl": "6s" }),
         )
         .await;
         let role = bao.call("GET", "auth/approle/role/app/role-id", json!(null)).await.1;
@@ -497,6 +500,8 @@ async fn a_folder_is_followed_and_a_reload_applied() {
 
         folder.replace("in/db/creds.json", r#"{ "password": "half-s3cret"#);
         pillar.is("degraded", &["creds.json", "not valid JSON at line 1"]).await;
+        folder.replace("in/db/creds.json", "[1]");
+        pillar.is("degraded", &["creds.json", "must hold an object"]).await;
         holds(&db, "two-s3cret 2").await;
         folder.replace("in/db/creds.json", r#"{ "password": "two-s3cret" }"#);
         pillar.is("ready", &[]).await;

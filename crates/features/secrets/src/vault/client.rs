@@ -214,6 +214,12 @@ impl VaultClient {
 }
 
 impl Answer {
+    /// Whether a 403 is a policy's. Vault lists what a policy says, and says the rest plainly or adds `invalid token`.
+    pub(super) fn is_of_policy(&self) -> bool {
+        let words = self.words();
+        words.starts_with(": 1 error occurred") && !words.contains("invalid token")
+    }
+
     /// Vault's own words, beginning with `: `, or nothing.
     pub(super) fn words(&self) -> String {
         let errors = self.json.as_ref().and_then(|json| json.get("errors")).and_then(Json::as_array);
@@ -285,6 +291,20 @@ mod tests {
         ];
         for (path, expected) in cases {
             assert_eq!(encoded(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn policies_are_told_from_bad_tokens() {
+        let cases = [
+            ("openbao, policy", "1 error occurred:\n\t* permission denied\n\n", true),
+            ("openbao, token", "permission denied", false),
+            ("vault, token", "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n", false),
+            ("nothing", "", false),
+        ];
+        for (name, words, of_policy) in cases {
+            let json = Some(serde_json::json!({ "errors": [words] }));
+            assert_eq!(Answer { status: 403, json }.is_of_policy(), of_policy, "{name}");
         }
     }
 

@@ -231,7 +231,9 @@ impl Vault {
             problem: problem.to_owned(),
         };
         match self.get("lookup_self", "auth/token/lookup-self").await {
-            Ok(answer) if answer.status == 403 => rejected("it is wrong, has expired or was revoked"),
+            Ok(answer) if answer.status == 403 && !answer.is_of_policy() => {
+                rejected("it is wrong, has expired or was revoked")
+            }
             _ => self
                 .client
                 .refused(format!("denies `{path}` (403): the token's policies do not allow `read` there{words}")),
