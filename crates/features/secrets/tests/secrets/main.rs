@@ -1,276 +1,26 @@
 //! The component as a whole, against a real OpenBao, a folder, and a server with leases.
 //!
-//! Every event of every test, at trace level, goes into one journal; each test looks for its
-//! own secrets in it, in the status and in the metrics, and must not find them.
+//! Each test looks for its own secrets in all that can be seen from outside, and must not
+//! find them.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too")]
 
+mod bao;
+mod lender;
+mod pillar;
+
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, Once};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use bytes::Bytes;
-use outrigger_config::Config;
-use outrigger_http::{Client, ClientOptions, Resolver};
-use outrigger_runtime::{AppEnvironment, BoxError, Component, Context, Standalone};
+use outrigger_http::Resolver;
+use outrigger_runtime::Component;
 use outrigger_secrets::SecretsComponent;
-use outrigger_telemetry::{Format, Registry};
-use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::task::{JoinHandle, LocalSet};
-use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
+use serde_json::json;
 
-const ROOT: &str = "root-token-that-must-not-leak";
-const PATIENCE: Duration = Duration::from_secs(20);
-
-// ---- OpenBao -------------------------------------------------------------------------
-
-/// An OpenBao server in development mode, ended with its guard.
-struct Bao {
-    child: Child,
-    address: String,
-    tls: Option<Arc<rustls::ClientConfig>>,
-    _home: TempDir,
-}
-
-impl Bao {
-    async fn start() -> Self {
-        Self::start_on(free_port()).await
-    }
-
-    async fn start_on(port: u16) -> Self {
-        Self::start_with(port, None).await
-    }
-
-    /// With TLS, its authority in `vault-ca.pem` of a folder.
-    async fn start_with(port: u16, tls: Option<&Path>) -> Self {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../target/tools/bin/bao");
-        assert!(tool.exists(), "OpenBao is not installed: run `cargo xtask setup`");
-        let home = tempfile::tempdir().unwrap();
-        let mut command = Command::new(tool);
-        if let Some(folder) = tls {
-            command.args(["server", "-dev-tls", &format!("-dev-tls-cert-dir={}", folder.display())]);
-        } else {
-            command.args(["server"]);
-        }
-        let child = command
-            .args(["-dev", "-dev-no-store-token", &format!("-dev-root-token-id={ROOT}")])
-            .arg(format!("-dev-listen-address=127.0.0.1:{port}"))
-            .env("HOME", home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let ca = tls.map(|folder| folder.join("vault-ca.pem"));
-        let mut bao = Self { child, address: format!("{scheme}://127.0.0.1:{port}"), tls: None, _home: home };
-        if let Some(ca) = ca {
-            eventually("OpenBao makes its certificates", async || {
-                bao.tls = outrigger_identity::client_config_with_roots(Some(&ca)).ok();
-                bao.tls.is_some()
-            })
-            .await;
-        }
-        eventually("OpenBao serves", async || bao.call("GET", "sys/health", json!(null)).await.0 == 200).await;
-        // The development mount of KV comes a moment after the rest.
-        eventually("KV is mounted", async || {
-            bao.call("PUT", "secret/data/probe", json!({ "data": {} })).await.0 == 200
-        })
-        .await;
-        bao
-    }
-
-    async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
-        let client =
-            Client::new(ClientOptions { tls: self.tls.clone(), ..ClientOptions::default() }, Resolver::from_system());
-        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let request = http::Request::builder().method(method).uri(format!("{}/v1/{path}", self.address));
-        match client.send(request.header("x-vault-token", ROOT).body(body).unwrap()).await {
-            Ok(response) => (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap_or_default()),
-            Err(_) => (0, Value::Null),
-        }
-    }
-
-    async fn put(&self, path: &str, data: Value) {
-        let (status, _) = self.call("PUT", &format!("secret/data/{path}"), json!({ "data": data })).await;
-        assert_eq!(status, 200, "OpenBao takes {path}");
-    }
-
-    /// How many tokens there are.
-    async fn tokens(&self) -> usize {
-        let (_, answer) = self.call("LIST", "auth/token/accessors", json!(null)).await;
-        answer["data"]["keys"].as_array().map_or(0, Vec::len)
-    }
-
-    fn provider(&self, auth: &str) -> String {
-        format!(
-            "{{ name: vault, vault: {{ address: '{}', refresh: 200ms, timeout: 2s, auth: {auth} }} }}",
-            self.address
-        )
-    }
-}
-
-impl Drop for Bao {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-// ---- the component -------------------------------------------------------------------
-
-/// A running component, with the folder its files are in.
-struct Pillar {
-    outside: Standalone,
-    registry: Registry,
-    environment: AppEnvironment,
-    task: JoinHandle<Result<(), BoxError>>,
-}
-
-impl Pillar {
-    fn start(config: &str) -> Self {
-        journal();
-        let config = parse(config);
-        let component = SecretsComponent::new(Resolver::from_system());
-        component.check(None, &config).unwrap();
-        assert!(component.enabled(&config));
-        let (context, outside) = Context::standalone(config, 0);
-        let (registry, environment) = (context.registry.clone(), context.environment.clone());
-        let task = tokio::task::spawn_local(async move { component.run(context).await });
-        Self { outside, registry, environment, task }
-    }
-
-    fn reload(&self, config: &str) {
-        self.outside.config.send(Arc::new(parse(config))).unwrap();
-    }
-
-    async fn is(&self, state: &str, parts: &[&str]) {
-        let what = format!("status {state} with {parts:?}");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let (now, reason) = self.outside.status();
-            if now == state && parts.iter().all(|part| reason.contains(part)) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}; it is {now}: {reason}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    fn metrics(&self) -> String {
-        let mut text = Vec::new();
-        self.registry.encode(Format::Text, &mut text);
-        String::from_utf8(text).unwrap()
-    }
-
-    fn version(&self, file: &Path) -> Option<u64> {
-        let start = format!("outrigger_secret_version{{path=\"{}\"}} ", file.display());
-        self.metrics().lines().find_map(|line| line.strip_prefix(&start)?.parse().ok())
-    }
-
-    /// Nothing that can be seen from outside holds one of these.
-    fn leaks_none_of(&self, secrets: &[&str]) {
-        let seen = format!("{:?}\n{}\n{}", self.outside.status(), self.metrics(), journal().lock().unwrap());
-        assert!(seen.contains("outrigger_secret_version"), "there is something to look through");
-        for secret in secrets {
-            assert!(!seen.contains(secret), "{secret} leaks: {:?}", seen.lines().find(|line| line.contains(secret)));
-        }
-    }
-
-    async fn stop(self) {
-        self.outside.stop.request(tokio::time::Instant::now() + Duration::from_secs(10));
-        tokio::time::timeout(PATIENCE, self.task).await.expect("it stops").unwrap().unwrap();
-    }
-}
-
-fn parse(yaml: &str) -> Config {
-    match outrigger_config::parse("test.yaml", yaml, &|_| None) {
-        Ok(loaded) => loaded.config,
-        Err(error) => panic!("{}\n{yaml}", error.render(false)),
-    }
-}
-
-fn file(path: &Path, template: &str) -> String {
-    format!("{{ path: '{}', template: '{template}' }}", path.display())
-}
-
-fn config(providers: &str, files: &[String]) -> String {
-    format!("secrets: {{ providers: [{providers}], files: [{}] }}", files.join(", "))
-}
-
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !check().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-async fn holds(path: &Path, content: &str) {
-    eventually(&format!("{} holds what it shall", path.display()), async || {
-        fs::read_to_string(path).is_ok_and(|text| text == content)
-    })
-    .await;
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
-/// All events of this process.
-fn journal() -> &'static Mutex<String> {
-    static JOURNAL: Mutex<String> = Mutex::new(String::new());
-    static ONCE: Once = Once::new();
-    struct Writer;
-    impl<S: tracing::Subscriber> Layer<S> for Writer {
-        fn on_event(&self, event: &tracing::Event<'_>, _: LayerContext<'_, S>) {
-            use std::fmt::Write as _;
-            let mut journal = JOURNAL.lock().unwrap();
-            let _ = write!(journal, "{}", event.metadata().target());
-            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-                let _ = write!(journal, " {field}={value:?}");
-            });
-            journal.push('\n');
-        }
-    }
-    ONCE.call_once(|| tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Writer)).unwrap());
-    &JOURNAL
-}
-
-async fn local(test: impl Future<Output = ()>) {
-    LocalSet::new().run_until(test).await;
-}
-
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-    /// As an editor or the kubelet writes: a new file, moved over the old one.
-    fn replace(&self, name: &str, content: &str) -> PathBuf {
-        let (fresh, path) = (self.path("fresh~"), self.path(name));
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&fresh, content).unwrap();
-        fs::rename(&fresh, &path).unwrap();
-        path
-    }
-}
-
-fn token() -> String {
-    format!("{{ token: {{ value: {ROOT} }} }}")
-}
-
-// ---- OpenBao, from end to end --------------------------------------------------------
+use bao::{Bao, ROOT};
+use lender::Lender;
+use pillar::{Folder, Pillar, config, eventually, file, free_port, holds, local, parse, token};
 
 #[tokio::test]
 async fn secrets_of_openbao_reach_files_and_variables_and_follow_changes() {
@@ -477,8 +227,6 @@ async fn tls_is_checked_against_the_bundle() {
     .await;
 }
 
-// ---- the folder ----------------------------------------------------------------------
-
 #[tokio::test]
 async fn a_folder_is_followed_and_a_reload_applied() {
     local(async {
@@ -555,83 +303,6 @@ fn templates_are_checked_before_anything_runs() {
         let error = component.check(None, &config).expect_err(name).to_string();
         assert!(error.contains(expected), "{name}: {error}");
     }
-}
-
-// ---- leases, from a server that lends briefly ----------------------------------------
-
-/// A server of a few lines that lends what OpenBao lends only with a database beside it.
-struct Lender {
-    address: String,
-    seen: Arc<Mutex<Vec<String>>>,
-    mood: Arc<Mutex<&'static str>>,
-}
-
-impl Lender {
-    fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let (seen, mood) = (Arc::<Mutex<Vec<String>>>::default(), Arc::new(Mutex::new("well")));
-        let (log, state) = (seen.clone(), mood.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let _ = stream.and_then(|stream| answer(stream, &log, *state.lock().unwrap()));
-            }
-        });
-        Self { address, seen, mood }
-    }
-
-    fn count(&self, what: &str) -> usize {
-        self.seen.lock().unwrap().iter().filter(|line| line.contains(what)).count()
-    }
-}
-
-fn answer(mut stream: TcpStream, seen: &Mutex<Vec<String>>, mood: &str) -> std::io::Result<()> {
-    let mut buffer = Vec::new();
-    let mut chunk = [0; 4096];
-    let text = loop {
-        let read = stream.read(&mut chunk)?;
-        buffer.extend_from_slice(&chunk[..read]);
-        let text = String::from_utf8_lossy(&buffer).into_owned();
-        let length =
-            text.to_lowercase().split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
-        let whole = text.find("\r\n\r\n").is_some_and(|head| text.len() >= head + 4 + length.unwrap_or(0));
-        if whole || read == 0 {
-            break text;
-        }
-    };
-    let line = text.lines().next().unwrap_or_default().to_owned();
-    let mut seen = seen.lock().unwrap();
-    let reads = seen.iter().filter(|line| line.starts_with("GET /v1/database")).count();
-    let (status, body) = match mood {
-        "uninitialised" => (501, "{}".to_owned()),
-        "standby" => {
-            (if line.contains("sys/health") { 429 } else { 500 }, r#"{"errors":["local node not active"]}"#.to_owned())
-        }
-        "busy" => (429, r#"{"errors":["rate limit quota exceeded"]}"#.to_owned()),
-        "html" => (200, "<html>portal</html>".to_owned()),
-        _ if line.contains("sys/leases/renew") => {
-            // Renewed in full twice, then near its end.
-            let renewed = seen.iter().filter(|line| line.contains("renew ")).count();
-            let duration = if renewed % 3 == 2 { 0 } else { 1 };
-            (
-                200,
-                json!({ "lease_id": format!("lease-s3cret-{reads}"), "lease_duration": duration, "renewable": true })
-                    .to_string(),
-            )
-        }
-        _ if line.starts_with("GET /v1/database") => (
-            200,
-            json!({ "lease_id": format!("lease-s3cret-{}", reads + 1), "lease_duration": 1, "renewable": true,
-                "data": { "username": format!("user-{}", reads + 1) } })
-            .to_string(),
-        ),
-        _ if line.contains("lookup-self") => (200, json!({ "data": { "ttl": 0, "renewable": false } }).to_string()),
-        _ => (204, String::new()),
-    };
-    let lease = text.split("\"lease_id\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
-    seen.push(format!("{line} {lease}"));
-    drop(seen);
-    write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
 #[tokio::test]
