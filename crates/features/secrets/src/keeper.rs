@@ -10,17 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use gotmpl::Value;
 use outrigger_config::Secret;
 use outrigger_runtime::{Backoff, FileWatcher, Stop};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::clock::jittered;
+use crate::entry::{Entry, time_to_renew};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::output::{Output, OutputSpec, Target};
-use crate::provider::{Fetched, Lease, Provider};
+use crate::provider::{Lease, Provider};
 use crate::template::{Rendered, Secrets};
 use crate::vault::Renewal;
 
@@ -63,18 +62,6 @@ pub(crate) struct Desk {
     pub(crate) stop: Stop,
     pub(crate) metrics: Metrics,
     pub(crate) longest_wait: Duration,
-}
-
-/// A secret in hand.
-struct Entry {
-    value: Value,
-    /// Grows with each change, over all entries.
-    revision: u64,
-    version: u64,
-    lease: Option<Lease>,
-    /// When to read it, or renew its lease; never when changes are noticed.
-    due: Option<Instant>,
-    trouble: Option<Error>,
 }
 
 /// One provider and all that hangs on it.
@@ -339,7 +326,9 @@ impl Keeper {
             match result {
                 Ok(fetched) => {
                     self.revisions += 1;
-                    keep(&mut self.entries, path, fetched, self.revisions, provider.refresh());
+                    let old = self.entries.get(&path);
+                    let entry = Entry::new(fetched, old, self.revisions, provider.refresh());
+                    self.entries.insert(path, entry);
                 }
                 Err(error) => _ = failures.insert(path, error),
             }
@@ -444,34 +433,6 @@ impl Keeper {
             );
         }
     }
-}
-
-/// Stores what was read; its revision changes only when its content does.
-fn keep(
-    entries: &mut BTreeMap<String, Entry>,
-    path: String,
-    fetched: Fetched,
-    revision: u64,
-    refresh: Option<Duration>,
-) {
-    let Fetched { value, version, lease } = fetched;
-    let wait = lease.as_ref().map(time_to_renew).or_else(|| refresh.map(|refresh| jittered(refresh, 0.9, 1.1)));
-    let due = wait.map(|wait| Instant::now() + wait);
-    let old = entries.get(&path);
-    let same = old.filter(|old| old.value == value);
-    let counted = match (old, same) {
-        (None, _) => 1,
-        (Some(_), Some(same)) => same.version,
-        (Some(old), None) => old.version + 1,
-    };
-    let revision = same.map_or(revision, |same| same.revision);
-    let entry = Entry { value, revision, version: version.unwrap_or(counted), lease, due, trouble: None };
-    entries.insert(path, entry);
-}
-
-/// Two thirds of a lease that can be renewed; most of one that has to be replaced.
-fn time_to_renew(lease: &Lease) -> Duration {
-    if lease.renewable { jittered(lease.duration, 0.6, 0.7) } else { jittered(lease.duration, 0.8, 0.9) }
 }
 
 async fn changed(watcher: &mut Option<FileWatcher>) {

@@ -8,6 +8,7 @@
 
 mod clock;
 mod component;
+mod entry;
 mod error;
 mod folder;
 mod keeper;

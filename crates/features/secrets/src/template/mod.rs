@@ -61,6 +61,8 @@ struct Scene {
 
 /// A template that produces more is refused: it is a mistake, and would fill the memory.
 const MOST_OUTPUT: usize = 4 << 20;
+/// Turns of all `range` loops together; more would hold up everything else on the main thread.
+const MOST_LOOPS: u64 = 1_000_000;
 
 impl Template {
     /// Parses a template and checks the functions and templates it calls.
@@ -70,7 +72,7 @@ impl Template {
         let parsed = gotmpl::Template::new(strict::MAIN).parse(text).map_err(syntax_flaw)?;
         balance::check(text)?;
         let trees = strict::trees(text, &parsed, &functions)?;
-        let mut program = gotmpl::Template::new(strict::ROOT).funcs(functions);
+        let mut program = gotmpl::Template::new(strict::ROOT).funcs(functions).max_range_iters(MOST_LOOPS);
         for (name, tree) in trees {
             program = program.add_parse_tree(&name, tree);
         }
