@@ -1,13 +1,13 @@
 //! The simplest HTTP/1.1 client that can be: independent of the code under test.
 //!
 //! In: a method, a URL with an IP address, headers and a body. Out: the whole response.
-//! Promise: one connection a request; every read and write has a timeout.
+//! Promise: one connection a request, unless a test keeps one; every read and write has a timeout.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,6 +63,44 @@ pub fn request(method: &str, url: &str, headers: &[(&str, &str)], body: &str) ->
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).with_context(|| format!("{url} did not finish its answer"))?;
     parse(&bytes).with_context(|| format!("{url} answered what is not HTTP"))
+}
+
+/// A connection that is kept for many requests.
+#[derive(Debug)]
+pub struct Connection {
+    reader: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects to a port of this machine.
+    ///
+    /// # Errors
+    /// When nothing listens there.
+    pub fn open(port: u16) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// Sends a `GET` and reads its answer, which must have a `content-length`.
+    ///
+    /// # Errors
+    /// When the connection was closed, or the answer says that it will be.
+    pub fn get(&mut self, path: &str) -> Result<Response> {
+        write!(self.reader.get_mut(), "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            ensure!(self.reader.read_until(b'\n', &mut head)? > 0, "the connection was closed");
+        }
+        let mut response = parse(&head)?;
+        ensure!(response.header("connection") != Some("close"), "the connection will be closed");
+        let length = response.header("content-length").context("an answer without a length")?.parse()?;
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body)?;
+        response.body = String::from_utf8_lossy(&body).into_owned();
+        Ok(response)
+    }
 }
 
 fn parse(bytes: &[u8]) -> Result<Response> {

@@ -16,7 +16,7 @@ mod wait;
 
 pub use application::{Application, Seen};
 pub use certificates::{Authority, Leaf};
-pub use http::{Response, request};
+pub use http::{Connection, Response, request};
 pub use network::{free_port, free_udp_port};
 pub use outrigger::{Outrigger, outrigger_command, start_outrigger, start_outrigger_with};
 pub use process::{Process, run, tool};

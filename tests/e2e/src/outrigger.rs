@@ -1,7 +1,7 @@
 //! The executable under test.
 //!
 //! In: a config as YAML, without the sections `admin` and `runtime` that every test
-//! shares. Out: a running Outrigger on ports of its own. Promise: `start_outrigger`
+//! shares (a test that begins with a `runtime:` of its own keeps that). Out: a running Outrigger on ports of its own. Promise: `start_outrigger`
 //! returns once it is ready, or fails the test with the reasons it gave.
 
 use std::fs;
@@ -46,9 +46,10 @@ pub fn start_outrigger(folder: &Path, config: &str) -> Outrigger {
 #[track_caller]
 pub fn start_outrigger_with(folder: &Path, config: &str, arguments: &[&str]) -> Outrigger {
     let (admin, health) = (free_port(), free_port());
-    let preamble = format!(
-        "admin: {{ listen: \"127.0.0.1:{admin}\", health: \"127.0.0.1:{health}\" }}\nruntime: {{ shutdownBudget: 10s, flushBudget: 4s }}\n"
-    );
+    let mut preamble = format!("admin: {{ listen: \"127.0.0.1:{admin}\", health: \"127.0.0.1:{health}\" }}\n");
+    if !config.starts_with("runtime:") {
+        preamble.push_str("runtime: { shutdownBudget: 10s, flushBudget: 4s }\n");
+    }
     let file = folder.join("outrigger.yaml");
     fs::write(&file, format!("{preamble}{config}")).expect("the test's folder can be written");
     let process =
@@ -96,6 +97,13 @@ impl Outrigger {
     /// When it cannot be reached.
     pub fn get(&self, path: &str) -> Result<Response> {
         request("GET", &format!("{}{path}", self.admin), &[], "")
+    }
+
+    /// Its child processes: the application, and orphans that became ours.
+    pub fn children(&self) -> Vec<u32> {
+        let id = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// Replaces its config file as a whole, as an editor or a config map does.

@@ -3,9 +3,17 @@
 //! In: `OUTRIGGER_BIN` (else what cargo built last) and what `cargo xtask setup`
 //! installed. Promise: nothing is skipped; what is missing fails.
 
+#[path = "e2e/admin.rs"]
+mod admin;
+#[path = "e2e/cli.rs"]
+mod cli;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/metrics.rs"]
 mod metrics;
+#[path = "e2e/reload.rs"]
+mod reload;
+#[path = "e2e/supervise.rs"]
+mod supervise;
 #[path = "e2e/tls.rs"]
 mod tls;
