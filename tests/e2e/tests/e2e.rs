@@ -7,6 +7,8 @@
 mod admin;
 #[path = "e2e/cli.rs"]
 mod cli;
+#[path = "e2e/demo.rs"]
+mod demo;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/metrics.rs"]

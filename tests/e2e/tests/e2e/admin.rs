@@ -122,7 +122,13 @@ fn readyz_says_what_is_wrong_with_an_identity() {
         ("missing certificate", with(&absent, &good.key), &bundle, "does not exist", &absent),
         ("missing key", with(&good.certificate, &absent), &bundle, "does not exist", &absent),
         ("missing bundle", good.clone(), &absent, "does not exist", &absent),
-        ("expired", authority.issue_expired("expired", BACKEND), &bundle, "expired at", &folder.path().join("ca/expired.pem")),
+        (
+            "expired",
+            authority.issue_expired("expired", BACKEND),
+            &bundle,
+            "expired at",
+            &folder.path().join("ca/expired.pem"),
+        ),
         ("key of another", with(&good.certificate, &other.key), &bundle, "does not belong", &other.key),
         ("another authority", good.clone(), &foreign.bundle(), "does not chain", &good.certificate),
         (
@@ -155,7 +161,8 @@ fn an_identity_that_is_mended_makes_it_ready() {
     fs::rename(&good.key, &expired.key).unwrap();
     fs::rename(&good.certificate, &expired.certificate).unwrap();
     outrigger.wait_ready();
-    let not_after = outrigger.metric(&format!("outrigger_identity_not_after_timestamp_seconds{{spiffe_id=\"{BACKEND}\"}}"));
+    let not_after =
+        outrigger.metric(&format!("outrigger_identity_not_after_timestamp_seconds{{spiffe_id=\"{BACKEND}\"}}"));
     assert!(not_after.unwrap() > 1.7e9);
 }
 
@@ -213,7 +220,8 @@ fn no_secret_is_shown() {
 fn the_log_level_can_be_set() {
     let folder = tempfile::tempdir().unwrap();
     let outrigger = start_outrigger(folder.path(), "telemetry: { log: { level: warn } }\n");
-    let put = |query: &str, body: &str| request("PUT", &format!("{}/log-level{query}", outrigger.admin), &[], body).unwrap();
+    let put =
+        |query: &str, body: &str| request("PUT", &format!("{}/log-level{query}", outrigger.admin), &[], body).unwrap();
     assert_eq!(outrigger.get("/log-level").unwrap().body, "warn\n");
     assert!(!outrigger.process.log().contains(" INFO "), "{}", outrigger.process.log());
     assert_eq!(put("?level=debug", "").ok().unwrap(), "debug\n");
@@ -245,7 +253,9 @@ fn other_sites_change_nothing() {
         &[("host", "evil.example"), ("origin", "http://evil.example")],
     ];
     for headers in foreign {
-        for (method, path) in [("PUT", "/log-level?level=trace"), ("POST", "/log-level?level=trace"), ("POST", "/quitquitquit")] {
+        for (method, path) in
+            [("PUT", "/log-level?level=trace"), ("POST", "/log-level?level=trace"), ("POST", "/quitquitquit")]
+        {
             let response = request(method, &format!("{}{path}", outrigger.admin), headers, "").unwrap();
             assert_eq!(response.status, 403, "{method} {path} {headers:?}");
         }
@@ -278,7 +288,8 @@ fn the_admin_api_can_be_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let (socket, health) = (folder.path().join("admin.sock"), free_port());
     let config = folder.path().join("outrigger.yaml");
-    fs::write(&config, format!("admin: {{ listen: \"unix:{}\", health: \"127.0.0.1:{health}\" }}\n", socket.display())).unwrap();
+    fs::write(&config, format!("admin: {{ listen: \"unix:{}\", health: \"127.0.0.1:{health}\" }}\n", socket.display()))
+        .unwrap();
     let curl = |arguments: &[&str]| {
         let mut command = tool("curl");
         command.args(["-sS", "--fail-with-body", "--max-time", "10", "--unix-socket"]).arg(&socket);
@@ -286,7 +297,8 @@ fn the_admin_api_can_be_a_unix_socket() {
     };
     // Twice, and killed the first time: a socket that is left over is in nobody's way.
     for killed in [true, false] {
-        let mut process = Process::start("outrigger", outrigger_command().args(["run", "-c"]).arg(&config), folder.path());
+        let mut process =
+            Process::start("outrigger", outrigger_command().args(["run", "-c"]).arg(&config), folder.path());
         let page = eventually("its admin API", || {
             process.still_runs()?;
             curl(&["http://localhost/readyz?verbose"])
@@ -309,7 +321,11 @@ fn the_admin_api_can_be_a_unix_socket() {
 fn the_admin_api_is_not_offered_to_the_network() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("outrigger.yaml");
-    fs::write(&config, format!("admin: {{ listen: \"0.0.0.0:{}\", health: \"127.0.0.1:{}\" }}\n", free_port(), free_port())).unwrap();
+    fs::write(
+        &config,
+        format!("admin: {{ listen: \"0.0.0.0:{}\", health: \"127.0.0.1:{}\" }}\n", free_port(), free_port()),
+    )
+    .unwrap();
     for verb in ["validate", "run"] {
         let output = outrigger_command().args([verb, "-c"]).arg(&config).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);

@@ -67,7 +67,10 @@ fn assert_says_every_mistake(said: &str, file: &str) {
     }
     assert!(said.ends_with("4 errors\n") && !said.contains('\x1b'), "{said}");
     // The offending text is underlined.
-    assert!(said.lines().any(|line| line.trim_end().ends_with(&format!("|{}{}", " ".repeat(42), "^".repeat(8)))), "{said}");
+    assert!(
+        said.lines().any(|line| line.trim_end().ends_with(&format!("|{}{}", " ".repeat(42), "^".repeat(8)))),
+        "{said}"
+    );
 }
 
 #[test]
@@ -107,7 +110,10 @@ fn validate_accepts_what_can_be_run() {
     assert_eq!(text(&output.stdout), format!("{file}: valid\n"));
     let output = outrigger(&["validate", "--config", &file, "--format=json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((output.status.code(), &report["valid"], &report["file"]), (Some(0), &true.into(), &file.as_str().into()));
+    assert_eq!(
+        (output.status.code(), &report["valid"], &report["file"]),
+        (Some(0), &true.into(), &file.as_str().into())
+    );
     // A file that says nothing means all defaults.
     let (_, file) = write(folder.path(), "");
     assert_eq!(outrigger(&["validate", "-c", &file]).status.code(), Some(0));
@@ -118,12 +124,15 @@ fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent.yaml").display().to_string();
     let directory = folder.path().display().to_string();
-    for (file, why) in [(&absent, "does not exist"), (&directory, "directory")] {
+    for (file, why) in [(&absent, "does not exist"), (&directory, "folder")] {
         for verb in ["validate", "config", "run"] {
             let output = outrigger(&[verb, "-c", file]);
             let said = text(&output.stderr);
             assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()), "{verb}");
-            assert!(said.contains(why) && said.contains(file.as_str()) && said.ends_with("1 error\n"), "{verb}: {said}");
+            assert!(
+                said.contains(why) && said.contains(file.as_str()) && said.ends_with("1 error\n"),
+                "{verb}: {said}"
+            );
         }
     }
 }
@@ -318,7 +327,9 @@ fn a_taken_proxy_port_names_listener_and_holder() {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
     // The holder is another program, so that its command is seen to be looked up.
-    let script = format!("import socket,time\ns=socket.create_server((\"127.0.0.1\",{port}))\nprint(\"bound\",flush=True)\ntime.sleep(600)");
+    let script = format!(
+        "import socket,time\ns=socket.create_server((\"127.0.0.1\",{port}))\nprint(\"bound\",flush=True)\ntime.sleep(600)"
+    );
     let mut holder = Process::start("holder", tool("python3").args(["-c", &script]), folder.path());
     eventually("the holder", || {
         holder.still_runs()?;

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use outrigger_e2e::{Application, Authority, Outrigger, eventually, eventually_within, free_port, start_outrigger_with};
+use outrigger_e2e::{
+    Application, Authority, Outrigger, eventually, eventually_within, free_port, start_outrigger_with,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -138,7 +140,8 @@ fn the_application_gets_a_clean_start() {
     command.args(["-c", "trap '' HUP USR1 PIPE; ulimit -Sn 777; ulimit -Sc 11; exec \"$@\"", "sh"]);
     let config = folder.path().join("outrigger.yaml");
     let ports = (free_port(), free_port());
-    fs::write(&config, format!("admin: {{ listen: \"127.0.0.1:{}\", health: \"127.0.0.1:{}\" }}\n", ports.0, ports.1)).unwrap();
+    fs::write(&config, format!("admin: {{ listen: \"127.0.0.1:{}\", health: \"127.0.0.1:{}\" }}\n", ports.0, ports.1))
+        .unwrap();
     command.arg(outrigger_e2e::outrigger_command().get_program()).args(["run", "-c"]).arg(&config);
     command.args(["--", "sh", "-c", &script, "zero", "-c", "--help"]);
     let mut process = outrigger_e2e::Process::start("outrigger", &mut command, folder.path());
@@ -172,7 +175,9 @@ fn a_stop_keeps_its_phases() {
     let upstream = Application::start();
     let (inbound, outbound) = (free_port(), free_port());
     let listener = |name: &str, port: u16| {
-        format!("  - {{ name: {name}, direction: {name}, address: \"127.0.0.1:{port}\", routes: [{{ name: all, backendRefs: [{{ name: up }}] }}] }}\n")
+        format!(
+            "  - {{ name: {name}, direction: {name}, address: \"127.0.0.1:{port}\", routes: [{{ name: all, backendRefs: [{{ name: up }}] }}] }}\n"
+        )
     };
     let config = format!(
         "telemetry: {{ log: {{ level: debug }} }}\nproxy:\n  listeners:\n{}{}  clusters: [{{ name: up, endpoints: [\"{}\"] }}]\n",
@@ -217,8 +222,7 @@ fn readiness_goes_first_when_a_stop_begins() {
     let folder = tempfile::tempdir().unwrap();
     let started = folder.path().join("started");
     let script = format!("trap '' TERM; echo yes > {}; while :; do sleep 0.05; done", started.display());
-    let mut outrigger =
-        supervise(folder.path(), "runtime: { shutdownBudget: 3s, flushBudget: 500ms }\n", &script);
+    let mut outrigger = supervise(folder.path(), "runtime: { shutdownBudget: 3s, flushBudget: 500ms }\n", &script);
     wait_for(&mut outrigger, &started);
     outrigger.wait_ready();
     outrigger.process.signal(Signal::TERM);
@@ -322,8 +326,7 @@ fn an_application_that_outlives_the_budget_is_killed_with_its_helpers() {
         "trap '' TERM; sleep 600 & echo $! > {0}.new; mv {0}.new {0}; while :; do sleep 0.05; done",
         helper.display()
     );
-    let mut outrigger =
-        supervise(folder.path(), "runtime: { shutdownBudget: 2s, flushBudget: 500ms }\n", &script);
+    let mut outrigger = supervise(folder.path(), "runtime: { shutdownBudget: 2s, flushBudget: 500ms }\n", &script);
     let helper: u32 = wait_for(&mut outrigger, &helper).trim().parse().unwrap();
     let begun = Instant::now();
     let status = outrigger.process.stop();
