@@ -3,7 +3,8 @@
 //! Promise: the end of a response is noted exactly once, whether it was read to its last
 //! byte, broken off upstream, or left by the client; a break upstream stays an error.
 
-use std::cell::Cell;
+use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -14,21 +15,23 @@ use hyper::body::Incoming;
 
 use crate::error::Reason;
 use crate::forward::Exchange;
+use crate::watch::Watched;
 
-/// A request's body, counted for the access log.
+/// A request's body, counted for the access log and watched for a client that does not go on.
 pub(crate) struct RequestBody {
     inner: Option<Incoming>,
-    read: Rc<Cell<u64>>,
+    watched: Rc<Watched>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, read: Rc<Cell<u64>>) -> Self {
-        Self { inner: Some(inner), read }
+    pub(crate) fn new(inner: Incoming, watched: Rc<Watched>) -> Self {
+        let inner = if inner.is_end_stream() { None } else { Some(inner) };
+        Self { inner, watched }
     }
 
     /// The body of a request that has none.
-    pub(crate) fn empty(read: Rc<Cell<u64>>) -> Self {
-        Self { inner: None, read }
+    pub(crate) fn empty(watched: Rc<Watched>) -> Self {
+        Self { inner: None, watched }
     }
 }
 
@@ -38,11 +41,18 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.read.set(self.read.get() + data.len() as u64);
+        let frame = Pin::new(&mut *inner).poll_frame(cx);
+        let ended = inner.is_end_stream();
+        self.watched.wait_to_read(frame.is_pending());
+        let frame = ready!(frame);
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                self.watched.received.set(self.watched.received.get() + length as u64);
+                self.watched.body_ended.set(ended);
+            }
+            Some(Err(error)) => self.watched.body_broken.set(Some(why_broken(error))),
+            None => self.watched.body_ended.set(true),
         }
         Poll::Ready(frame)
     }
@@ -53,6 +63,15 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// A body that was wrong is the client's mistake; one that was cut off is the client's going.
+fn why_broken(error: &hyper::Error) -> Reason {
+    let kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Reason::BadRequest("invalid chunk"),
+        _ => Reason::ClientGone,
     }
 }
 

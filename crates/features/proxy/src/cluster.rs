@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use outrigger_config::Cluster as ClusterConfig;
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
@@ -61,6 +62,17 @@ impl Cluster {
         self.addresses.load_full()
     }
 
+    /// Whether `addresses` are still those: one look, and no count that workers share.
+    pub(crate) fn addresses_are(&self, addresses: &Arc<Vec<SocketAddr>>) -> bool {
+        Arc::ptr_eq(&self.addresses.load(), addresses)
+    }
+
+    /// The `Host` for requests that came without one: an endpoint's, as the config names it.
+    pub(crate) fn host(&self) -> HeaderValue {
+        let first = self.config.endpoints.first().map(ToString::to_string).unwrap_or_default();
+        HeaderValue::from_str(&first).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
     /// Waits for the first try to resolve all names; says how the last one went.
     pub(crate) async fn resolved(&self) -> Result<(), String> {
         let mut resolution = self.resolution.subscribe();
@@ -68,6 +80,11 @@ impl Cluster {
             Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
             Err(_) => Ok(()),
         }
+    }
+
+    /// How the last try to resolve went; `None` before the first.
+    pub(crate) fn resolution(&self) -> watch::Receiver<Option<Result<(), String>>> {
+        self.resolution.subscribe()
     }
 
     /// Whether there are names to resolve.
@@ -83,13 +100,17 @@ impl Cluster {
             let wait = match this.resolve(&resolver).await {
                 Ok(valid_until) => {
                     backoff.reset();
-                    this.resolution.send_replace(Some(Ok(())));
+                    this.resolution.send_if_modified(|known| known.replace(Ok(())) != Some(Ok(())));
                     valid_until.saturating_duration_since(Instant::now()).clamp(SHORTEST_TTL, LONGEST_TTL)
                 }
                 Err(error) => {
                     let known = this.addresses().len();
                     tracing::warn!(component = "proxy", cluster = this.name, %error, known, "cannot resolve endpoints");
-                    this.resolution.send_replace(Some(Err(error)));
+                    this.resolution.send_if_modified(|known| {
+                        let changed = *known != Some(Err(error.clone()));
+                        *known = Some(Err(error));
+                        changed
+                    });
                     backoff.next()
                 }
             };

@@ -5,8 +5,11 @@
 //! address changed; inbound drains first, outbound stays until the application is gone.
 
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::Duration;
 
 use outrigger_config::{Config, Direction, Listener as ListenerConfig, Proxy};
@@ -18,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::access_log::{AccessLog, AccessLogs};
 use crate::cluster::{Cluster, Clusters};
-use crate::connection;
+use crate::listener;
 use crate::metrics::Families;
 use crate::route::RouteTable;
 use crate::snapshot::{Listener, ListenerSnapshot};
@@ -30,6 +33,10 @@ const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
 const CUT_AHEAD: Duration = Duration::from_millis(250);
 /// How often an outbound listener is looked at while it waits for the application's last connection.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a reload waits for the workers to close a socket that stands in another's way.
+const RELEASE: Duration = Duration::from_secs(1);
+/// What a reload could not do is tried again, but not in haste.
+const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
 /// The data plane's components: `proxy-inbound` and `proxy-outbound`.
 pub fn components(identities: Identities, resolver: Resolver) -> Vec<Box<dyn Component>> {
@@ -127,12 +134,14 @@ impl<'a> Running<'a> {
     async fn run(mut self) -> Result<(), Error> {
         let mut config = self.ctx.config.clone();
         let mut proxy = config.borrow_and_update().proxy.clone();
-        let problems = self.apply(proxy.as_ref()).await;
-        if let Some(error) = problems.into_iter().next() {
+        if let Some(error) = self.apply(proxy.as_ref()).await.into_iter().next() {
             return Err(error);
         }
-        self.report(Vec::new()).await;
+        let mut problems = Vec::new();
+        let mut retry = self.ctx.backoff.start();
+        let mut retry_at = Instant::now();
         loop {
+            self.report(&problems);
             tokio::select! {
                 () = self.ctx.stop.requested() => break,
                 changed = config.changed() => {
@@ -142,10 +151,17 @@ impl<'a> Running<'a> {
                     let new = config.borrow_and_update().proxy.clone();
                     if new != proxy {
                         proxy = new;
-                        let problems = self.apply(proxy.as_ref()).await;
-                        self.report(problems).await;
+                        problems = self.apply(proxy.as_ref()).await;
+                        retry.reset();
+                        retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
                     }
                 }
+                () = tokio::time::sleep_until(retry_at), if !problems.is_empty() => {
+                    // The address may be free by now, or the folder there.
+                    problems = self.apply(proxy.as_ref()).await;
+                    retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
+                }
+                () = resolution_changed(&self.resolved) => {}
                 Some(ended) = self.serving.join_next() => {
                     // A listener taken out by a reload ends in its own time; anything else is a failure.
                     match ended {
@@ -157,6 +173,7 @@ impl<'a> Running<'a> {
             }
         }
         self.drain().await;
+        self.component.shared.access_logs.flushed().await;
         Ok(())
     }
 
@@ -169,36 +186,72 @@ impl<'a> Running<'a> {
             .iter()
             .filter(|listener| listener.direction == self.component.direction)
             .collect();
-        let access_log = proxy.and_then(|proxy| match self.access_log(proxy) {
-            Ok(log) => log,
-            Err(error) => {
+        let access_log = proxy.and_then(|proxy| {
+            self.access_log(proxy).unwrap_or_else(|error| {
                 problems.push(error);
-                None
-            }
+                // Lines go on to where they went.
+                self.listeners.values().next().and_then(|listener| listener.current.load().access_log.clone())
+            })
         });
         let clusters = self.clusters(proxy, &configs);
         self.keep_resolved(&clusters).await;
 
-        self.listeners.retain(|name, listener| {
-            let keep = configs.iter().any(|config| config.name.as_str() == name && config.address == listener.address);
-            if !keep {
-                tracing::info!(component = "proxy", listener = name, "listener removed");
-                listener.drain.cancel();
-            }
-            keep
-        });
+        // Gone from the config: their addresses may be wanted by others.
+        self.close(|name, _| !configs.iter().any(|config| config.name.as_str() == name)).await;
+        let mut moved = Vec::new();
         for config in configs {
             let snapshot = self.snapshot(config, &clusters, access_log.clone());
             match self.listeners.get(config.name.as_str()) {
-                Some(listener) => listener.current.store(Arc::new(snapshot)),
-                None => {
-                    if let Err(error) = self.open(config, snapshot) {
-                        problems.push(error);
+                Some(listener) if listener.address == config.address => listener.update(snapshot),
+                Some(_) => moved.push((config, snapshot)),
+                None => problems.extend(self.open(config, snapshot).err()),
+            }
+        }
+        // One that moves is closed only when its new place is sure, unless it stands in the way itself.
+        for (config, snapshot) in moved {
+            let name = config.name.as_str();
+            let old = self.listeners.remove(name);
+            let opened = match &old {
+                Some(old) if overlap(old.address, config.address) => {
+                    old.drain.cancel();
+                    self.released(old).await;
+                    self.open(config, snapshot)
+                }
+                _ => self.open(config, snapshot),
+            };
+            match (opened, old) {
+                (Ok(()), Some(old)) => {
+                    tracing::info!(component = "proxy", listener = name, from = %old.address, "listener moved");
+                    old.drain.cancel();
+                }
+                (Ok(()), None) => {}
+                (Err(error), old) => {
+                    problems.push(error);
+                    if let Some(old) = old.filter(|old| !old.drain.is_cancelled()) {
+                        self.listeners.insert(name.to_owned(), old);
                     }
                 }
             }
         }
         problems
+    }
+
+    /// Drains listeners, and waits until their addresses are free.
+    async fn close(&mut self, which: impl Fn(&str, &Listener) -> bool) {
+        let closed: Vec<Arc<Listener>> =
+            self.listeners.extract_if(|name, listener| which(name, listener)).map(|(_, listener)| listener).collect();
+        for listener in &closed {
+            tracing::info!(component = "proxy", listener = listener.name, "listener removed");
+            listener.drain.cancel();
+        }
+        for listener in &closed {
+            self.released(listener).await;
+        }
+    }
+
+    /// Waits, a little, until all workers have closed a listener's sockets.
+    async fn released(&self, listener: &Listener) {
+        let _ = tokio::time::timeout(RELEASE, listener.released(self.ctx.workers.count())).await;
     }
 
     fn access_log(&self, proxy: &Proxy) -> Result<Option<Arc<AccessLog>>, Error> {
@@ -269,7 +322,7 @@ impl<'a> Running<'a> {
             let served = Arc::clone(&listener);
             let task = self.ctx.workers.spawn(index, move || async move {
                 let worker = Worker::current(&families, &identities);
-                connection::serve(served, socket, worker).await
+                listener::serve(served, socket, worker).await
             });
             let name = listener.name.clone();
             self.serving.spawn(async move {
@@ -286,10 +339,10 @@ impl<'a> Running<'a> {
     }
 
     /// Says how things are: what a reload could not do, and names that DNS does not know.
-    async fn report(&self, problems: Vec<Error>) {
+    fn report(&self, problems: &[Error]) {
         let mut texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
         for cluster in &self.resolved {
-            if let Ok(Err(error)) = tokio::time::timeout(Duration::ZERO, cluster.resolved()).await {
+            if let Some(Err(error)) = &*cluster.resolution().borrow() {
                 texts.push(format!("cluster `{}`: {error}", cluster.name));
             }
         }
@@ -327,9 +380,25 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Open connections; each worker also holds one place for the connection it waits for.
     fn connections(&self) -> usize {
-        let waiting = self.ctx.workers.count();
-        self.listeners.values().map(|listener| listener.open().saturating_sub(waiting)).sum()
+        self.listeners.values().map(|listener| listener.open()).sum()
     }
+}
+
+/// Whether one socket at each would be one too many.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+}
+
+/// Waits until a cluster's names were found, or lost.
+async fn resolution_changed(clusters: &[Arc<Cluster>]) {
+    let mut changes: Vec<_> = clusters.iter().map(|cluster| cluster.resolution()).collect();
+    let mut waits: Vec<_> = changes.iter_mut().map(|change| Box::pin(change.changed())).collect();
+    poll_fn(|cx| {
+        if waits.iter_mut().any(|wait| matches!(wait.as_mut().poll(cx), Poll::Ready(Ok(())))) {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
 }

@@ -19,8 +19,11 @@ pub(crate) enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
     /// The request breaks the protocol, or may mean different things to different readers.
-    #[error("bad request")]
-    BadRequest,
+    #[error("bad request: {0}")]
+    BadRequest(&'static str),
+    /// The request's head is larger than the listener's limits.
+    #[error("request headers too large")]
+    HeadersTooLarge,
     /// Nothing is configured for this host and path.
     #[error("no route matches this host and path")]
     NoRoute,
@@ -36,6 +39,9 @@ pub(crate) enum Reason {
     /// No connection could be made.
     #[error("cannot connect to the endpoint")]
     ConnectFailure,
+    /// No connection was made within the cluster's `connectTimeout`.
+    #[error("connecting to the endpoint took too long")]
+    ConnectTimeout,
     /// The TLS handshake failed, or the peer is not whom we expect.
     #[error("cannot establish mTLS with the endpoint")]
     TlsFailure,
@@ -43,11 +49,14 @@ pub(crate) enum Reason {
     #[error("the endpoint closed the connection")]
     Reset,
     /// The endpoint's message breaks the protocol.
-    #[error("the endpoint sent an invalid response")]
-    Protocol,
+    #[error("the endpoint sent an invalid response: {0}")]
+    Protocol(&'static str),
     /// No response within the route's `timeouts.request`.
     #[error("the endpoint did not answer in time")]
     Timeout,
+    /// The rest of the request did not come within the route's `timeouts.request`.
+    #[error("the request did not come whole in time")]
+    ClientSlow,
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
@@ -57,14 +66,16 @@ impl Reason {
     /// The status for the client. 499 is nginx's, for the log only.
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::TlsFailure => {
+            Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Reset | Self::Protocol => StatusCode::BAD_GATEWAY,
+            Self::Reset | Self::Protocol(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         }
     }
@@ -72,14 +83,15 @@ impl Reason {
     /// The response flag.
     pub(crate) fn flag(self) -> &'static str {
         match self {
-            Self::BadRequest | Self::Unsupported => "DPE",
+            Self::BadRequest(_) | Self::HeadersTooLarge | Self::Unsupported => "DPE",
             Self::NoRoute => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow => "UO",
-            Self::ConnectFailure | Self::TlsFailure => "UF",
+            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure => "UF",
             Self::Reset => "UC",
-            Self::Protocol => "UPE",
+            Self::Protocol(_) => "UPE",
             Self::Timeout => "UT",
+            Self::ClientSlow => "SI",
             Self::ClientGone => "DC",
         }
     }
@@ -87,7 +99,12 @@ impl Reason {
     /// Whose fault it was.
     pub(crate) fn fault(self) -> Fault {
         match self {
-            Self::BadRequest | Self::NoRoute | Self::Unsupported | Self::ClientGone => Fault::Downstream,
+            Self::BadRequest(_)
+            | Self::HeadersTooLarge
+            | Self::NoRoute
+            | Self::Unsupported
+            | Self::ClientSlow
+            | Self::ClientGone => Fault::Downstream,
             Self::Overflow => Fault::Us,
             _ => Fault::Upstream,
         }
@@ -95,6 +112,9 @@ impl Reason {
 
     /// Whether the endpoint surely never began to act on the request.
     pub(crate) fn safe_to_retry(self) -> bool {
-        matches!(self, Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::TlsFailure)
+        matches!(
+            self,
+            Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure
+        )
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 
 /// Who called us, as Envoy tells it.
 pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -14,16 +14,52 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// Whether a client asks for another protocol that it cannot do without. HTTP/2 and TLS are offers a server is free to
+/// ignore ([RFC 9110], 7.8), and some clients make them with every request.
+///
+/// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+pub(crate) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE)
+        && tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+        && tokens(headers, UPGRADE).any(|protocol| {
+            let name = protocol.split('/').next().unwrap_or_default();
+            !name.eq_ignore_ascii_case("h2c") && !name.eq_ignore_ascii_case("tls")
+        })
+}
+
+/// What is wrong with how an endpoint says where its response ends; mends what can be read in one way only. The
+/// second value is whether the connection may carry another request.
+pub(crate) fn settle_framing(headers: &mut HeaderMap) -> Result<bool, &'static str> {
+    let mut keep = true;
+    if let Some(coding) = headers.get(TRANSFER_ENCODING) {
+        if headers.get_all(TRANSFER_ENCODING).iter().count() > 1 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+        {
+            return Err("its Transfer-Encoding is not `chunked`");
+        }
+        // The coding decides ([RFC 9112], 6.3); the length must not travel on.
+        keep = headers.remove(CONTENT_LENGTH).is_none();
+    }
+    if headers.contains_key(CONTENT_LENGTH) && headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+        // The library has refused lengths that differ; of equal ones we pass on one.
+        if let Some(length) = headers.get(CONTENT_LENGTH).cloned() {
+            headers.insert(CONTENT_LENGTH, length);
+        }
+    }
+    Ok(keep)
+}
+
+fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
 /// Removes what belongs to the connection a message came on.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have no `Connection` at all, or one that names only itself.
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+        let named: Vec<HeaderName> = tokens(headers, CONNECTION)
+            .filter(|name| !matches!(*name, "close" | "keep-alive"))
+            .filter_map(|name| name.parse::<HeaderName>().ok())
             // A client must not make us drop fields that say where the message ends or goes.
             .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "x-forwarded-client-cert"))
             .collect();
@@ -91,6 +127,46 @@ mod tests {
             let mut map = headers(given);
             strip_hop_by_hop(&mut map);
             assert_eq!(map, headers(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn offers_to_change_the_protocol_may_be_ignored() {
+        for (name, fields, asks) in [
+            ("websocket", &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")][..], true),
+            ("not nominated", &[("upgrade", "websocket")], false),
+            ("h2c", &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")], false),
+            ("tls", &[("connection", "upgrade"), ("upgrade", "TLS/1.2, HTTP/1.1")], true),
+            ("both", &[("connection", "upgrade"), ("upgrade", "h2c, websocket")], true),
+            ("none", &[("connection", "close")], false),
+        ] {
+            assert_eq!(asks_for_upgrade(&headers(fields)), asks, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_response_says_once_where_it_ends() {
+        for (name, given, expected) in [
+            ("length", &[("content-length", "3")][..], Ok((&[("content-length", "3")][..], true))),
+            (
+                "twice the same",
+                &[("content-length", "3"), ("content-length", "3")],
+                Ok((&[("content-length", "3")], true)),
+            ),
+            (
+                "both",
+                &[("content-length", "3"), ("transfer-encoding", "chunked")],
+                Ok((&[("transfer-encoding", "chunked")], false)),
+            ),
+            ("a coding we cannot undo", &[("transfer-encoding", "gzip, chunked")], Err(())),
+            ("coded twice", &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(())),
+        ] {
+            let mut map: HeaderMap = HeaderMap::new();
+            for (field, value) in given {
+                map.append(field.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            }
+            let outcome = settle_framing(&mut map).map(|keep| (map, keep)).map_err(|_| ());
+            assert_eq!(outcome, expected.map(|(fields, keep)| (headers(fields), keep)), "{name}");
         }
     }
 

@@ -6,19 +6,27 @@
 //! upstream is never a short success downstream, and a reload touches only what changed.
 
 mod access_log;
+mod balance;
 mod body;
 mod cluster;
 mod component;
 mod connection;
+mod dial;
 mod error;
 mod forward;
 mod headers;
+mod io;
+mod judge;
+mod listener;
 mod metrics;
 mod pool;
 mod route;
 mod snapshot;
 mod tls;
+mod watch;
 mod worker;
+mod write;
 
 pub use component::components;
+#[doc(hidden)]
 pub use route::fuzz_match;

@@ -20,6 +20,7 @@ pub(crate) struct Families {
     connections: GaugeFamily,
     connections_total: CounterFamily,
     connections_cut: CounterFamily,
+    accept_errors: CounterFamily,
     handshakes: CounterFamily,
     upstream_handshakes: CounterFamily,
     upstream_total: CounterFamily,
@@ -51,6 +52,11 @@ impl Families {
             connections_cut: registry.counter(
                 "outrigger_downstream_connections_cut_total",
                 "Connections cut by us, by reason.",
+                &["listener", "reason"],
+            ),
+            accept_errors: registry.counter(
+                "outrigger_downstream_accept_errors_total",
+                "Connections that could not be accepted, by reason.",
                 &["listener", "reason"],
             ),
             handshakes: registry.counter(
@@ -118,8 +124,8 @@ pub(crate) struct ListenerMetrics {
     direction: &'static str,
     listener: String,
     pub(crate) in_flight: Gauge,
-    pub(crate) connections: Gauge,
-    pub(crate) connections_total: Counter,
+    connections: Gauge,
+    connections_total: Counter,
     requests: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
     durations: RefCell<HashMap<(u64, u64), Histogram, BuildHasherDefault<NumberHasher>>>,
 }
@@ -188,9 +194,30 @@ impl ListenerMetrics {
         self.families.handshakes.with(&[&self.listener, result]).inc();
     }
 
+    /// Counts a connection, which is open until the result is dropped.
+    pub(crate) fn connection(&self) -> CountedConnection {
+        self.connections.inc();
+        self.connections_total.inc();
+        CountedConnection(self.connections.clone())
+    }
+
+    /// Counts a connection that could not be accepted.
+    pub(crate) fn accept_failed(&self, reason: &str) {
+        self.families.accept_errors.with(&[&self.listener, reason]).inc();
+    }
+
     /// Counts a connection we cut.
     pub(crate) fn cut(&self, reason: &str) {
         self.families.connections_cut.with(&[&self.listener, reason]).inc();
+    }
+}
+
+/// An open connection in the count.
+pub(crate) struct CountedConnection(Gauge);
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use outrigger_config::{PathMatchType, Route as RouteConfig};
+use outrigger_config::{PathMatch, PathMatchType, Route as RouteConfig, RouteMatch};
 
 use crate::cluster::Cluster;
 
@@ -22,7 +22,7 @@ pub(crate) struct Route {
     pub(crate) name: String,
     pub(crate) timeout: Option<Duration>,
     backends: Vec<(Arc<Cluster>, u32)>,
-    total_weight: u32,
+    total_weight: u64,
 }
 
 impl Route {
@@ -40,28 +40,31 @@ impl Route {
             id: IDS.fetch_add(1, Relaxed),
             name: config.name.to_string(),
             timeout: (!timeout.is_zero()).then_some(timeout),
-            total_weight: backends.iter().map(|(_, weight)| *weight).fold(0, u32::saturating_add),
+            total_weight: backends.iter().map(|(_, weight)| u64::from(*weight)).sum(),
             backends,
         }
     }
 
-    /// Chooses a backend by weight; `random` is any number.
+    /// Chooses a backend by weight; `random` is any number. `None` when all weights are 0.
     pub(crate) fn backend(&self, random: u32) -> Option<&Arc<Cluster>> {
         if let [(only, _)] = self.backends.as_slice() {
             return Some(only);
         }
-        let mut point = random.checked_rem(self.total_weight)?;
+        // Scales the random number to the weights' sum, which needs no division and favours nobody.
+        let mut point = ((u128::from(random) * u128::from(self.total_weight)) >> 32) as u64;
         self.backends.iter().find_map(|(cluster, weight)| {
-            let hit = point < *weight;
-            point = point.saturating_sub(*weight);
+            let hit = point < u64::from(*weight);
+            point = point.saturating_sub(u64::from(*weight));
             hit.then_some(cluster)
         })
     }
 }
 
-/// All routes of a listener.
+/// All routes of a listener. They are told by their number, so that a request can remember its
+/// route without counting references that all workers share.
 #[derive(Default)]
 pub(crate) struct RouteTable {
+    routes: Vec<Route>,
     exact: HashMap<String, PathTable>,
     /// Suffixes with their dot (`.example.com`), longest first.
     wildcards: Vec<(String, PathTable)>,
@@ -70,25 +73,25 @@ pub(crate) struct RouteTable {
 
 #[derive(Default)]
 struct PathTable {
-    exact: HashMap<String, Arc<Route>>,
+    exact: HashMap<String, u32>,
     /// Longest first; without a trailing slash, so `/` is the empty prefix.
-    prefixes: Vec<(String, Arc<Route>)>,
+    prefixes: Vec<(String, u32)>,
 }
 
 impl RouteTable {
     /// Compiles a listener's routes.
     pub(crate) fn compile(routes: &[RouteConfig], cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         let mut table = Self::default();
-        for config in routes {
-            let route = Arc::new(Route::compile(config, &cluster));
+        for (number, config) in (0..).zip(routes) {
+            table.routes.push(Route::compile(config, &cluster));
             if config.hostnames.is_empty() {
-                table.any.add(config, &route);
+                table.any.add(config, number);
             }
             for host in &config.hostnames {
                 let host = host.to_ascii_lowercase();
                 match host.strip_prefix('*') {
-                    Some(suffix) => table.wildcard(suffix).add(config, &route),
-                    None => table.exact.entry(host).or_default().add(config, &route),
+                    Some(suffix) => table.wildcard(suffix).add(config, number),
+                    None => table.exact.entry(host).or_default().add(config, number),
                 }
             }
         }
@@ -100,8 +103,15 @@ impl RouteTable {
         table
     }
 
-    /// The route of a request; `host` without its port.
-    pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
+    /// A route by its number.
+    pub(crate) fn route(&self, number: u32) -> Option<&Route> {
+        self.routes.get(number as usize)
+    }
+
+    /// The number of a request's route; `host` without its port.
+    pub(crate) fn find(&self, host: &str, path: &str) -> Option<u32> {
+        // A name may end in the root's dot, and means the same.
+        let host = host.strip_suffix('.').unwrap_or(host);
         let lowered;
         let host = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             lowered = host.to_ascii_lowercase();
@@ -136,18 +146,18 @@ impl RouteTable {
 }
 
 impl PathTable {
-    fn add(&mut self, config: &RouteConfig, route: &Arc<Route>) {
+    fn add(&mut self, config: &RouteConfig, route: u32) {
         if config.matches.is_empty() {
-            self.prefixes.push((String::new(), Arc::clone(route)));
+            self.prefixes.push((String::new(), route));
         }
         for path in config.matches.iter().map(|one| &one.path) {
             match path.kind {
                 PathMatchType::Exact => {
-                    self.exact.entry(path.value.clone()).or_insert_with(|| Arc::clone(route));
+                    self.exact.entry(path.value.clone()).or_insert(route);
                 }
                 PathMatchType::PathPrefix => {
                     let prefix = path.value.trim_end_matches('/').to_owned();
-                    self.prefixes.push((prefix, Arc::clone(route)));
+                    self.prefixes.push((prefix, route));
                 }
             }
         }
@@ -158,13 +168,13 @@ impl PathTable {
         self.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
     }
 
-    fn find(&self, path: &str) -> Option<&Arc<Route>> {
+    fn find(&self, path: &str) -> Option<u32> {
         if !self.exact.is_empty()
             && let Some(route) = self.exact.get(path)
         {
-            return Some(route);
+            return Some(*route);
         }
-        self.prefixes.iter().find(|(prefix, _)| prefix_matches(prefix, path)).map(|(_, route)| route)
+        self.prefixes.iter().find(|(prefix, _)| prefix_matches(prefix, path)).map(|(_, route)| *route)
     }
 }
 
@@ -173,41 +183,101 @@ fn prefix_matches(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Whether a path means the same to every reader: no dot segments (plain or escaped), no
-/// backslash, no NUL. `%2F` is not a separator here and is passed on as it came.
+/// Whether a path means the same to every reader: no backslash, no NUL, and no dot segment, be it plain, escaped,
+/// before a parameter (`..;x`) or between escaped slashes. An escaped slash itself is no separator to us and is
+/// passed on as it came, for applications carry names with slashes in it.
 pub(crate) fn is_unambiguous(path: &str) -> bool {
-    // Nearly all paths have neither, and need no second look.
-    if !path.bytes().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
+    let path = path.as_bytes();
+    // Nearly all paths have none of these, and need no second look.
+    if !path.iter().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
         return true;
     }
-    let dots = |segment: &str| {
-        let mut rest = segment;
-        let mut count = 0;
-        while !rest.is_empty() {
-            rest = match rest.strip_prefix('.') {
-                Some(rest) => rest,
-                None if rest.len() >= 3 && rest.is_char_boundary(3) && rest[..3].eq_ignore_ascii_case("%2e") => {
-                    &rest[3..]
+    let mut segment = Segment::default();
+    let mut rest = path;
+    while let [first, behind @ ..] = rest {
+        let escaped = match (first, behind) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low),
+            _ => None,
+        };
+        let byte = escaped.unwrap_or(*first);
+        match byte {
+            b'\\' | 0 => return false,
+            b'/' => {
+                if segment.is_dots() {
+                    return false;
                 }
-                None => return false,
-            };
-            count += 1;
+                segment = Segment::default();
+            }
+            _ => segment.add(byte),
         }
-        matches!(count, 1 | 2)
-    };
-    let lowered = path.to_ascii_lowercase();
-    !path.contains('\\') && !lowered.contains("%00") && !lowered.contains("%5c") && !path.split('/').any(dots)
+        rest = if escaped.is_some() { &behind[2..] } else { behind };
+    }
+    !segment.is_dots()
 }
 
-/// Entry for the fuzzer: builds a small table and looks a path up.
-pub fn fuzz_match(host: &str, path: &str) -> bool {
-    let table = RouteTable::default();
-    is_unambiguous(path) && table.find(host, path).is_some()
+/// What a path segment has shown so far.
+#[derive(Default)]
+struct Segment {
+    dots: usize,
+    other: bool,
+    parameter: bool,
+}
+
+impl Segment {
+    fn add(&mut self, byte: u8) {
+        match byte {
+            b';' => self.parameter = true,
+            _ if self.parameter => {}
+            b'.' => self.dots += 1,
+            _ => self.other = true,
+        }
+    }
+
+    fn is_dots(&self) -> bool {
+        !self.other && matches!(self.dots, 1 | 2)
+    }
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).map(|digit| digit as u8)
+}
+
+/// Entry for the fuzzer: looks a host and path up in a small table, and checks what the answer promises.
+#[doc(hidden)]
+pub fn fuzz_match(host: &str, path: &str) {
+    use std::sync::LazyLock;
+    static TABLE: LazyLock<RouteTable> = LazyLock::new(|| {
+        let rows: [(&str, &[&str], Option<&str>); 4] = [
+            ("any", &[], None),
+            ("exact", &["a.b"], None),
+            ("wild", &["*.b"], Some("/x/")),
+            ("deep", &[], Some("/x/y")),
+        ];
+        let route = |(name, hosts, prefix): (&str, &[&str], Option<&str>)| RouteConfig {
+            name: name.parse().expect("a plain word is a name"),
+            hostnames: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            matches: prefix
+                .map(|value| RouteMatch {
+                    path: PathMatch { kind: PathMatchType::PathPrefix, value: value.to_owned() },
+                })
+                .into_iter()
+                .collect(),
+            backend_refs: Vec::new(),
+            timeouts: outrigger_config::RouteTimeouts::default(),
+        };
+        RouteTable::compile(&rows.map(route), |_| None)
+    });
+    let clear = is_unambiguous(path);
+    assert!(!(clear && path.split('/').any(|segment| matches!(segment, "." | ".."))), "a dot segment went through");
+    let found = TABLE.find(host, path).and_then(|number| TABLE.route(number));
+    let deep = path == "/x/y" || path.starts_with("/x/y/");
+    if deep && !host.contains('b') && !host.contains('B') {
+        assert_eq!(found.map(|route| route.name.as_str()), Some("deep"), "the longest prefix wins");
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use outrigger_config::{PathMatch, RouteMatch};
     use proptest::prelude::*;
 
     use super::*;
@@ -226,7 +296,8 @@ mod tests {
     }
 
     fn found(routes: &[RouteConfig], host: &str, path: &str) -> Option<String> {
-        RouteTable::compile(routes, |_| None).find(host, path).map(|route| route.name.clone())
+        let table = RouteTable::compile(routes, |_| None);
+        table.find(host, path).and_then(|number| table.route(number)).map(|route| route.name.clone())
     }
 
     #[test]
@@ -246,6 +317,7 @@ mod tests {
             ("shop.example", "/a/bc", "short"),
             ("shop.example", "/ab", "wild"),
             ("SHOP.example", "/a", "short"),
+            ("shop.example.", "/a/", "short"),
             ("x.shop.example", "/a", "wilder"),
             ("example", "/a", "any"),
             ("other.test", "/", "any"),
@@ -267,8 +339,52 @@ mod tests {
             ("/a\\b", false),
             ("/a%00", false),
             ("/a%5cb", false),
+            ("/a/..%2fb", false),
+            ("/a%2F..%2fb", false),
+            ("/a/..;x=1/b", false),
+            ("/a/.;/b", false),
+            ("/a;v=1/b", true),
+            ("/a/...;x", true),
+            ("/%", true),
+            ("/%zz%4", true),
+            ("/%252e%252e/", true),
+            ("/..", false),
         ] {
             assert_eq!(is_unambiguous(path), clear, "{path}");
+        }
+    }
+
+    #[test]
+    fn weights_share_the_traffic() {
+        let cluster = |name: &str| {
+            let config = outrigger_config::Cluster {
+                name: name.parse().unwrap(),
+                endpoints: vec!["127.0.0.1:1".parse().unwrap()],
+                tls: None,
+                connect_timeout: outrigger_config::Duration::from_secs(1),
+                pool: outrigger_config::Pool::default(),
+            };
+            Some(crate::cluster::Clusters::default().obtain(&config))
+        };
+        let share = |weights: &[(&str, u32)], random: u32| {
+            let mut config = route("r", &[], &[]);
+            config.backend_refs = weights
+                .iter()
+                .map(|(name, weight)| outrigger_config::BackendRef { name: name.parse().unwrap(), weight: *weight })
+                .collect();
+            Route::compile(&config, cluster).backend(random).map(|cluster| cluster.name.clone())
+        };
+        for (weights, random, expected) in [
+            (&[("a", 1), ("b", 3)][..], 0, Some("a")),
+            (&[("a", 1), ("b", 3)], u32::MAX / 4, Some("a")),
+            (&[("a", 1), ("b", 3)], u32::MAX / 4 + 2, Some("b")),
+            (&[("a", 1), ("b", 3)], u32::MAX, Some("b")),
+            (&[("a", 0), ("b", 1)], 0, Some("b")),
+            (&[("a", 0)], 7, None),
+            (&[("a", 0), ("b", 0)], 7, None),
+            (&[("a", u32::MAX), ("b", u32::MAX)], u32::MAX, Some("b")),
+        ] {
+            assert_eq!(share(weights, random).as_deref(), expected, "{weights:?} {random}");
         }
     }
 
@@ -287,6 +403,16 @@ mod tests {
                 .max_by(|a, b| segments(a.1).len().cmp(&segments(b.1).len()).then(a.1.len().cmp(&b.1.len())).then(b.0.cmp(&a.0)))
                 .map(|(index, _)| format!("r{index}"));
             prop_assert_eq!(found(&routes, "h", &path), expected);
+        }
+
+        /// Against a reader that unescapes first: no such reader finds a dot segment in what passes.
+        #[test]
+        fn no_reader_finds_a_dot_segment_in_a_clear_path(path in "(/|%2[fF]|\\.|%2[eE]|;|a|%5c|%41){0,8}") {
+            let unescaped = path.replace("%2f", "/").replace("%2F", "/").replace("%2e", ".").replace("%2E", ".");
+            let unescaped = unescaped.replace("%5c", "\\");
+            let dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+            let ambiguous = unescaped.contains('\\') || unescaped.split('/').any(dots);
+            prop_assert_eq!(is_unambiguous(&path), !ambiguous, "{}", path);
         }
     }
 }

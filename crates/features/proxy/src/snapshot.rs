@@ -1,13 +1,14 @@
 //! A listener: its socket's life, and the config that may be swapped under it.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use arc_swap::ArcSwap;
 use outrigger_config::{Direction, Listener as ListenerConfig, ListenerLimits};
 use outrigger_identity::PeerPolicy;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
@@ -15,6 +16,8 @@ use crate::route::RouteTable;
 
 /// A listener that is bound, shared by all workers.
 pub(crate) struct Listener {
+    /// Unique in the process.
+    pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
     pub(crate) direction: &'static str,
@@ -26,6 +29,8 @@ pub(crate) struct Listener {
     pub(crate) cut: CancellationToken,
     open: AtomicUsize,
     closed: Notify,
+    /// Workers that have closed their socket.
+    released: watch::Sender<usize>,
 }
 
 /// What a reload may change under a bound socket.
@@ -49,7 +54,9 @@ impl std::ops::Deref for LocalSnapshot {
 
 impl Listener {
     pub(crate) fn new(config: &ListenerConfig, snapshot: ListenerSnapshot) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
+            id: IDS.fetch_add(1, SeqCst),
             name: config.name.to_string(),
             address: config.address,
             direction: match config.direction {
@@ -61,34 +68,77 @@ impl Listener {
             cut: CancellationToken::new(),
             open: AtomicUsize::new(0),
             closed: Notify::new(),
+            released: watch::channel(0).0,
         })
     }
 
-    /// Waits for room under `maxConnections`. Cancel-safe.
-    pub(crate) async fn room(self: &Arc<Self>) -> OpenConnection {
+    /// Swaps the config under the bound socket.
+    pub(crate) fn update(&self, snapshot: ListenerSnapshot) {
+        self.current.store(Arc::new(snapshot));
+        // There may be room now.
+        self.closed.notify_waiters();
+    }
+
+    /// Waits until there is room under `maxConnections`; another may take it first. Cancel-safe.
+    pub(crate) async fn room(&self) {
         loop {
-            let closed = self.closed.notified();
-            let most = self.current.load().limits.max_connections as usize;
-            if self.open.fetch_add(1, Relaxed) < most {
-                return OpenConnection(Arc::clone(self));
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            if self.open.load(SeqCst) < self.most() {
+                return;
             }
-            self.open.fetch_sub(1, Relaxed);
             closed.await;
         }
     }
 
-    /// Connections that are open, or about to be accepted by a worker.
+    /// Waits for a place under `maxConnections`. Cancel-safe.
+    pub(crate) async fn place(self: &Arc<Self>) -> OpenConnection {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            if self.open.fetch_add(1, SeqCst) < self.most() {
+                return OpenConnection(Arc::clone(self));
+            }
+            self.open.fetch_sub(1, SeqCst);
+            self.closed.notify_waiters();
+            closed.await;
+        }
+    }
+
+    /// A worker has closed its socket.
+    pub(crate) fn release(&self) {
+        self.released.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until so many workers have closed their sockets. Cancel-safe.
+    pub(crate) async fn released(&self, workers: usize) {
+        let _ = self.released.subscribe().wait_for(|count| *count >= workers).await;
+    }
+
+    /// Connections that are served.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Relaxed)
+        self.open.load(SeqCst)
+    }
+
+    fn most(&self) -> usize {
+        self.current.load().limits.max_connections as usize
     }
 }
 
 /// A place under `maxConnections`, free again when dropped.
 pub(crate) struct OpenConnection(Arc<Listener>);
 
+impl OpenConnection {
+    /// Takes a place whether there is room or not.
+    pub(crate) fn take(listener: &Arc<Listener>) -> Self {
+        listener.open.fetch_add(1, SeqCst);
+        Self(Arc::clone(listener))
+    }
+}
+
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
-        self.0.closed.notify_one();
+        self.0.open.fetch_sub(1, SeqCst);
+        self.0.closed.notify_waiters();
     }
 }

@@ -14,13 +14,16 @@ use outrigger_identity::Identities;
 use tokio::task::JoinSet;
 
 use crate::access_log::{AccessLog, Buffer, Entry};
+use crate::balance::Random;
 use crate::cluster::Cluster;
-use crate::connection::Watched;
 use crate::metrics::{Families, NumberHasher};
-use crate::pool::{LeastRequest, Pool};
+use crate::pool::Pool;
+use crate::watch::Clock;
 
 /// How long an access log line may stay on the worker.
 const FLUSH_AFTER: Duration = Duration::from_millis(200);
+/// Identities a worker has numbers for.
+const MOST_PEERS: usize = 4096;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -32,13 +35,14 @@ pub(crate) struct Worker {
     pub(crate) families: Families,
     pub(crate) identities: Identities,
     pools: RefCell<HashMap<u64, Rc<Pool>, BuildHasherDefault<NumberHasher>>>,
-    random: RefCell<LeastRequest>,
+    random: RefCell<Random>,
     peers: RefCell<HashMap<String, u64>>,
-    watched: RefCell<HashMap<u64, Weak<Watched>, BuildHasherDefault<NumberHasher>>>,
-    next_watched: Cell<u64>,
+    next_peer: Cell<u64>,
+    pub(crate) clock: Rc<Clock>,
     access: RefCell<Buffer>,
+    /// Whether a task is there to flush `access`.
+    flushing: Cell<bool>,
     tasks: RefCell<JoinSet<()>>,
-    sweeper: RefCell<JoinSet<()>>,
 }
 
 impl Worker {
@@ -52,15 +56,18 @@ impl Worker {
             families: families.clone(),
             identities: identities.clone(),
             pools: RefCell::default(),
-            random: RefCell::new(LeastRequest::new(seed)),
+            random: RefCell::new(Random::new(seed)),
             peers: RefCell::default(),
-            watched: RefCell::default(),
-            next_watched: Cell::new(0),
+            next_peer: Cell::new(1),
+            clock: Clock::new(),
             access: RefCell::default(),
+            flushing: Cell::new(false),
             tasks: RefCell::default(),
-            sweeper: RefCell::default(),
         });
-        worker.sweeper.borrow_mut().spawn_local(sweep(Rc::downgrade(&worker)));
+        let mut tasks = worker.tasks.borrow_mut();
+        tasks.spawn_local(sweep(Rc::downgrade(&worker)));
+        tasks.spawn_local(Rc::clone(&worker.clock).run());
+        drop(tasks);
         CURRENT.set(Rc::downgrade(&worker));
         worker
     }
@@ -72,14 +79,14 @@ impl Worker {
         }
         let metrics = self.families.cluster(&cluster.name);
         let seed = (u64::from(self.random()) << 32) | u64::from(self.random());
-        let pool = Pool::new(Arc::clone(cluster), metrics, self.identities.clone(), seed);
+        let pool = Pool::new(Arc::clone(cluster), metrics, &self.identities, seed);
         self.pools.borrow_mut().insert(cluster.id, Rc::clone(&pool));
         pool
     }
 
     /// Any number.
     pub(crate) fn random(&self) -> u32 {
-        self.random.borrow_mut().random()
+        self.random.borrow_mut().next()
     }
 
     /// A number for a peer's identity, for the caches of metric handles.
@@ -88,27 +95,26 @@ impl Worker {
         if let Some(number) = peers.get(id) {
             return *number;
         }
-        let number = peers.len() as u64 + 1;
+        if peers.len() >= MOST_PEERS {
+            peers.clear();
+        }
+        // Never given out twice, for handles are kept under it.
+        let number = self.next_peer.replace(self.next_peer.get() + 1);
         peers.insert(id.to_owned(), number);
         number
     }
 
-    /// Watches a connection's timeouts until it is dropped.
-    pub(crate) fn watch(&self, connection: &Rc<Watched>) {
-        let number = self.next_watched.get();
-        self.next_watched.set(number + 1);
-        self.watched.borrow_mut().insert(number, Rc::downgrade(connection));
-    }
-
     /// Adds a line to the access log.
     pub(crate) fn log(self: &Rc<Self>, log: &Arc<AccessLog>, entry: &Entry<'_>) {
-        if self.access.borrow_mut().add(log, entry) {
+        self.access.borrow_mut().add(log, entry);
+        if !self.flushing.replace(true) {
             let (worker, log) = (Rc::downgrade(self), Arc::clone(log));
             let mut tasks = self.tasks.borrow_mut();
             while tasks.try_join_next().is_some() {}
             tasks.spawn_local(async move {
                 tokio::time::sleep(FLUSH_AFTER).await;
                 if let Some(worker) = worker.upgrade() {
+                    worker.flushing.set(false);
                     worker.flush(&log);
                 }
             });
@@ -132,11 +138,5 @@ async fn sweep(worker: Weak<Worker>) {
         for pool in worker.pools.borrow().values() {
             pool.sweep(now);
         }
-        worker.watched.borrow_mut().retain(|_, connection| {
-            connection.upgrade().is_some_and(|connection| {
-                connection.judge(now);
-                true
-            })
-        });
     }
 }

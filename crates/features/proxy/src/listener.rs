@@ -1,0 +1,159 @@
+//! A listener on one worker: accepts, serves, drains.
+//!
+//! In: a bound socket. Out: one task per connection. Promise: no more connections are
+//! served than `maxConnections`, over all workers; want of descriptors pauses accepting and
+//! is counted, and never spins; what waited in the backlog when the listener was drained
+//! is still served.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+
+use crate::connection::connection;
+use crate::metrics::ListenerMetrics;
+use crate::snapshot::{Listener, LocalSnapshot, OpenConnection};
+use crate::tls::PerGeneration;
+use crate::watch::Order;
+use crate::worker::Worker;
+
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener on one worker.
+pub(crate) struct LocalListener {
+    pub(crate) shared: Arc<Listener>,
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) metrics: Rc<ListenerMetrics>,
+    /// TLS configs for the listener's config with this generation.
+    pub(crate) tls: RefCell<(u64, Rc<PerGeneration<ServerConfig>>)>,
+    /// The listener's config as this worker saw it last.
+    snapshot: RefCell<Rc<LocalSnapshot>>,
+}
+
+/// Serves a listener on this worker until it is drained and every connection has ended.
+pub(crate) async fn serve(shared: Arc<Listener>, socket: std::net::TcpListener, worker: Rc<Worker>) -> io::Result<()> {
+    let metrics = ListenerMetrics::new(&worker.families, shared.direction, &shared.name);
+    let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
+    let tls = RefCell::new((u64::MAX, Rc::default()));
+    let local = Rc::new(LocalListener { shared, worker, metrics, tls, snapshot });
+    let socket = TcpListener::from_std(socket)?;
+    let mut connections = JoinSet::new();
+    local.accept_until_drained(&socket, &mut connections).await;
+    // New connections are refused, or reach another process on the same port, from here on.
+    drop(socket);
+    local.shared.release();
+    local.drain(&mut connections).await;
+    if let Some(log) = &local.shared.current.load().access_log {
+        local.worker.flush(log);
+    }
+    Ok(())
+}
+
+impl LocalListener {
+    async fn accept_until_drained(self: &Rc<Self>, socket: &TcpListener, connections: &mut JoinSet<()>) {
+        loop {
+            // While there is no room, further clients wait in the kernel's backlog.
+            let accepted = tokio::select! {
+                biased;
+                () = self.shared.drain.cancelled() => break,
+                Some(ended) = connections.join_next() => {
+                    self.ended(ended);
+                    continue;
+                }
+                accepted = async { self.shared.room().await; socket.accept().await } => accepted,
+            };
+            match accepted {
+                Ok((stream, remote)) => {
+                    // Another worker may have taken the last place meanwhile.
+                    let place = tokio::select! {
+                        biased;
+                        () = self.shared.drain.cancelled() => OpenConnection::take(&self.shared),
+                        place = self.shared.place() => place,
+                    };
+                    self.spawn(connections, stream, remote, place);
+                }
+                Err(error) => self.accept_failed(&error).await,
+            }
+        }
+        let backlog = std::future::poll_fn(|cx| {
+            while let std::task::Poll::Ready(Ok((stream, remote))) = socket.poll_accept(cx) {
+                self.spawn(connections, stream, remote, OpenConnection::take(&self.shared));
+            }
+            std::task::Poll::Ready(())
+        });
+        backlog.await;
+    }
+
+    fn spawn(
+        self: &Rc<Self>,
+        connections: &mut JoinSet<()>,
+        stream: TcpStream,
+        remote: SocketAddr,
+        place: OpenConnection,
+    ) {
+        let snapshot = self.snapshot();
+        let registered = self.worker.clock.register(self.shared.id, &snapshot.limits);
+        let local = Rc::clone(self);
+        connections.spawn_local(async move {
+            let _place = place;
+            connection(&local, &snapshot, &registered.watched, stream, remote).await;
+        });
+    }
+
+    async fn accept_failed(&self, error: &io::Error) {
+        let listener = &self.shared.name;
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            // The client was gone before it was accepted; the next one may be there.
+            self.metrics.accept_failed("aborted");
+            return;
+        }
+        self.metrics.accept_failed("resources");
+        tracing::warn!(component = "proxy", listener, %error, "cannot accept connections; pausing");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    async fn drain(&self, connections: &mut JoinSet<()>) {
+        self.worker.clock.order(self.shared.id, Order::Drain);
+        let mut cut = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.cut.cancelled(), if !cut => {
+                    self.worker.clock.order(self.shared.id, Order::Cut("drain"));
+                    cut = true;
+                }
+                ended = connections.join_next() => match ended {
+                    Some(ended) => self.ended(ended),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn ended(&self, outcome: Result<(), JoinError>) {
+        if let Err(error) = outcome
+            && error.is_panic()
+        {
+            let listener = &self.shared.name;
+            tracing::error!(component = "proxy", listener, %error, "a connection's task panicked; the others go on");
+        }
+    }
+
+    /// The listener's config now. Requests share one handle per worker: counting references to the
+    /// shared one would make the workers take turns on its cache line.
+    pub(crate) fn snapshot(&self) -> Rc<LocalSnapshot> {
+        let now = self.shared.current.load();
+        let mut cached = self.snapshot.borrow_mut();
+        if !Arc::ptr_eq(&now, &cached.0) {
+            *cached = Rc::new(LocalSnapshot(Arc::clone(&now)));
+        }
+        Rc::clone(&cached)
+    }
+}
