@@ -5,7 +5,7 @@
 //! content. Promise: nothing outside the folder is named by a path, and no file is read
 //! beyond its limit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,12 +19,14 @@ use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::provider::Fetched;
+use crate::provider::{Fetched, LIST};
 use crate::template::to_value;
 
 /// A larger file is refused; Vault refuses secrets beyond 1 MiB too.
 const MOST_BYTES: u64 = 1 << 20;
 const ENDINGS: [&str; 3] = ["json", "yaml", "yml"];
+/// Names listed of one folder.
+const MOST_NAMES: usize = 10_000;
 /// Paths whose versions we remember.
 const MOST_VERSIONS: usize = 10_000;
 
@@ -47,6 +49,9 @@ impl Folder {
 
     /// Reads what is at a path.
     pub(crate) async fn read(&self, path: &str) -> Result<Fetched, Error> {
+        if let Some(folder) = path.strip_suffix(LIST) {
+            return self.list(path, folder.trim_end_matches('/'));
+        }
         let base = self.locate(path)?;
         // One small local file: quicker than handing it to another thread.
         let (file, text, modified) = self.load(path, &base)?;
@@ -74,6 +79,21 @@ impl Folder {
         let data = Value::from_entries([("data".to_owned(), data), ("metadata".to_owned(), metadata)]);
         let [id, duration, renewable] = lease.map(|(name, value)| (name.to_owned(), value));
         let value = Value::from_entries([("Data".to_owned(), data), id, duration, renewable]);
+        Ok(Fetched { value, version: Some(version), lease: None })
+    }
+
+    /// The names below a path as Vault lists them: sorted, folders with a `/` at their end.
+    fn list(&self, path: &str, folder: &str) -> Result<Fetched, Error> {
+        let directory = if folder.is_empty() { self.directory.clone() } else { self.locate(folder)? };
+        let entries = std::fs::read_dir(&directory).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => self.missing(path, &format!(": {} does not exist", directory.display())),
+            _ => Error::File { path: directory.clone(), problem: error.to_string() },
+        })?;
+        let names: BTreeSet<String> = entries.take(MOST_NAMES).filter_map(|entry| listed(&entry.ok()?)).collect();
+        let keys = Value::List(names.into_iter().map(Value::from).collect());
+        let data = Value::from_entries([("keys".to_owned(), keys)]);
+        let version = self.version_of(path, &data);
+        let value = Value::from_entries([("Data".to_owned(), data)]);
         Ok(Fetched { value, version: Some(version), lease: None })
     }
 
@@ -122,6 +142,17 @@ impl Folder {
         }
         *version
     }
+}
+
+/// The name of a secret or of a folder of them; none for what the kubelet or an editor hides.
+fn listed(entry: &std::fs::DirEntry) -> Option<String> {
+    let name = entry.file_name().into_string().ok().filter(|name| !name.starts_with('.'))?;
+    // Of what a link leads to, for the kubelet's files are links.
+    if std::fs::metadata(entry.path()).ok()?.is_dir() {
+        return Some(format!("{name}/"));
+    }
+    let (name, ending) = name.rsplit_once('.')?;
+    ENDINGS.contains(&ending).then(|| name.to_owned())
 }
 
 fn read_file(path: &Path) -> io::Result<(Zeroizing<String>, Option<std::time::SystemTime>)> {

@@ -15,6 +15,9 @@ use crate::folder::Folder;
 use crate::metrics::Metrics;
 use crate::vault::Vault;
 
+/// Ends a path, with a `/` before it, that asks for the names below it. Vault's own way to say LIST with a GET.
+pub(crate) const LIST: &str = "?list=true";
+
 /// What was read at a path.
 pub(crate) struct Fetched {
     /// `.Data`, `.LeaseID`, …

@@ -34,13 +34,19 @@ pub(crate) fn to_value(json: Json) -> Value {
     }
 }
 
-/// JSON from a template's value; `None` for a function.
+/// Whether a number is what the JSON said. A whole number beyond 64 bits is not: its last digits are lost.
+pub(super) fn is_exact(number: f64) -> bool {
+    number.is_finite() && number.abs() < 18_446_744_073_709_551_616.0
+}
+
+/// JSON from a template's value; `None` for a function, or a number that is not what it was.
 pub(super) fn to_json(value: &Value) -> Option<Json> {
     Some(match value {
         Value::Nil => Json::Null,
         Value::Bool(value) => Json::Bool(*value),
         Value::Int(value) => Json::Number((*value).into()),
         Value::Uint(value) => Json::Number((*value).into()),
+        Value::Float(value) if !is_exact(*value) => return None,
         Value::Float(value) => Number::from_f64(*value).map_or(Json::Null, Json::Number),
         Value::String(text) => Json::String(text.to_string()),
         Value::List(items) => Json::Array(items.iter().map(to_json).collect::<Option<_>>()?),

@@ -6,20 +6,29 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use gotmpl::{FuncMap, Value};
+use regex_lite::{Regex, RegexBuilder};
 use serde_json::Value as Json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
-use super::convert::{to_json, to_value};
-use super::strict::{FIELD, LINE, PRESENT};
+use super::convert::{is_exact, to_json, to_value};
+use super::strict::{FIELD, LENIENT, LINE, PRESENT, PRINTED};
 use super::{Scene, binary, fault, lock};
+
+use crate::provider::LIST;
 
 type Outcome = gotmpl::Result<Value>;
 type Function = fn(&[Value]) -> Outcome;
+
+/// How large a compiled regular expression may be, in bytes.
+const MOST_REGEX: usize = 1 << 20;
+const UNSHOWN: &str = "cannot show a function, or a number of more than 64 bits";
 
 /// Functions of consul-template that we know and do not have.
 pub(super) const ELSEWHERE: &[&str] = &[
@@ -39,7 +48,6 @@ pub(super) const ELSEWHERE: &[&str] = &[
     "explodeMap",
     "exportNomadTaskState",
     "file",
-    "hmacSHA256Hex",
     "importNomadTaskState",
     "intention",
     "key",
@@ -60,21 +68,15 @@ pub(super) const ELSEWHERE: &[&str] = &[
     "peerings",
     "pkiCert",
     "plugin",
-    "regexMatch",
-    "regexReplaceAll",
     "safeLs",
     "safeTree",
     "scratch",
-    "secrets",
     "service",
     "services",
-    "sha256Hex",
     "sockaddr",
     "spew_dump",
     "spew_printf",
     "toTOML",
-    "toUnescapedJSON",
-    "toUnescapedJSONPretty",
     "tree",
     "writeToFile",
 ];
@@ -83,14 +85,41 @@ pub(super) const ELSEWHERE: &[&str] = &[
 pub(super) fn arity(name: &str) -> Option<(usize, usize)> {
     Some(match name {
         "timestamp" => (0, 1),
-        "secret" | "toJSON" | "toJSONPretty" | "parseJSON" | "toYAML" | "parseYAML" | "base64Encode"
-        | "base64Decode" | "base64URLEncode" | "base64URLDecode" | "toUpper" | "toLower" | "toTitle" | "trimSpace"
-        | "env" | "mustEnv" | "quote" | "sprig_quote" | "squote" | "sprig_squote" | "parseInt" | "parseFloat"
-        | "parseBool" | "empty" | "sprig_empty" | "keys" | "values" => (1, 1),
-        "trim" | "trimPrefix" | "trimSuffix" | "split" | "join" | "contains" | "in" | "indent" | "nindent"
-        | "sprig_indent" | "sprig_nindent" | "default" | "sprig_default" | "envOrDefault" | "add" | "subtract"
-        | "multiply" | "divide" | "modulo" => (2, 2),
-        "replaceAll" => (3, 3),
+        "secret"
+        | "secrets"
+        | "toJSON"
+        | "toJSONPretty"
+        | "toUnescapedJSON"
+        | "toUnescapedJSONPretty"
+        | "sha256Hex"
+        | "parseJSON"
+        | "toYAML"
+        | "parseYAML"
+        | "base64Encode"
+        | "base64Decode"
+        | "base64URLEncode"
+        | "base64URLDecode"
+        | "toUpper"
+        | "toLower"
+        | "toTitle"
+        | "trimSpace"
+        | "env"
+        | "mustEnv"
+        | "quote"
+        | "sprig_quote"
+        | "squote"
+        | "sprig_squote"
+        | "parseInt"
+        | "parseFloat"
+        | "parseBool"
+        | "empty"
+        | "sprig_empty"
+        | "keys"
+        | "values" => (1, 1),
+        "regexMatch" | "hmacSHA256Hex" | "trim" | "trimPrefix" | "trimSuffix" | "split" | "join" | "contains"
+        | "in" | "indent" | "nindent" | "sprig_indent" | "sprig_nindent" | "default" | "sprig_default"
+        | "envOrDefault" | "add" | "subtract" | "multiply" | "divide" | "modulo" => (2, 2),
+        "replaceAll" | "regexReplaceAll" => (3, 3),
         "coalesce" | "sprig_coalesce" => (1, usize::MAX),
         "index" => (2, usize::MAX),
         _ => return None,
@@ -101,9 +130,11 @@ pub(super) fn arity(name: &str) -> Option<(usize, usize)> {
 pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
     let mut map = FuncMap::new();
     scenic(&mut map, scene, "secret", secret);
+    scenic(&mut map, scene, "secrets", secrets);
     scenic(&mut map, scene, FIELD, |scene, args| field(scene, &args[0], &args[1..]));
     scenic(&mut map, scene, "index", index);
     scenic(&mut map, scene, PRESENT, present);
+    scenic(&mut map, scene, PRINTED, printed);
     scenic(&mut map, scene, "base64Decode", |scene, args| decoded(scene, "base64Decode", &STANDARD, args));
     scenic(&mut map, scene, "base64URLDecode", |scene, args| decoded(scene, "base64URLDecode", &URL_SAFE, args));
     scenic(&mut map, scene, LINE, |scene, args| {
@@ -111,14 +142,16 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
         Ok(Value::Nil)
     });
     let plain: &[(&str, Function)] = &[
-        ("toJSON", |args| json_text("toJSON", args, false)),
-        ("toJSONPretty", |args| json_text("toJSONPretty", args, true)),
+        ("toJSON", |args| json_text("toJSON", args, false).map(|text| escaped(&text).into())),
+        ("toJSONPretty", |args| json_text("toJSONPretty", args, true).map(|text| escaped(&text).into())),
+        ("toUnescapedJSON", |args| json_text("toUnescapedJSON", args, false).map(Value::from)),
+        ("toUnescapedJSONPretty", |args| json_text("toUnescapedJSONPretty", args, true).map(Value::from)),
         ("parseJSON", |args| {
             let json = serde_json::from_str(text("parseJSON", args, 0)?);
             json.map(to_value).map_err(|_| fault("`parseJSON` is given a text that is not JSON"))
         }),
         ("toYAML", |args| {
-            let json = to_json(&args[0]).ok_or_else(|| fault("`toYAML` cannot show a function"))?;
+            let json = to_json(&args[0]).ok_or_else(|| fault(format!("`toYAML` {UNSHOWN}")))?;
             let yaml = serde_saphyr::to_string(&json).map_err(|_| fault("`toYAML` cannot show this value"))?;
             Ok(yaml.trim_end().into())
         }),
@@ -126,8 +159,13 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
             let json: Result<Json, _> = serde_saphyr::from_str(text("parseYAML", args, 0)?);
             json.map(to_value).map_err(|_| fault("`parseYAML` is given a text that is not YAML"))
         }),
-        ("base64Encode", |args| Ok(STANDARD.encode(text("base64Encode", args, 0)?).into())),
-        ("base64URLEncode", |args| Ok(URL_SAFE.encode(text("base64URLEncode", args, 0)?).into())),
+        ("base64Encode", |args| Ok(STANDARD.encode(bytes("base64Encode", args, 0)?).into())),
+        ("base64URLEncode", |args| Ok(URL_SAFE.encode(bytes("base64URLEncode", args, 0)?).into())),
+        ("sha256Hex", |args| Ok(hex(digest(&SHA256, &bytes("sha256Hex", args, 0)?).as_ref()).into())),
+        ("hmacSHA256Hex", |args| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes("hmacSHA256Hex", args, 1)?);
+            Ok(hex(hmac::sign(&key, &bytes("hmacSHA256Hex", args, 0)?).as_ref()).into())
+        }),
         ("toUpper", |args| Ok(text("toUpper", args, 0)?.to_uppercase().into())),
         ("toLower", |args| Ok(text("toLower", args, 0)?.to_lowercase().into())),
         ("toTitle", |args| Ok(title(text("toTitle", args, 0)?).into())),
@@ -162,6 +200,11 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
         ("replaceAll", |args| {
             let (old, new) = (text("replaceAll", args, 0)?, text("replaceAll", args, 1)?);
             Ok(text("replaceAll", args, 2)?.replace(old, new).into())
+        }),
+        ("regexMatch", |args| Ok(Value::Bool(pattern("regexMatch", args)?.is_match(text("regexMatch", args, 1)?)))),
+        ("regexReplaceAll", |args| {
+            let (new, whole) = (text("regexReplaceAll", args, 1)?, text("regexReplaceAll", args, 2)?);
+            Ok(pattern("regexReplaceAll", args)?.replace_all(whole, new).into_owned().into())
         }),
         ("contains", |args| holds("contains", &args[1], &args[0])),
         ("in", |args| holds("in", &args[0], &args[1])),
@@ -218,17 +261,24 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
         }),
     ];
     for (name, function) in plain {
-        map.insert((*name).to_owned(), Arc::new(counted(name, *function)));
+        map.insert((*name).to_owned(), Arc::new(counted(name, *function, scene.clone())));
     }
     map
 }
 
-/// Checks the number of arguments before the function sees them.
-fn counted(name: &'static str, function: Function) -> impl Fn(&[Value]) -> Outcome + Send + Sync {
+/// Checks the number of arguments before the function sees them. What is made from a secret that is not known yet is not
+/// known either, which is no error: the rendering goes on, to learn what else it needs.
+fn counted(
+    name: &'static str,
+    function: Function,
+    scene: Arc<Mutex<Scene>>,
+) -> impl Fn(&[Value]) -> Outcome + Send + Sync {
+    let lenient = LENIENT.contains(&name);
     move |args| match arity(name) {
         Some((least, most)) if !(least..=most).contains(&args.len()) => {
             Err(fault(format!("`{name}` does not take {} arguments", args.len())))
         }
+        _ if !lenient && args.contains(&Value::Nil) && !lock(&scene).missing.is_empty() => Ok(Value::Nil),
         _ => function(args),
     }
 }
@@ -258,31 +308,46 @@ fn secret(scene: &mut Scene, args: &[Value]) -> Outcome {
         value => value.as_str().ok_or_else(|| fault("`secret` takes a path, as text"))?,
     };
     let path = path.trim().trim_start_matches('/').to_owned();
-    check_path(&path).map_err(fault)?;
+    check_path("secret", &path).map_err(fault)?;
+    Ok(looked_up(scene, path).unwrap_or(Value::Nil))
+}
+
+/// The names below a path.
+fn secrets(scene: &mut Scene, args: &[Value]) -> Outcome {
+    let none = || Ok(Value::List(Arc::from([])));
+    let path = match &args[0] {
+        Value::Nil if !scene.missing.is_empty() => return none(),
+        value => value.as_str().ok_or_else(|| fault("`secrets` takes a path, as text"))?,
+    };
+    let path = format!("{}/{LIST}", path.trim().trim_matches('/'));
+    check_path("secrets", &path).map_err(fault)?;
+    let Some(found) = looked_up(scene, path) else { return none() };
+    let keys = ["Data", "keys"].iter().try_fold(&found, |value, name| match value {
+        Value::Map(members) => members.get(*name),
+        _ => None,
+    });
+    Ok(keys.cloned().unwrap_or_else(|| Value::List(Arc::from([]))))
+}
+
+/// What is known of a path, noted as used, or as missing.
+fn looked_up(scene: &mut Scene, path: String) -> Option<Value> {
     let found = scene.secrets.get(&path).cloned();
-    match found {
-        Some(value) => {
-            scene.used.insert(path);
-            Ok(value)
-        }
-        None => {
-            scene.missing.insert(path);
-            Ok(Value::Nil)
-        }
-    }
+    let noted = if found.is_some() { &mut scene.used } else { &mut scene.missing };
+    noted.insert(path);
+    found
 }
 
 /// Refuses paths that no provider can mean.
-fn check_path(path: &str) -> Result<(), String> {
+fn check_path(function: &str, path: &str) -> Result<(), String> {
     let named = path.split('?').next().unwrap_or_default();
     if named.trim_matches('/').is_empty() {
-        return Err("`secret` is given an empty path".to_owned());
+        return Err(format!("`{function}` is given an empty path"));
     }
     if path.len() > 1024 {
-        return Err("`secret` is given a path of more than 1024 bytes".to_owned());
+        return Err(format!("`{function}` is given a path of more than 1024 bytes"));
     }
     if named.split('/').any(|part| matches!(part, "." | "..")) || path.chars().any(char::is_control) {
-        return Err("`secret` is given a path with `.`, `..` or control characters".to_owned());
+        return Err(format!("`{function}` is given a path with `.`, `..` or control characters"));
     }
     Ok(())
 }
@@ -340,6 +405,17 @@ fn present(scene: &mut Scene, args: &[Value]) -> Outcome {
     }
 }
 
+/// What is printed of a field: of a number what the secret says, where Go would print `10` for `10.0`.
+fn printed(scene: &mut Scene, args: &[Value]) -> Outcome {
+    match present(scene, args)? {
+        Value::Float(number) if !is_exact(number) => {
+            Err(fault("the number has more digits than can be kept exactly; store it as a text"))
+        }
+        Value::Float(number) => Ok(Json::from(number).to_string().into()),
+        value => Ok(value),
+    }
+}
+
 /// Says of a field that is not there where it was looked for and what there is.
 fn absent(scene: &Scene, members: &Arc<BTreeMap<Arc<str>, Value>>, name: &str) -> String {
     let home = scene.secrets.iter().find_map(|(path, root)| Some((path, place(root, members, String::new())?)));
@@ -386,10 +462,45 @@ fn text<'a>(function: &str, args: &'a [Value], index: usize) -> gotmpl::Result<&
     value.and_then(Value::as_str).ok_or_else(|| fault(format!("`{function}` takes a text, not {kind}")))
 }
 
-fn json_text(name: &str, args: &[Value], pretty: bool) -> Outcome {
-    let json = to_json(&args[0]).ok_or_else(|| fault(format!("`{name}` cannot show a function")))?;
+/// An argument as the bytes it stands for.
+fn bytes(function: &str, args: &[Value], index: usize) -> gotmpl::Result<Zeroizing<Vec<u8>>> {
+    text(function, args, index).map(binary::bared)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// The first argument as a regular expression.
+fn pattern(function: &str, args: &[Value]) -> gotmpl::Result<Regex> {
+    let pattern = RegexBuilder::new(text(function, args, 0)?).size_limit(MOST_REGEX).build();
+    pattern.map_err(|_| fault(format!("`{function}` is given something else than a regular expression")))
+}
+
+fn json_text(name: &str, args: &[Value], pretty: bool) -> gotmpl::Result<String> {
+    let json = to_json(&args[0]).ok_or_else(|| fault(format!("`{name}` {UNSHOWN}")))?;
     let text = if pretty { serde_json::to_string_pretty(&json) } else { serde_json::to_string(&json) };
-    text.map(Into::into).map_err(|_| fault(format!("`{name}` cannot show this value")))
+    text.map_err(|_| fault(format!("`{name}` cannot show this value")))
+}
+
+/// JSON as Go writes it: also fit to stand within HTML and JavaScript.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' => escaped.push_str("\\u003c"),
+            '>' => escaped.push_str("\\u003e"),
+            '&' => escaped.push_str("\\u0026"),
+            '\u{2028}' => escaped.push_str("\\u2028"),
+            '\u{2029}' => escaped.push_str("\\u2029"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// Bytes that are no text pass through the engine, which knows only texts, in disguise.

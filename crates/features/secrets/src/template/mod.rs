@@ -130,7 +130,9 @@ impl std::fmt::Write for Output {
 
 fn syntax_flaw(error: TemplateError) -> Flaw {
     match error {
-        TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => Flaw { line, message },
+        TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => {
+            Flaw { line: line.max(1), message }
+        }
         other => Flaw { line: 1, message: other.to_string() },
     }
 }

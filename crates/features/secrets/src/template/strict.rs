@@ -2,8 +2,8 @@
 //!
 //! In: the syntax tree of Go's language, where a missing field is nil and prints as
 //! `<no value>`. Out: the same tree in which fields are looked up by `outrigger_field`, what is
-//! printed or passed to a function goes through `outrigger_present`, and each line is
-//! announced by `outrigger_line`. Conditions (`if`, `with`, `or`, `default`, …) may still meet a missing field.
+//! printed or passed to a function goes through `outrigger_present` (or, a field by itself,
+//! `outrigger_printed`), and each line is announced by `outrigger_line`. Conditions (`if`, `with`, `or`, `default`, …) may still meet a missing field.
 
 use gotmpl::FuncMap;
 use gotmpl::parse::{
@@ -19,10 +19,11 @@ pub(super) const ROOT: &str = "\u{1}root";
 
 pub(super) const FIELD: &str = "outrigger_field";
 pub(super) const PRESENT: &str = "outrigger_present";
+pub(super) const PRINTED: &str = "outrigger_printed";
 pub(super) const LINE: &str = "outrigger_line";
 
 /// Functions that may be given what is not there.
-const LENIENT: [&str; 13] = [
+pub(super) const LENIENT: [&str; 14] = [
     "and",
     "or",
     "not",
@@ -36,6 +37,7 @@ const LENIENT: [&str; 13] = [
     "sprig_empty",
     FIELD,
     PRESENT,
+    PRINTED,
 ];
 /// Functions of the engine itself.
 const BUILT_IN: [&str; 18] = [
@@ -85,9 +87,10 @@ impl Pass<'_> {
         Ok(match node {
             Node::List(list) => Node::List(self.list(list)?),
             Node::Action(ActionNode { pos, pipe }) => {
+                let as_it_is = is_field(&pipe);
                 let mut pipe = self.pipe(pipe)?;
                 if pipe.decl.is_empty() {
-                    pipe.commands.push(command(pos, PRESENT, []));
+                    pipe.commands.push(command(pos, if as_it_is { PRINTED } else { PRESENT }, []));
                 }
                 Node::Action(ActionNode { pos, pipe })
             }
@@ -163,7 +166,7 @@ impl Pass<'_> {
     }
 
     fn known(&self, name: &str, pos: Pos) -> Result<(), Flaw> {
-        let hidden = name == FIELD || name == PRESENT || name == LINE;
+        let hidden = [FIELD, PRESENT, PRINTED, LINE].contains(&name);
         if !hidden && (BUILT_IN.contains(&name) || self.functions.contains_key(name)) {
             return Ok(());
         }
@@ -229,6 +232,16 @@ fn identifier(expression: &Expr) -> Option<&str> {
         Expr::Identifier(_, name) => Some(name),
         Expr::Chain(_, inner, _) => identifier(inner),
         _ => None,
+    }
+}
+
+/// Whether it is nothing but a field, so that what is printed is what a secret holds.
+fn is_field(pipe: &PipeNode) -> bool {
+    let [CommandNode { args, .. }] = pipe.commands.as_slice() else { return false };
+    match args.as_slice() {
+        [Expr::Field(..) | Expr::Chain(..)] => true,
+        [Expr::Variable(_, _, fields)] => !fields.is_empty(),
+        _ => false,
     }
 }
 

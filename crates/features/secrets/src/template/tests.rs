@@ -9,7 +9,16 @@ fn secrets() -> Secrets {
         "metadata": { "version": 7 },
     }, "LeaseID": "", "LeaseDuration": 0, "Renewable": false });
     let other = json!({ "Data": { "name": "db" }, "LeaseID": "l/1", "LeaseDuration": 60, "Renewable": true });
-    [("secret/data/db".to_owned(), to_value(db)), ("other".to_owned(), to_value(other))].into()
+    let numbers =
+        r#"{ "Data": { "a": 10.0, "b": 1234567.5, "c": 18446744073709551615, "d": 123456789012345678901234567890 } }"#;
+    let names = json!({ "Data": { "keys": ["db", "web/"] } });
+    let known = [
+        ("secret/data/db", db),
+        ("other", other),
+        ("numbers", serde_json::from_str(numbers).unwrap()),
+        ("apps/?list=true", names),
+    ];
+    known.into_iter().map(|(path, json)| (path.to_owned(), to_value(json))).collect()
 }
 
 fn rendered(text: &str) -> Result<String, String> {
@@ -91,6 +100,29 @@ fn renders_what_vault_agent_renders() {
             "db",
         ),
         ("empty is no error", r#"[{{ with secret "secret/data/db" }}{{ .Data.data.empty }}{{ end }}]"#, "[]"),
+        (
+            "JSON, fit for HTML as Go has it",
+            r#"{{ with secret "secret/data/db" }}{{ .Data.data.password | toJSON }}{{ toUnescapedJSON .Data.data.password }}{{ end }}"#,
+            r#""p4ss \u003c\u0026\u003e""p4ss <&>""#,
+        ),
+        ("bytes again", r#"{{ "/u3+7Q==" | base64Decode | base64Encode }}"#, "/u3+7Q=="),
+        (
+            "digests",
+            r#"{{ sha256Hex "a" }} {{ hmacSHA256Hex "a" "key" }}"#,
+            "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb \
+             780c3db4ce3de5b9e55816fba98f590631d96c075271b26976238d5f4444219b",
+        ),
+        (
+            "regular expressions",
+            r#"{{ "a1b22" | regexReplaceAll "([0-9]+)" "<$1>" }}{{ if "ab" | regexMatch "^a.$" }}!{{ end }}"#,
+            "a<1>b<22>!",
+        ),
+        (
+            "numbers as they are",
+            r#"{{ with secret "numbers" }}{{ .Data.a }} {{ .Data.b }} {{ .Data.c }}{{ end }}"#,
+            "10.0 1234567.5 18446744073709551615",
+        ),
+        ("names below", r#"{{ range secrets "/apps/" }}{{ . }},{{ end }}"#, "db,web/,"),
         ("arithmetic", "{{ 5 | subtract 2 }}{{ add 1 2 }}", "33"),
         (
             "null as JSON",
@@ -125,6 +157,11 @@ fn says_what_is_wrong_without_values() {
         ("field of a text", format!("{DB}{{{{ .Data.data.host.x }}}}{{{{ end }}}}"), &["`x`", "string"]),
         ("not JSON", format!("{DB}{{{{ parseJSON .Data.data.password }}}}{{{{ end }}}}"), &["parseJSON"]),
         ("not base64", format!("{DB}{{{{ base64Decode .Data.data.password }}}}{{{{ end }}}}"), &["base64Decode"]),
+        ("a number too long", r#"{{ (secret "numbers").Data.d }}"#.to_owned(), &["more digits", "as a text"]),
+        ("a number too long, as JSON", r#"{{ (secret "numbers").Data | toJSON }}"#.to_owned(), &["64 bits"]),
+        ("not a pattern", r#"{{ regexMatch "(p4ss" "" }}"#.to_owned(), &["regular expression"]),
+        ("traversal of names", r#"{{ secrets "a/../b" }}"#.to_owned(), &["`secrets`", "`..`"]),
+        ("nested too deep", format!("{{{{ {}1{} }}}}", "(".repeat(9999), ")".repeat(9999)), &["compile:1", "nesting"]),
         ("length of a number", "{{ len 5 }}".to_owned(), &["does not accept"]),
         (
             "too many for range",
@@ -157,10 +194,12 @@ fn says_what_is_wrong_without_values() {
 
 #[test]
 fn asks_for_all_it_needs_at_once_where_it_can() {
-    let template = Template::compile(r#"{{ (secret "a").Data.x }}{{ (secret "/b/").Data.x | toUpper }}"#).unwrap();
+    let template = Template::compile(
+        r#"{{ (secret "a").Data.x }}{{ (secret "/b/").Data.x | toUpper }}{{ range secrets "c" }}{{ secret . }}{{ end }}"#,
+    ).unwrap();
     match template.render(&Arc::default()) {
-        Rendered::Needs(paths) => assert_eq!(paths.into_iter().collect::<Vec<_>>(), ["a", "b/"]),
-        _ => panic!("it needs two secrets"),
+        Rendered::Needs(paths) => assert_eq!(paths.into_iter().collect::<Vec<_>>(), ["a", "b/", "c/?list=true"]),
+        _ => panic!("it needs two secrets and a list"),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::provider::{Fetched, Lease};
+use crate::provider::{Fetched, LIST, Lease};
 use client::{Answer, Call, VaultClient};
 use session::Session;
 
@@ -121,7 +121,8 @@ impl Vault {
         let known = self.known_mount(path);
         let asked = known.as_deref().unwrap_or(path);
         let answer = self.get("read", asked).await?;
-        if answer.status != 404 || known.is_some() {
+        // A policy for `secret/data/db` alone denies `secret/db` before anyone sees that nothing is there.
+        if !matches!(answer.status, 403 | 404) || known.is_some() {
             return self.taken(path, asked, answer).await;
         }
         match self.kv2_path(path).await {
@@ -230,13 +231,14 @@ impl Vault {
             path: path.to_owned(),
             problem: problem.to_owned(),
         };
+        let right = if path.ends_with(LIST) { "list" } else { "read" };
         match self.get("lookup_self", "auth/token/lookup-self").await {
             Ok(answer) if answer.status == 403 && !answer.is_of_policy() => {
                 rejected("it is wrong, has expired or was revoked")
             }
             _ => self
                 .client
-                .refused(format!("denies `{path}` (403): the token's policies do not allow `read` there{words}")),
+                .refused(format!("denies `{path}` (403): the token's policies do not allow `{right}` there{words}")),
         }
     }
 
@@ -248,11 +250,11 @@ impl Vault {
         }
     }
 
-    /// The path below `data/`, for paths in mounts that are known to be KV version 2.
+    /// The path as KV version 2 has it, for paths in mounts that are known to be of it.
     fn known_mount(&self, path: &str) -> Option<String> {
         let mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
         let mount = mounts.iter().rev().find(|mount| path.starts_with(mount.as_str()))?;
-        within_data(mount, path)
+        within_kv2(mount, path)
     }
 
     /// Asks Vault which mount a path that led nowhere belongs to.
@@ -262,7 +264,7 @@ impl Vault {
         let data = answer.json.as_ref()?.get("data")?;
         let mount = data.get("path")?.as_str()?.to_owned();
         let kv2 = data.get("type")?.as_str()? == "kv" && data.pointer("/options/version")?.as_str()? == "2";
-        let asked = within_data(&mount, path).filter(|_| kv2);
+        let asked = within_kv2(&mount, path).filter(|_| kv2);
         if asked.is_some() {
             self.mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(mount);
         }
@@ -270,8 +272,34 @@ impl Vault {
     }
 }
 
-/// `secret/data/db` for `secret/db`; `None` when it has `data/` already.
-fn within_data(mount: &str, path: &str) -> Option<String> {
-    let rest = path.strip_prefix(mount)?;
-    (!mount.is_empty() && !rest.is_empty() && !rest.starts_with("data/")).then(|| format!("{mount}data/{rest}"))
+/// `secret/data/db` for `secret/db`, and `secret/metadata/` for a list of `secret/`; `None` when it has its place already.
+fn within_kv2(mount: &str, path: &str) -> Option<String> {
+    let rest = path.strip_prefix(mount).filter(|_| !mount.is_empty())?;
+    let has_place = rest.is_empty() || rest.starts_with("data/") || rest.starts_with("metadata/");
+    let place = if path.ends_with(LIST) { "metadata" } else { "data" };
+    (!has_place).then(|| format!("{mount}{place}/{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_find_their_place_in_kv_version_2() {
+        let cases = [
+            ("short", "secret/", "secret/db/x", Some("secret/data/db/x")),
+            ("a version", "secret/", "secret/db?version=2", Some("secret/data/db?version=2")),
+            ("data", "secret/", "secret/data/db", None),
+            ("metadata", "secret/", "secret/metadata/db", None),
+            ("deep mount", "team/a/kv/", "team/a/kv/db", Some("team/a/kv/data/db")),
+            ("list", "secret/", "secret/db/?list=true", Some("secret/metadata/db/?list=true")),
+            ("list of all", "secret/", "secret/?list=true", Some("secret/metadata/?list=true")),
+            ("list, placed", "secret/", "secret/metadata/?list=true", None),
+            ("another mount", "secret/", "secrets/db", None),
+            ("the mount", "secret/", "secret/", None),
+        ];
+        for (name, mount, path, expected) in cases {
+            assert_eq!(within_kv2(mount, path).as_deref(), expected, "{name}");
+        }
+    }
 }

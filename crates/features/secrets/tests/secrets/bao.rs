@@ -3,7 +3,7 @@
 //! In: a port. Out: a server that serves, and calls of its API as root. Promise: it ends with
 //! its guard; where it is not installed the test fails and says how to install it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -36,8 +36,9 @@ impl Bao {
 
     /// With TLS, its authority in `vault-ca.pem` of a folder.
     pub(crate) async fn start_with(port: u16, tls: Option<&Path>) -> Self {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../target/tools/bin/bao");
-        assert!(tool.exists(), "OpenBao is not installed: run `cargo xtask setup`");
+        let installed = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../target/tools/bin/bao");
+        let tool = std::env::var_os("OUTRIGGER_BAO").map_or_else(installed, PathBuf::from);
+        assert!(tool.exists(), "OpenBao is not at {}: run `cargo xtask setup`", tool.display());
         let home = tempfile::tempdir().unwrap();
         let mut command = Command::new(tool);
         if let Some(folder) = tls {

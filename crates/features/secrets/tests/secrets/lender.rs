@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -24,7 +25,10 @@ impl Lender {
         let (log, state) = (seen.clone(), mood.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let _ = stream.and_then(|stream| answer(stream, &log, *state.lock().unwrap()));
+                let Ok(stream) = stream else { continue };
+                let (log, state) = (log.clone(), state.clone());
+                // A thread each: one that is opened and not used yet must not hold up the others.
+                std::thread::spawn(move || answer(stream, &log, &state));
             }
         });
         Self { address, seen, mood }
@@ -35,7 +39,8 @@ impl Lender {
     }
 }
 
-pub(crate) fn answer(mut stream: TcpStream, seen: &Mutex<Vec<String>>, mood: &str) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, seen: &Mutex<Vec<String>>, mood: &Mutex<&'static str>) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut buffer = Vec::new();
     let mut chunk = [0; 4096];
     let text = loop {
@@ -50,6 +55,8 @@ pub(crate) fn answer(mut stream: TcpStream, seen: &Mutex<Vec<String>>, mood: &st
         }
     };
     let line = text.lines().next().unwrap_or_default().to_owned();
+    // Only now, and let go at once: the test that changes it runs on the client's own thread.
+    let mood = *mood.lock().unwrap();
     let mut seen = seen.lock().unwrap();
     let reads = seen.iter().filter(|line| line.starts_with("GET /v1/database")).count();
     let (status, body) = match mood {

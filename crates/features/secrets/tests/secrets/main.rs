@@ -94,7 +94,9 @@ async fn an_app_role_logs_in_and_its_token_ends_with_us() {
         let auth = format!("{{ appRole: {{ roleId: {role}, secretIdFile: '{}' }} }}", id_file.display());
         let (db, other) = (folder.path("db"), folder.path("other"));
         let template = r#"{{ with secret "secret/data/db" }}{{ .Data.data.password }}{{ end }}"#;
-        let files = [file(&db, template)];
+        // Without `data/`: this policy denies that path before anyone sees that nothing is there.
+        let short = file(&folder.path("short"), &template.replace("secret/data/db", "secret/db"));
+        let files = [file(&db, template), short];
         let pillar = Pillar::start(&config(&bao.provider(&auth), &files));
         pillar.is("waiting", &["secret ID file", "secret-id", "does not exist yet"]).await;
         folder.replace("secret-id", "not-the-s3cret-id\n");
@@ -102,6 +104,7 @@ async fn an_app_role_logs_in_and_its_token_ends_with_us() {
         folder.replace("secret-id", &format!("{id}\n"));
         pillar.is("ready", &[]).await;
         holds(&db, "role-s3cret").await;
+        holds(&folder.path("short"), "role-s3cret").await;
         assert_eq!(bao.tokens().await, before + 1);
 
         // Past its greatest age the token is replaced by a new login, and nothing is to be seen of that.
@@ -121,7 +124,7 @@ async fn an_app_role_logs_in_and_its_token_ends_with_us() {
         pillar.is("ready", &[]).await;
 
         // A policy that says no is not a token that is wrong.
-        let more = [files[0].clone(), file(&other, r#"{{ with secret "secret/data/other" }}x{{ end }}"#)];
+        let more = [files[0].clone(), files[1].clone(), file(&other, r#"{{ with secret "secret/data/other" }}x{{ end }}"#)];
         pillar.reload(&config(&bao.provider(&auth), &more));
         pillar.is("waiting", &["`secret/data/other`", "403", "policies"]).await;
         pillar.leaks_none_of(&["role-s3cret", "not-the-s3cret-id", &id, ROOT]);
@@ -167,6 +170,42 @@ async fn says_why_it_waits_and_goes_on_once_that_is_mended() {
         sealed.is("waiting", &["is sealed (503)"]).await;
         sealed.stop().await;
         pillar.leaks_none_of(&["late-s3cret", "later-s3cret", "wrong-s3cret-token", ROOT]);
+        pillar.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_are_listed_and_followed() {
+    local(async {
+        let (bao, folder) = (Bao::start().await, Folder::new());
+        bao.put("shop/db", json!({ "key": "db-s3cret" })).await;
+        bao.put("shop/web/api", json!({ "key": "api-s3cret" })).await;
+        folder.replace("in/apps/db.json", r#"{ "key": "db-s3cret" }"#);
+        folder.replace("in/apps/web/api.yaml", "key: api-s3cret");
+        folder.replace("in/apps/notes.txt", "none of ours");
+        let provider = format!("{{ name: folder, file: {{ directory: '{}' }} }}", folder.path("in").display());
+        let (vault, local, meta) = (folder.path("vault"), folder.path("local"), folder.path("meta"));
+        let entry = |path: &Path, provider: &str, template: &str| {
+            format!("{{ path: '{}', provider: {provider}, template: '{template}' }}", path.display())
+        };
+        let files = [
+            entry(&vault, "vault", r#"{{ range secrets "secret/shop" }}{{ . }} {{ end }}"#),
+            entry(&local, "folder", r#"{{ range secrets "apps" }}{{ . }} {{ end }}"#),
+            entry(&meta, "vault", r#"{{ with secret "secret/metadata/shop/db" }}{{ .Data.current_version }}{{ end }}"#),
+        ];
+        let pillar = Pillar::start(&config(&format!("{}, {provider}", bao.provider(&token())), &files));
+        pillar.is("ready", &[]).await;
+        holds(&vault, "db web/ ").await;
+        holds(&local, "db web/ ").await;
+        bao.put("shop/new", json!({ "key": "new-s3cret" })).await;
+        holds(&vault, "db new web/ ").await;
+        folder.replace("in/apps/new.json", "{}");
+        holds(&local, "db new web/ ").await;
+        // Also once it is known that the mount is of KV version 2.
+        bao.put("shop/db", json!({ "key": "db-s3cret" })).await;
+        holds(&meta, "2").await;
+        pillar.leaks_none_of(&["db-s3cret", "api-s3cret", "new-s3cret", ROOT]);
         pillar.stop().await;
     })
     .await;
