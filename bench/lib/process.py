@@ -17,6 +17,7 @@ class Process:
     def __init__(self, command, core: int, log: Path, env: dict | None = None, cwd: Path | None = None):
         self.log = log
         with open(log, "wb") as output:
+            self.began = time.monotonic()
             self.child = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, cwd=cwd, env={**os.environ, **(env or {})},

@@ -35,10 +35,9 @@ def measure(peers, arguments) -> str:
                     work = folder / f"{what.split()[0]}-{number}"
                     work.mkdir()
                     target = work / "password"
-                    began = time.monotonic()
                     with start(peers, work, address, folder / "token", target) as process:
                         wait_file(target, process)
-                        times[what].append(1e3 * (time.monotonic() - began))
+                        times[what].append(1e3 * (time.monotonic() - process.began))
                         time.sleep(1)
                         memory[what].append(process.rss_bytes() / 2**20)
     ours, theirs = times.values()

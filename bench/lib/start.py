@@ -32,13 +32,12 @@ def measure(peers, arguments) -> str:
 
 def once(times: dict, what: str, start, path: str) -> None:
     """One start; the process is ended before the next."""
-    began = time.monotonic()
     with start() as process:
         while not green(process.admin, path):
-            if process.child.poll() is not None or time.monotonic() - began > 20:
+            if process.child.poll() is not None or time.monotonic() - process.began > 20:
                 raise SystemExit(f"bench: {what} did not become ready:\n{process.log.read_text()[-3000:]}")
             time.sleep(0.0005)
-        times.setdefault(what, []).append(1e3 * (time.monotonic() - began))
+        times.setdefault(what, []).append(1e3 * (time.monotonic() - process.began))
 
 
 def green(port: int, path: str) -> bool:
