@@ -7,6 +7,7 @@
 
 mod application;
 mod certificates;
+mod collector;
 mod http;
 mod network;
 mod outrigger;
@@ -16,6 +17,7 @@ mod wait;
 
 pub use application::{Application, Seen};
 pub use certificates::{Authority, Leaf};
+pub use collector::{Collector, Mood};
 pub use http::{Connection, Response, request};
 pub use network::{free_port, free_udp_port};
 pub use outrigger::{Outrigger, outrigger_command, start_outrigger, start_outrigger_with};

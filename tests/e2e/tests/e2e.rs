@@ -9,6 +9,8 @@ mod admin;
 mod cli;
 #[path = "e2e/demo.rs"]
 mod demo;
+#[path = "e2e/faults.rs"]
+mod faults;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/metrics.rs"]

@@ -25,9 +25,9 @@ fn identity(certificate: &Path, key: &Path, bundle: &Path) -> String {
 
 fn json(outrigger: &Outrigger, path: &str) -> Value {
     let url = format!("{}{path}", outrigger.admin);
-    let response = request("GET", &url, &[("accept", "application/json")], "").unwrap();
+    let response = request("GET", &url, &[("accept", "application/json")], "").expect("it answers");
     assert_eq!(response.header("content-type"), Some("application/json"), "{path}");
-    serde_json::from_str(&response.body).unwrap()
+    serde_json::from_str(&response.body).expect("it is JSON")
 }
 
 #[test]

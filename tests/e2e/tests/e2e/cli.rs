@@ -53,7 +53,7 @@ fn text(bytes: &[u8]) -> String {
 
 fn write(folder: &Path, content: &str) -> (PathBuf, String) {
     let path = folder.join("outrigger.yaml");
-    std::fs::write(&path, content).unwrap();
+    std::fs::write(&path, content).expect("the test's folder can be written");
     let name = path.display().to_string();
     (path, name)
 }

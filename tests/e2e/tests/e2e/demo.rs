@@ -11,7 +11,7 @@ use rustix::process::Signal;
 /// Command lines of all processes that name `folder`.
 fn processes_of(folder: &Path) -> Vec<String> {
     let folder = folder.to_str().expect("the test's folder is text");
-    let commands = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+    let commands = fs::read_dir("/proc").expect("/proc is mounted").flatten().filter_map(|entry| {
         let command = fs::read(entry.path().join("cmdline")).ok()?;
         Some(String::from_utf8_lossy(&command).replace('\0', " "))
     });

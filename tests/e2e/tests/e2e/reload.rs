@@ -299,7 +299,6 @@ fn a_reload_that_needs_a_taken_port_leaves_the_rest_at_work() {
 }
 
 #[test]
-#[ignore = "fails: after a reload the proxy never tries again to bind a listener"]
 fn a_listener_whose_port_becomes_free_is_opened() {
     let folder = tempfile::tempdir().unwrap();
     let (application, port) = (Application::start(), free_port());
@@ -316,7 +315,6 @@ fn a_listener_whose_port_becomes_free_is_opened() {
 }
 
 #[test]
-#[ignore = "fails: a listener that is to move to a taken port is closed first, and counts as ready"]
 fn a_listener_that_cannot_move_stays() {
     let folder = tempfile::tempdir().unwrap();
     let (application, port) = (Application::start(), free_port());
