@@ -73,6 +73,8 @@ enum Error {
     Socket(#[from] SocketError),
     #[error("cannot open the access log{path}: {source}; make its folder, or change proxy.accessLog.path")]
     AccessLog { path: String, source: std::io::Error },
+    #[error("{0}")]
+    Several(String),
     #[error("the listener `{0}` stopped on a worker: {1}")]
     Listener(String, String),
 }
@@ -134,8 +136,13 @@ impl<'a> Running<'a> {
     async fn run(mut self) -> Result<(), Error> {
         let mut config = self.ctx.config.clone();
         let mut proxy = config.borrow_and_update().proxy.clone();
-        if let Some(error) = self.apply(proxy.as_ref()).await.into_iter().next() {
-            return Err(error);
+        let mut failures = self.apply(proxy.as_ref()).await;
+        if failures.len() > 1 {
+            let all: Vec<String> = failures.iter().map(ToString::to_string).collect();
+            return Err(Error::Several(all.join("; ")));
+        }
+        if let Some(failure) = failures.pop() {
+            return Err(failure);
         }
         let mut problems = Vec::new();
         let mut retry = self.ctx.backoff.start();

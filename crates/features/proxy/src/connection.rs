@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -34,6 +34,17 @@ use crate::watch::{Order, Phase, Watched};
 const SMALLEST_BUFFER: usize = 8192;
 /// Its number of header fields unless told otherwise; any other number costs it an allocation per request.
 const USUAL_HEADERS: u32 = 100;
+
+/// A drained connection that has had no request yet is given so long for one.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draining {
+    No,
+    /// After the first request.
+    Soon,
+    Yes,
+}
 
 /// What the requests of one connection know of it.
 pub(crate) struct Downstream {
@@ -142,19 +153,31 @@ async fn http<I: Transport>(
     let service = service_fn(move |request| forward::handle(Rc::clone(&serving), request));
     let io = ClientIo::new(io, Rc::clone(watched), most_bytes);
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut draining = false;
+    let mut drain = Draining::No;
     let outcome = poll_fn(|cx| {
-        match watched.order() {
-            Order::None => {}
-            Order::Drain if draining => {}
-            Order::Drain => {
-                connection.as_mut().graceful_shutdown();
-                draining = true;
+        loop {
+            if let Order::Cut(reason) = watched.order() {
+                return Poll::Ready(Err(reason));
             }
-            Order::Cut(reason) => return Poll::Ready(Err(reason)),
+            watched.keep_waker(cx.waker());
+            // What has already come is read before an order to drain closes the connection.
+            if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
+                return Poll::Ready(Ok(outcome));
+            }
+            match (watched.order(), drain) {
+                (Order::Drain, Draining::No | Draining::Soon) if watched.handled.get() > 0 => {
+                    connection.as_mut().graceful_shutdown();
+                    drain = Draining::Yes;
+                }
+                (Order::Drain, Draining::No) => {
+                    // It has waited for us to accept it; its request may come any moment.
+                    watched.set_deadline(Instant::now().checked_add(FIRST_REQUEST));
+                    drain = Draining::Soon;
+                    return Poll::Pending;
+                }
+                _ => return Poll::Pending,
+            }
         }
-        watched.keep_waker(cx.waker());
-        connection.as_mut().poll(cx).map(Ok)
     })
     .await;
     match outcome {
@@ -162,6 +185,7 @@ async fn http<I: Transport>(
         Ok(Err(error)) => refused(&downstream, snapshot, &error),
         // Between requests nothing is lost by a cut at the stop's end.
         Err("drain") if watched.phase() == Phase::Idle => {}
+        Err("header_timeout") if drain == Draining::Soon => {}
         Err(reason) => local.metrics.cut(reason),
     }
 }

@@ -165,7 +165,7 @@ impl Exchange {
         }
         let host = host(request)?;
         let path = request.uri().path();
-        // `*` is what OPTIONS may ask for; it is no path and takes part in no prefix.
+        // `*` is what OPTIONS may ask for; only a route for every path takes it.
         if !(path.starts_with('/') || (path == "*" && request.method() == Method::OPTIONS)) {
             return Err(Reason::BadRequest("the target is neither a path nor a URI"));
         }
@@ -197,11 +197,12 @@ impl Exchange {
             // Should the endpoint close the kept connection just now, a request without a body that may be
             // repeated ([RFC 9110], 9.2.2) is sent again; it has to be kept for that.
             let copy = (lease.reused && empty && request.method().is_idempotent()).then(|| copy_of(&request, &watched));
-            let began = Instant::now();
+            // Only the access log tells it, and asking for the time costs.
+            let began = self.noted.is_some().then(Instant::now);
             let sender = lease.sender().ok_or(Reason::Reset)?;
             let mut error = match sender.try_send_request(request).await {
                 Ok(response) => {
-                    self.upstream = Some(began.elapsed());
+                    self.upstream = began.map(|began| began.elapsed());
                     return Ok((response, lease));
                 }
                 Err(error) => error,

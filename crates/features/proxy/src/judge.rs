@@ -333,4 +333,99 @@ mod tests {
             }
         }
     }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        /// The library must never serve a request that the judge has not seen as one, whatever the bytes are.
+        #[test]
+        fn the_library_finds_no_request_that_the_judge_missed(
+            requests in prop::collection::vec(
+                (0..STARTS.len(), prop::collection::vec(0..FIELDS.len(), 0..3), 0..4_u8, 0..BODIES.len()),
+                1..5,
+            ),
+            noise in prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let mut bytes = Vec::new();
+            for (start, fields, end, body) in requests {
+                bytes.extend_from_slice(STARTS[start].as_bytes());
+                fields.iter().for_each(|field| bytes.extend_from_slice(FIELDS[*field].as_bytes()));
+                bytes.extend_from_slice(if end == 0 { b"\n" } else { b"\r\n" });
+                bytes.extend_from_slice(BODIES[body].as_bytes());
+            }
+            if let Some((at, byte)) = noise {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let mut judge = Judge::new(64 * 1024);
+            judge.look(&bytes);
+            let served = served_by_the_library(&bytes);
+            if judge.verdict().is_none() {
+                prop_assert!(served <= judge.heads, "{served} > {}: {:?}", judge.heads, String::from_utf8_lossy(&bytes));
+            }
+        }
+    }
+
+    /// What requests are made of, well and badly.
+    const STARTS: [&str; 5] = [
+        "POST / HTTP/1.1\r\n",
+        "POST /x HTTP/1.1\n",
+        "\r\nGET / HTTP/1.1\r\n",
+        "POST / HTTP/1.1\r\n",
+        "POST / HTTP/1.0\r\n",
+    ];
+    const FIELDS: [&str; 10] = [
+        "Host: a\r\n",
+        "X: y\n",
+        "Content-Length: 5\r\n",
+        "content-length:\t5 \r\n",
+        "Content-Length: 0\r\n",
+        "Content-Length: 30\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "transfer-encoding:Chunked\n",
+        "Transfer-Encoding : chunked\r\n",
+        " folded\r\n",
+    ];
+    const BODIES: [&str; 8] = [
+        "",
+        "hello",
+        "5\r\nhello\r\n0\r\n\r\n",
+        "5;a=b\r\nhello\r\n05 \r\nhello\r\n0\r\n\r\n",
+        "0\r\nT: u\r\nContent-Length: 5\r\n\r\n",
+        "0\n\r\n",
+        "GET /evil HTTP/1.1\r\nHost: a\r\n\r\n",
+        "2a\r\nGET /evil HTTP/1.1\r\nHost: a\r\nXXXX: yyyyyy\r\n\r\n\r\n0\r\n\r\n",
+    ];
+
+    /// How many requests the HTTP library finds in these bytes.
+    fn served_by_the_library(bytes: &[u8]) -> u64 {
+        use http_body::Body;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(256 * 1024);
+            let served = std::cell::Cell::new(0);
+            let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| {
+                served.set(served.get() + 1);
+                async {
+                    let mut body = request.into_body();
+                    while let Some(frame) =
+                        std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await
+                    {
+                        frame?;
+                    }
+                    Ok::<_, hyper::Error>(http::Response::new(String::new()))
+                }
+            });
+            let io = hyper_util::rt::TokioIo::new(server);
+            let serving = hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, service);
+            let client = async {
+                client.write_all(bytes).await.unwrap();
+                client.shutdown().await.unwrap();
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            };
+            let _ = tokio::join!(serving, client);
+            served.get()
+        })
+    }
 }

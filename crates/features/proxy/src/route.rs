@@ -178,9 +178,9 @@ impl PathTable {
     }
 }
 
-/// Whether `prefix` is whole leading segments of `path`.
+/// Whether `prefix` is whole leading segments of `path`. The empty one matches all, also the `*` of OPTIONS.
 fn prefix_matches(prefix: &str, path: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    prefix.is_empty() || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether a path means the same to every reader: no backslash, no NUL, and no dot segment, be it plain, escaped,

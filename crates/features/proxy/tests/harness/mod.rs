@@ -47,6 +47,11 @@ impl Client {
         self.0.write_all(bytes.as_bytes()).unwrap();
     }
 
+    /// The socket itself.
+    pub(crate) fn socket(&mut self) -> &mut TcpStream {
+        &mut self.0
+    }
+
     /// Sends and reads one answer: its head, and its body as the head frames it.
     pub(crate) fn ask(&mut self, request: &str) -> String {
         // The answer may come, and the connection end, before all of a refused request is taken.
@@ -136,17 +141,23 @@ impl App {
     }
 
     fn scripted(script: Arc<Script>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
+        Self { seen, ..Self::talking(move |stream| converse(stream, &*script, &log)) }
+    }
+
+    /// An application that does with each connection what it likes.
+    pub(crate) fn talking(talk: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let talk = Arc::new(talk);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
-                std::thread::spawn(move || converse(stream.unwrap(), &*script, &log));
+                let talk = Arc::clone(&talk);
+                std::thread::spawn(move || talk(stream.unwrap()));
             }
         });
-        Self { port, seen }
+        Self { port, seen: Arc::default() }
     }
 
     pub(crate) fn seen(&self) -> Vec<String> {
@@ -188,7 +199,7 @@ fn converse(mut stream: TcpStream, script: &Script, log: &Mutex<Vec<String>>) {
     }
 }
 
-fn read_request(stream: &mut TcpStream) -> Option<String> {
+pub(crate) fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut request = Vec::new();
     let mut byte = [0];
     while !request.ends_with(b"\r\n\r\n") {
@@ -201,6 +212,12 @@ fn read_request(stream: &mut TcpStream) -> Option<String> {
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
     if head.contains("expect: 100-continue") {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+    }
+    if head.contains("transfer-encoding: chunked") {
+        while !request.ends_with(b"\r\n0\r\n\r\n") {
+            stream.read_exact(&mut byte).ok()?;
+            request.push(byte[0]);
+        }
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).ok()?;
@@ -218,15 +235,24 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(config: &str) -> Self {
+        Self::start_on(config, 2).await
+    }
+
+    /// Starts the inbound component on so many workers.
+    pub(crate) async fn start_on(config: &str, workers: usize) -> Self {
         let (_unused, identities) = IdentityComponent::new();
-        Self::start_with(config, identities, 0).await
+        Self::launch(config, identities, 0, workers).await
     }
 
     /// Starts the component of a direction: 0 inbound, 1 outbound. `PORT` in the config becomes a free port.
     pub(crate) async fn start_with(config: &str, identities: Identities, direction: usize) -> Self {
+        Self::launch(config, identities, direction, 2).await
+    }
+
+    async fn launch(config: &str, identities: Identities, direction: usize, workers: usize) -> Self {
         let port = free_port();
         let config = parse(&config.replace("PORT", &port.to_string()));
-        let (ctx, mut standalone) = Context::standalone(config, 2);
+        let (ctx, mut standalone) = Context::standalone(config, workers);
         let registry = ctx.registry.clone();
         let component = outrigger_proxy::components(identities, Resolver::from_system()).remove(direction);
         let mut running = JoinSet::new();
@@ -283,7 +309,7 @@ fn parse(text: &str) -> Config {
 /// A frontend's outbound side and a backend's inbound side with mTLS between them.
 pub(crate) struct Shop {
     pub(crate) backend: Proxy,
-    frontend: Proxy,
+    pub(crate) frontend: Proxy,
     _authority: tempfile::TempDir,
     _identities: JoinSet<()>,
 }
@@ -291,6 +317,11 @@ pub(crate) struct Shop {
 impl Shop {
     /// `expected` is whom the frontend takes the backend for.
     pub(crate) async fn start(app: &App, expected: &str) -> Self {
+        Self::start_with(app, expected, "limits: {}").await
+    }
+
+    /// With a further line for the backend's listener.
+    pub(crate) async fn start_with(app: &App, expected: &str, line: &str) -> Self {
         let authority = tempfile::tempdir().unwrap();
         let mut keepers = JoinSet::new();
         let mut identities = Vec::new();
@@ -311,7 +342,7 @@ impl Shop {
             identities.push(handle);
         }
         let strict = "      tls: { mode: strict, allowedPeers: [spiffe://shop.example/ns/shop/sa/frontend] }\n";
-        let config = section("backend") + &app.plain_config(strict);
+        let config = section("backend") + &app.plain_config(&format!("{strict}      {line}\n"));
         let backend = Proxy::start_with(&config, identities.remove(0), 0).await;
         let config = section("frontend")
             + &format!(
