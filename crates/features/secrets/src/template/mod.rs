@@ -9,6 +9,7 @@ mod balance;
 mod binary;
 mod convert;
 mod functions;
+mod lookup;
 mod strict;
 
 use std::collections::{BTreeMap, BTreeSet};
