@@ -45,6 +45,15 @@ pub fn start_outrigger(folder: &Path, config: &str) -> Outrigger {
 /// When it cannot be started.
 #[track_caller]
 pub fn start_outrigger_with(folder: &Path, config: &str, arguments: &[&str]) -> Outrigger {
+    start_outrigger_as(outrigger_command(), folder, config, arguments)
+}
+
+/// As [`start_outrigger_with`], by a command that ends in the executable, such as one that changes the user.
+///
+/// # Panics
+/// When it cannot be started.
+#[track_caller]
+pub fn start_outrigger_as(mut command: Command, folder: &Path, config: &str, arguments: &[&str]) -> Outrigger {
     let (admin, health) = (free_port(), free_port());
     let mut preamble = format!("admin: {{ listen: \"127.0.0.1:{admin}\", health: \"127.0.0.1:{health}\" }}\n");
     if !config.starts_with("runtime:") {
@@ -52,8 +61,7 @@ pub fn start_outrigger_with(folder: &Path, config: &str, arguments: &[&str]) -> 
     }
     let file = folder.join("outrigger.yaml");
     fs::write(&file, format!("{preamble}{config}")).expect("the test's folder can be written");
-    let process =
-        Process::start("outrigger", outrigger_command().arg("run").arg("-c").arg(&file).args(arguments), folder);
+    let process = Process::start("outrigger", command.arg("run").arg("-c").arg(&file).args(arguments), folder);
     Outrigger {
         process,
         admin: format!("http://127.0.0.1:{admin}"),

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrigger_e2e::{
-    Bao, Collector, Mood, Outrigger, eventually, eventually_within, free_port, outrigger_command, request, run,
-    start_outrigger, start_outrigger_with, tool,
+    Authority, Bao, Collector, Mood, Outrigger, eventually, eventually_within, free_port, outrigger_command, request,
+    run, start_outrigger, start_outrigger_as, start_outrigger_with, tool,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -42,6 +42,14 @@ fn wait_for_content(path: &Path, content: &str) {
         ensure!(found == content, "it holds {found:?}");
         Ok(())
     });
+}
+
+/// Starts it as root that may not override permissions, as every other user is.
+#[track_caller]
+fn start_unprivileged(folder: &Path, config: &str) -> Outrigger {
+    let mut command = tool("setpriv");
+    command.arg("--bounding-set=-dac_override,-dac_read_search").arg(outrigger_command().get_program());
+    start_outrigger_as(command, folder, config, &[])
 }
 
 // ---- secrets ----
@@ -145,6 +153,29 @@ fn a_sealed_vault_is_told_and_the_last_good_secret_stays() {
 }
 
 #[test]
+fn a_certificate_that_may_not_be_read_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(&folder.path().join("ca"));
+    let leaf = authority.issue("leaf", "spiffe://shop.example/ns/shop/sa/backend");
+    let config = format!(
+        "identity:\n  trustDomain: shop.example\n  files: {{ certificate: {}, key: {}, trustBundle: {} }}\n",
+        leaf.certificate.display(),
+        leaf.key.display(),
+        authority.bundle().display()
+    );
+    let allow = |mode: u32| fs::set_permissions(&leaf.key, fs::Permissions::from_mode(mode)).unwrap();
+    allow(0);
+    let mut outrigger = start_unprivileged(folder.path(), &config);
+    wait_until_told(
+        &mut outrigger,
+        503,
+        &["identity        waiting", leaf.key.to_str().unwrap(), "cannot be read by user"],
+    );
+    allow(0o400);
+    outrigger.wait_ready();
+}
+
+#[test]
 fn a_rotated_secret_is_rendered_again_whole() {
     let folder = tempfile::tempdir().unwrap();
     let bao = Bao::start(folder.path());
@@ -190,6 +221,32 @@ fn vault_going_away_and_coming_back_is_survived() {
     bao.put_secret("db", &json!({ "password": "pw-two" }));
     wait_for_content(&rendered.file, "password=pw-two");
     wait_until_told(&mut outrigger, 200, &["secrets         ready"]);
+}
+
+#[test]
+fn a_reload_changes_templates_and_adds_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let bao = Bao::start(folder.path());
+    bao.put_secret("db", &json!({ "password": "pw-one", "user": "app" }));
+    let rendered = Rendered::new(folder.path(), &bao.address);
+    let outrigger = start_outrigger(folder.path(), &rendered.config);
+    let more = folder.path().join("run/more");
+    let config = rendered.config.replace("password={{", "db_password={{")
+        + &format!(
+            "  - path: {}\n    template: '{{{{ with secret \"secret/data/db\" }}}}{{{{ .Data.data.user }}}}{{{{ end }}}}'\n",
+            more.display()
+        );
+    outrigger.write_config(&config);
+    wait_for_content(&more, "app");
+    wait_for_content(&rendered.file, "db_password=pw-one");
+    // A template that cannot work is refused as a whole; the last good config stays.
+    outrigger.write_config(&config.replace("{{ end }}", "{{ bogus }}{{ end }}"));
+    eventually("the refusal", || {
+        ensure!(outrigger.metric("outrigger_config_last_reload_successful")? == 0.0, "not yet");
+        Ok(())
+    });
+    bao.put_secret("db", &json!({ "password": "pw-two", "user": "app" }));
+    wait_for_content(&rendered.file, "db_password=pw-two");
 }
 
 #[test]
@@ -497,7 +554,7 @@ fn killed_at_any_moment_it_delivers_every_line() {
     wait_for_checkpoint(folder.path());
     outrigger.process.kill();
     // Between 3 and 340 lines after the first sign of life: before, within and after a checkpoint.
-    for life in [3u64, 160, 40, 270, 10, 90, 210, 25, 340, 60, 130, 5] {
+    for (round, life) in [3u64, 160, 40, 270, 10, 90, 210, 25, 340, 60, 130, 5].into_iter().enumerate() {
         let from = writer.written();
         let mut outrigger = start_outrigger_with(folder.path(), &config, &[]);
         eventually("it to start", || {
@@ -506,6 +563,10 @@ fn killed_at_any_moment_it_delivers_every_line() {
         });
         writer.goes_on(from, life);
         outrigger.process.kill();
+        if round % 4 == 1 {
+            // Rotated twice while nobody looks.
+            writer.goes_on(writer.written(), 900);
+        }
     }
     let _outrigger = start_outrigger(folder.path(), &config);
     writer.goes_on(writer.written(), 500);
@@ -543,6 +604,58 @@ fn killed_before_its_first_checkpoint_it_repeats_nothing_in_a_file() {
             ensure_each(&count(fs::read_to_string(&shipped)?.lines(), lines)?, |times| times == 1)
         });
     }
+}
+
+#[test]
+fn orderly_restarts_repeat_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let collector = Collector::start_on(port, Mood::Takes);
+    let config = forwarding(folder.path(), Some(port));
+    let mut writer = Writer::start(folder.path(), 300);
+    for life in [5u64, 120, 40, 300, 15] {
+        let from = writer.written();
+        let mut outrigger = start_outrigger(folder.path(), &config);
+        writer.goes_on(from, life);
+        assert_eq!(outrigger.process.stop().code(), Some(0));
+        assert!(!outrigger.process.log().contains("not everything was delivered"), "{}", outrigger.process.log());
+    }
+    let _outrigger = start_outrigger(folder.path(), &config);
+    let lines = writer.end();
+    eventually("every line in the file and at the collector, once", || {
+        let text = fs::read_to_string(folder.path().join("shipped.ndjson"))?;
+        ensure_each(&count(text.lines(), lines)?, |times| times == 1).context("the file")?;
+        ensure_each(&count(collector.lines().iter().map(String::as_str), lines)?, |times| times == 1)
+            .context("the collector")
+    });
+}
+
+#[test]
+fn reloads_of_the_graph_lose_and_repeat_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let collector = Collector::start_on(port, Mood::Takes);
+    let config = forwarding(folder.path(), Some(port));
+    let mut writer = Writer::start(folder.path(), 300);
+    let outrigger = start_outrigger(folder.path(), &config);
+    for reload in 1..=6u64 {
+        writer.goes_on(writer.written(), 30 * reload);
+        outrigger.write_config(&config.replace("timeout: 20ms", &format!("timeout: {}ms", 20 + reload)));
+        eventually("the reload", || {
+            let applied = outrigger.metric("outrigger_config_reloads_total{result=\"applied\"}")?;
+            ensure!(applied == reload as f64, "{applied} reloads");
+            Ok(())
+        });
+        assert_eq!(outrigger.get("/readyz").unwrap().status, 200);
+    }
+    writer.goes_on(writer.written(), 50);
+    let lines = writer.end();
+    eventually("every line in the file and at the collector, once", || {
+        let text = fs::read_to_string(folder.path().join("shipped.ndjson"))?;
+        ensure_each(&count(text.lines(), lines)?, |times| times == 1).context("the file")?;
+        ensure_each(&count(collector.lines().iter().map(String::as_str), lines)?, |times| times == 1)
+            .context("the collector")
+    });
 }
 
 #[test]
@@ -706,6 +819,33 @@ fn a_full_disk_under_a_file_sink_loses_nothing() {
     });
     wait_until_told(&mut outrigger, 200, &["logs            ready"]);
     drop(outrigger);
+}
+
+#[test]
+fn logs_that_may_not_be_read_are_told_and_read_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("logs");
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("app.log"), line(0) + "\n").unwrap();
+    let config = format!(
+        "logs:\n  stateDirectory: {0}/state\n  sources: [{{ name: app, file: {{ path: {0}/logs/app.log }} }}]\n  \
+         sinks: [{{ name: file, inputs: [app], file: {{ path: {0}/shipped.ndjson }} }}]\n",
+        folder.path().display()
+    );
+    let allow = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for (path, closed, open) in [(home.clone(), 0, 0o755), (home.join("app.log"), 0, 0o644)] {
+        allow(&path, closed);
+        let mut outrigger = start_unprivileged(folder.path(), &config);
+        // Traffic comes before logs: the pod is ready all the same.
+        wait_until_told(&mut outrigger, 200, &["logs            degraded", "app.log", "ermission denied"]);
+        allow(&path, open);
+        let shipped = folder.path().join("shipped.ndjson");
+        eventually("the line", || ensure_each(&count(fs::read_to_string(&shipped)?.lines(), 1)?, |times| times == 1));
+        wait_until_told(&mut outrigger, 200, &["logs            ready"]);
+        outrigger.process.stop();
+        fs::remove_file(&shipped).unwrap();
+        fs::remove_dir_all(folder.path().join("state")).unwrap();
+    }
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! `outrigger run -- CMD`: the application's life in Outrigger's hands.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outrigger_e2e::{
-    Application, Authority, Outrigger, eventually, eventually_within, free_port, start_outrigger_with,
+    Application, Authority, Connection, Outrigger, eventually, eventually_within, free_port, request,
+    start_outrigger_with,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -215,6 +218,37 @@ fn a_stop_keeps_its_phases() {
         let at = rest.find(step).unwrap_or_else(|| panic!("no {step} in its place in:\n{log}"));
         rest = &rest[at..];
     }
+}
+
+#[test]
+fn a_request_under_way_is_finished_before_the_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free_port();
+    let config = format!(
+        "proxy:\n  listeners: [{{ name: in, direction: inbound, address: \"127.0.0.1:{port}\", routes: [{{ name: all, backendRefs: [{{ name: app }}] }}] }}]\n  \
+         clusters: [{{ name: app, endpoints: [\"{}\"] }}]\n",
+        slow.local_addr().unwrap()
+    );
+    let mut outrigger = outrigger_e2e::start_outrigger(folder.path(), &config);
+    let mut idle = Connection::open(port).unwrap();
+    let client = std::thread::spawn(move || request("GET", &format!("http://127.0.0.1:{port}/slow"), &[], ""));
+    let (mut upstream, _) = slow.accept().unwrap();
+    let mut head = [0; 4096];
+    assert!(upstream.read(&mut head).unwrap() > 0);
+    outrigger.process.signal(Signal::TERM);
+    eventually("the stop to begin, and to take no more connections", || {
+        ensure!(outrigger.get("/readyz")?.body.contains("stopping"), "not yet");
+        ensure!(Connection::open(port).is_err(), "it still takes connections");
+        Ok(())
+    });
+    // A connection without a request is no reason to wait.
+    assert!(idle.get("/").is_err());
+    outrigger.process.still_runs().unwrap();
+    upstream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate").unwrap();
+    let response = client.join().unwrap().unwrap();
+    assert_eq!((response.status, response.body.as_str()), (200, "late"));
+    assert_eq!(outrigger.process.wait(PATIENCE).code(), Some(0));
 }
 
 #[test]
