@@ -152,7 +152,11 @@ impl Keeper {
         let now = Instant::now();
         match &mut self.provider {
             Provider::Folder(_) => self.entries.values_mut().for_each(|entry| entry.due = Some(now)),
-            Provider::Vault(vault) => vault.files_changed(),
+            Provider::Vault(vault) => {
+                if vault.files_changed() {
+                    self.leases_are_void();
+                }
+            }
         }
         self.next = Some(now);
     }
@@ -336,6 +340,7 @@ impl Keeper {
         failures
     }
 
+    /// Reads again all that hangs on a token which is no longer ours: it ends when the token does.
     fn leases_are_void(&mut self) {
         for entry in self.entries.values_mut().filter(|entry| entry.lease.is_some()) {
             (entry.lease, entry.due) = (None, Some(Instant::now()));

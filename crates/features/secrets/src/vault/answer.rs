@@ -20,6 +20,8 @@ pub(super) struct Login {
     pub(super) token: Secret,
     pub(super) ttl: Duration,
     pub(super) renewable: bool,
+    /// Of the kind that nobody can revoke.
+    pub(super) batch: bool,
 }
 
 /// A secret as templates see it; `None` when there is no data.
@@ -55,7 +57,8 @@ pub(super) fn login(json: &Json) -> Option<Login> {
     let auth = json.get("auth")?;
     let token = text(auth, "client_token");
     let (ttl, renewable) = (seconds(auth.get("lease_duration")), flag(auth, "renewable"));
-    (!token.is_empty()).then(|| Login { token: Secret::new(token.to_owned()), ttl, renewable })
+    let batch = text(auth, "token_type") == "batch";
+    (!token.is_empty()).then(|| Login { token: Secret::new(token.to_owned()), ttl, renewable, batch })
 }
 
 /// What lookup-self tells: how long the token lasts, and whether it can be renewed.

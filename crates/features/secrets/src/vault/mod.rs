@@ -62,15 +62,16 @@ impl Vault {
         token.into_iter().chain(secret_id).chain(self.client.ca_file().cloned()).collect()
     }
 
-    /// Takes up what has changed in the files of [`Self::watched`].
-    pub(crate) fn files_changed(&mut self) {
+    /// Takes up what has changed in the files of [`Self::watched`]; true when another token took the place of ours, to
+    /// which old leases do not belong.
+    pub(crate) fn files_changed(&mut self) -> bool {
         self.client.forget_tls();
-        if self.config.auth.token.is_some()
-            && let Some(session) = &self.session
-            && session::given_token(&self.config).is_ok_and(|token| token != *session.token())
-        {
+        let Some(session) = self.session.as_ref().filter(|_| self.config.auth.token.is_some()) else { return false };
+        let replaced = session::given_token(&self.config).is_ok_and(|token| token != *session.token());
+        if replaced {
             self.session = None;
         }
+        replaced
     }
 
     /// Logs in unless we are.

@@ -26,8 +26,8 @@ const MOST_BYTES: u64 = 64 << 10;
 /// A token in use.
 pub(super) struct Session {
     token: Secret,
-    /// Issued to us by a login, so that it is ours to revoke.
-    issued: bool,
+    /// Issued to us by a login, so that it is ours to revoke, and of a kind that can be.
+    revocable: bool,
     life: Life,
 }
 
@@ -47,7 +47,7 @@ pub(super) async fn begin(client: &VaultClient, config: &VaultProvider) -> Resul
         Some(role) => log_in(client, role).await,
         None => {
             let life = Life::Unknown { since: Instant::now() };
-            Ok(Session { token: given_token(config)?, issued: false, life })
+            Ok(Session { token: given_token(config)?, revocable: false, life })
         }
     }
 }
@@ -70,8 +70,8 @@ async fn log_in(client: &VaultClient, role: &AppRoleAuth) -> Result<Session, Err
     let answer = client.call(call).await?;
     let words = answer.words();
     match (answer.status, answer.json.as_ref().and_then(answer::login)) {
-        (200, Some(Login { token, ttl, renewable })) => {
-            Ok(Session { token, issued: true, life: Life::of(ttl, renewable) })
+        (200, Some(Login { token, ttl, renewable, batch })) => {
+            Ok(Session { token, revocable: !batch, life: Life::of(ttl, renewable) })
         }
         (200, None) => Err(client.refused(format!("answers the login at `{path}` without a token"))),
         (400 | 403, _) => Err(client.refused(format!(
@@ -170,7 +170,7 @@ impl Session {
 
     /// Revokes a token that was issued to us, and with it all leases it still has.
     pub(super) async fn end(self, client: &VaultClient) {
-        if !self.issued {
+        if !self.revocable {
             return;
         }
         let path = "auth/token/revoke-self";

@@ -1,7 +1,7 @@
 //! A server of a few lines that lends what OpenBao lends only with a database beside it.
 //!
-//! In: a mood. Out: leases of a second, renewed in full twice and then refused; or the
-//! answers of a Vault that is not well. Promise: it remembers every request.
+//! In: a mood. Out: leases of a second (when patient, of an hour), renewed in full twice and
+//! then refused; or the answers of a Vault that is not well. Promise: it remembers every request.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -78,7 +78,8 @@ fn answer(mut stream: TcpStream, seen: &Mutex<Vec<String>>, mood: &Mutex<&'stati
         }
         _ if line.starts_with("GET /v1/database") => (
             200,
-            json!({ "lease_id": format!("lease-s3cret-{}", reads + 1), "lease_duration": 1, "renewable": true,
+            json!({ "lease_id": format!("lease-s3cret-{}", reads + 1),
+                "lease_duration": if mood == "patient" { 3600 } else { 1 }, "renewable": true,
                 "data": { "username": format!("user-{}", reads + 1) } })
             .to_string(),
         ),

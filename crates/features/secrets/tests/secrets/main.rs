@@ -55,6 +55,10 @@ async fn secrets_of_openbao_reach_files_and_variables_and_follow_changes() {
         bao.put("db", json!({ "password": "second-s3cret", "user": "app" })).await;
         holds(&db, "app:second-s3cret").await;
         eventually("the version follows", async || pillar.version(&db) == Some(2)).await;
+        eventually("the next process gets the new value", async || {
+            pillar.environment.variables()[0].1.expose() == "second-s3cret"
+        })
+        .await;
         let written = fs::metadata(&api).unwrap().ino();
         fs::remove_file(&db).unwrap();
         holds(&db, "app:second-s3cret").await;
@@ -375,6 +379,28 @@ async fn leases_are_renewed_replaced_and_given_back() {
         pillar.stop().await;
         let held = format!("leases/revoke HTTP/1.1 lease-s3cret-{}", lender.count("GET /v1/database"));
         assert_eq!(lender.count(&held), 1, "{:?}", lender.seen.lock().unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_token_takes_out_leases_of_its_own() {
+    local(async {
+        let (lender, folder) = (Lender::start(), Folder::new());
+        *lender.mood.lock().unwrap() = "patient";
+        let (out, token) = (folder.path("out"), folder.replace("token", "first-s3cret-token"));
+        let auth = format!("{{ token: {{ file: '{}' }} }}", token.display());
+        let provider = format!("{{ name: vault, vault: {{ address: '{}', auth: {auth} }} }}", lender.address);
+        let files = [file(&out, r#"{{ with secret "database/creds/app" }}{{ .Data.username }}{{ end }}"#)];
+        let pillar = Pillar::start(&config(&provider, &files));
+        holds(&out, "user-1").await;
+        pillar.is("ready", &[]).await;
+        folder.replace("token", "second-s3cret-token");
+        holds(&out, "user-2").await;
+        pillar.leaks_none_of(&["first-s3cret-token", "second-s3cret-token", "lease-s3cret"]);
+        pillar.stop().await;
+        assert_eq!(lender.count("revoke-self"), 0, "given tokens are not ours to revoke");
+        assert_eq!(lender.count("leases/revoke HTTP/1.1 lease-s3cret-2"), 1);
     })
     .await;
 }
