@@ -310,8 +310,10 @@ fn parse(text: &str) -> Config {
 pub(crate) struct Shop {
     pub(crate) backend: Proxy,
     pub(crate) frontend: Proxy,
-    _authority: tempfile::TempDir,
-    _identities: JoinSet<()>,
+    authority: tempfile::TempDir,
+    /// The backend's and the frontend's identity.
+    identities: Vec<Standalone>,
+    _keepers: JoinSet<()>,
 }
 
 impl Shop {
@@ -324,26 +326,19 @@ impl Shop {
     pub(crate) async fn start_with(app: &App, expected: &str, line: &str) -> Self {
         let authority = tempfile::tempdir().unwrap();
         let mut keepers = JoinSet::new();
-        let mut identities = Vec::new();
-        let section = |account: &str| {
-            format!(
-                "identity:\n  trustDomain: shop.example\n  development: {{ directory: {}, namespace: shop, serviceAccount: {account} }}\n",
-                authority.path().join("ca").display()
-            )
-        };
+        let (mut identities, mut handles) = (Vec::new(), Vec::new());
+        let section = |account: &str| identity_section(&authority, account);
         for account in ["backend", "frontend"] {
             let (component, handle) = IdentityComponent::new();
             let (ctx, standalone) = Context::standalone(parse(&section(account)), 1);
-            keepers.spawn(async move {
-                let _standalone = standalone;
-                component.run(ctx).await.unwrap();
-            });
+            keepers.spawn(async move { component.run(ctx).await.unwrap() });
             tokio::time::timeout(PATIENCE, handle.first()).await.unwrap().expect("an identity");
-            identities.push(handle);
+            handles.push(handle);
+            identities.push(standalone);
         }
-        let strict = "      tls: { mode: strict, allowedPeers: [spiffe://shop.example/ns/shop/sa/frontend] }\n";
+        let strict = "      tls: { mode: strict, allowedPeers: [spiffe://shop.example/ns/shop/sa/frontend, spiffe://shop.example/ns/shop/sa/renewed] }\n";
         let config = section("backend") + &app.plain_config(&format!("{strict}      {line}\n"));
-        let backend = Proxy::start_with(&config, identities.remove(0), 0).await;
+        let backend = Proxy::start_with(&config, handles.remove(0), 0).await;
         let config = section("frontend")
             + &format!(
                 r#"
@@ -360,8 +355,14 @@ proxy:
 "#,
                 backend.port
             );
-        let frontend = Proxy::start_with(&config, identities.remove(0), 1).await;
-        Self { backend, frontend, _authority: authority, _identities: keepers }
+        let frontend = Proxy::start_with(&config, handles.remove(0), 1).await;
+        Self { backend, frontend, authority, identities, _keepers: keepers }
+    }
+
+    /// Gives the frontend a new certificate, for another account so that it can be told from the old one.
+    pub(crate) fn rotate_frontend(&self, account: &str) {
+        let config = parse(&identity_section(&self.authority, account));
+        self.identities[1].config.send(Arc::new(config)).unwrap();
     }
 
     pub(crate) fn outbound(&self) -> u16 {
@@ -372,4 +373,11 @@ proxy:
         self.frontend.stop().await;
         self.backend.stop().await;
     }
+}
+
+fn identity_section(authority: &tempfile::TempDir, account: &str) -> String {
+    format!(
+        "identity:\n  trustDomain: shop.example\n  development: {{ directory: {}, namespace: shop, serviceAccount: {account} }}\n",
+        authority.path().join("ca").display()
+    )
 }

@@ -249,3 +249,35 @@ async fn connections_between_sidecars_are_kept() {
     shop.frontend.metrics_have("peer=\"spiffe://shop.example/ns/shop/sa/backend\"").await;
     shop.stop().await;
 }
+
+#[tokio::test]
+async fn a_new_certificate_is_used_for_new_requests_and_disturbs_none_under_way() {
+    let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
+    let held = std::sync::Mutex::new(held);
+    let app = App::new(move |request| {
+        if request.starts_with("GET /slow") {
+            let _ = held.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        }
+        Some(OK.to_owned())
+    });
+    let shop = Shop::start(&app, "spiffe://shop.example/ns/shop/sa/backend").await;
+    let mut idle = Client::connect(shop.outbound());
+    assert!(idle.ask(GET).starts_with("HTTP/1.1 200"));
+    let mut slow = Client::connect(shop.outbound());
+    slow.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    harness::until("the slow request is under way", || app.seen().len() == 2).await;
+    shop.rotate_frontend("renewed");
+    harness::until("requests come with the new identity", || {
+        assert!(idle.ask(GET).starts_with("HTTP/1.1 200"));
+        app.seen().last().is_some_and(|request| request.contains("sa/renewed"))
+    })
+    .await;
+    release.send(()).unwrap();
+    assert!(slow.read_some().starts_with("HTTP/1.1 200"), "the request under way was not disturbed");
+    for _ in 0..5 {
+        assert!(Client::connect(shop.outbound()).ask(GET).starts_with("HTTP/1.1 200"));
+        let last = app.seen().pop().unwrap();
+        assert!(last.contains("sa/renewed"), "no connection of the old identity is used again: {last}");
+    }
+    shop.stop().await;
+}
