@@ -54,12 +54,16 @@ pub(crate) enum Reason {
     /// No response within the route's `timeouts.request`.
     #[error("the endpoint did not answer in time")]
     Timeout,
-    /// The rest of the request did not come within the route's `timeouts.request`.
-    #[error("the request did not come whole in time")]
+    /// The rest of the request did not come within the route's `timeouts.request`, or the client neither sent nor
+    /// took anything for the listener's `idleTimeout`.
+    #[error("the client did not go on in time")]
     ClientSlow,
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
+    /// It outlived the time a stop has.
+    #[error("cut at the end of the shutdown budget")]
+    Stopped,
 }
 
 impl Reason {
@@ -70,9 +74,12 @@ impl Reason {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoEndpoint
+            | Self::Overflow
+            | Self::ConnectFailure
+            | Self::ConnectTimeout
+            | Self::TlsFailure
+            | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Protocol(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
@@ -93,6 +100,7 @@ impl Reason {
             Self::Timeout => "UT",
             Self::ClientSlow => "SI",
             Self::ClientGone => "DC",
+            Self::Stopped => "LR",
         }
     }
 
@@ -105,7 +113,7 @@ impl Reason {
             | Self::Unsupported
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
-            Self::Overflow => Fault::Us,
+            Self::Overflow | Self::Stopped => Fault::Us,
             _ => Fault::Upstream,
         }
     }

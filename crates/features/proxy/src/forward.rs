@@ -28,7 +28,7 @@ use crate::metrics::{RequestKey, RequestNames};
 use crate::pool::{Lease, Pool};
 use crate::route::{self, Route};
 use crate::snapshot::LocalSnapshot;
-use crate::watch::{Phase, Watched};
+use crate::watch::{Order, Phase, Watched};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -284,7 +284,12 @@ impl Exchange {
 
     fn note(&mut self, reason: Option<Reason>, now: Instant) {
         self.finished = true;
-        self.reason = self.reason.or(reason);
+        self.reason = self.reason.or(match (reason, self.downstream.watched.order()) {
+            // It did not go by itself.
+            (Some(Reason::ClientGone), Order::Cut("drain")) => Some(Reason::Stopped),
+            (Some(Reason::ClientGone), Order::Cut(_)) => Some(Reason::ClientSlow),
+            (reason, _) => reason,
+        });
         let local = &self.downstream.local;
         local.metrics.in_flight.dec();
         self.downstream.watched.enter(Phase::Idle, now);

@@ -165,7 +165,7 @@ impl Pool {
     }
 
     async fn connect(self: &Rc<Self>, ticket: &mut Ticket) -> Result<Connection, Reason> {
-        if self.open.get() >= self.cluster.config.pool.max_connections {
+        if self.open.get() >= self.cluster.config.pool.max_connections && !self.make_room() {
             self.metrics.overflow.inc();
             return Err(Reason::Overflow);
         }
@@ -181,6 +181,14 @@ impl Pool {
             ticket.close();
         }
         outcome
+    }
+
+    /// Closes a connection that another endpoint does not need just now.
+    fn make_room(&self) -> bool {
+        let state = self.state.borrow();
+        let idle = state.endpoints.iter().find_map(|endpoint| endpoint.idle.borrow_mut().pop());
+        self.closed(u32::from(idle.is_some()));
+        idle.is_some()
     }
 
     fn closed(&self, count: u32) {

@@ -228,13 +228,18 @@ async fn a_stop_lets_the_request_under_way_end() {
 #[tokio::test]
 async fn a_stop_cuts_what_outlives_its_time() {
     let (app, _release) = App::held(OK);
-    let mut proxy = Proxy::start(&app.plain_config("")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let config = app.plain_config("") + &format!("  accessLog: {{ path: {} }}\n", path.display());
+    let mut proxy = Proxy::start(&config).await;
     let mut busy = Client::connect(proxy.port);
     busy.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     harness::until("the request reached the application", || app.seen().len() == 1).await;
     proxy.request_stop(Duration::from_millis(600));
     proxy.ended().await;
     assert_eq!(busy.read_to_end(), "");
+    let log = std::fs::read_to_string(&path).unwrap();
+    assert!(log.contains("\"flags\":\"LR\"") && log.contains("shutdown budget"), "{log}");
 }
 
 #[tokio::test]

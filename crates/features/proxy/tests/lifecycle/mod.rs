@@ -110,6 +110,22 @@ async fn a_full_pool_refuses_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_connection_kept_for_one_endpoint_makes_room_for_another() {
+    let apps = [App::answering(OK), App::answering(OK)];
+    let both = format!("endpoints: [\"127.0.0.1:{}\", ", apps[1].port);
+    let config = apps[0].plain_config("").replace("endpoints: [", &both);
+    let proxy =
+        Proxy::start_on(&config.replace("endpoints:", "pool: { maxConnections: 1 }\n      endpoints:"), 1).await;
+    let mut client = Client::connect(proxy.port);
+    for _ in 0..30 {
+        assert!(client.ask(GET).starts_with("HTTP/1.1 200"));
+    }
+    assert!(apps.iter().all(|app| !app.seen().is_empty()), "both got some");
+    proxy.metrics_have("outrigger_upstream_connections_active{cluster=\"app\"} 1").await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn outbound_serves_on_until_the_application_is_done() {
     let app = App::answering(OK);
     let config = app.plain_config("").replace("direction: inbound", "direction: outbound");
