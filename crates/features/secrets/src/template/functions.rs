@@ -17,8 +17,8 @@ use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use super::convert::{to_json, to_value};
-use super::lookup::{field, index, present, printed, secret, secrets};
-use super::strict::{FIELD, LENIENT, LINE, PRESENT, PRINTED};
+use super::lookup::{field, formatted, index, present, printed, secret, secrets};
+use super::strict::{FIELD, FORMATTED, LENIENT, LINE, PRESENT, PRINTED};
 use super::{Scene, binary, fault, lock};
 
 pub(super) type Outcome = gotmpl::Result<Value>;
@@ -133,6 +133,7 @@ pub(super) fn all(scene: &Arc<Mutex<Scene>>) -> FuncMap {
     scenic(&mut map, scene, "index", index);
     scenic(&mut map, scene, PRESENT, present);
     scenic(&mut map, scene, PRINTED, printed);
+    scenic(&mut map, scene, FORMATTED, formatted);
     scenic(&mut map, scene, "base64Decode", |scene, args| decoded(scene, "base64Decode", &STANDARD, args));
     scenic(&mut map, scene, "base64URLDecode", |scene, args| decoded(scene, "base64URLDecode", &URL_SAFE, args));
     scenic(&mut map, scene, LINE, |scene, args| {

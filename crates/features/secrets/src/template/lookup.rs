@@ -131,6 +131,27 @@ pub(super) fn printed(scene: &mut Scene, args: &[Value]) -> Outcome {
     }
 }
 
+/// What `printf` has made, unless Go put a remark about its arguments into it.
+pub(super) fn formatted(scene: &mut Scene, args: &[Value]) -> Outcome {
+    let value = args.first().cloned().unwrap_or(Value::Nil);
+    if scene.missing.is_empty()
+        && value.as_str().is_some_and(|text| text.match_indices("%!").any(|(at, _)| remark(&text[at + 2..])))
+    {
+        return Err(fault("`printf` is given a format that does not fit its arguments"));
+    }
+    Ok(value)
+}
+
+/// Whether a text begins as Go's remarks go on after `%!`: `d(MISSING)`, `d(string=…`, `(EXTRA …`, `(NOVERB)`.
+fn remark(text: &str) -> bool {
+    let after_verb = || text.chars().next().map_or("", |verb| &text[verb.len_utf8()..]);
+    let Some(inside) = text.strip_prefix('(').or_else(|| after_verb().strip_prefix('(')) else { return false };
+    let kind = inside.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+    matches!(kind, "MISSING" | "EXTRA" | "NOVERB" | "BADINDEX" | "BADWIDTH" | "BADPREC")
+        || inside.starts_with("<nil>")
+        || (!kind.is_empty() && inside[kind.len()..].starts_with('='))
+}
+
 /// Says of a field that is not there where it was looked for and what there is.
 fn absent(scene: &Scene, members: &Arc<BTreeMap<Arc<str>, Value>>, name: &str) -> String {
     let home = scene.secrets.iter().find_map(|(path, root)| Some((path, place(root, members, String::new())?)));

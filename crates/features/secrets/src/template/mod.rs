@@ -132,10 +132,23 @@ impl std::fmt::Write for Output {
 fn syntax_flaw(error: TemplateError) -> Flaw {
     match error {
         TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => {
-            Flaw { line: line.max(1), message }
+            Flaw { line: line.max(1), message: with_remedy(message) }
         }
         other => Flaw { line: 1, message: other.to_string() },
     }
+}
+
+/// Adds to the parser's message what the commonest mistakes behind it want instead.
+fn with_remedy(message: String) -> String {
+    let remedy = match message.as_str() {
+        "unexpected character: '-'" | "unexpected character: '['" => {
+            "a field with such a name is read by `index .Data.data \"api-key\"`"
+        }
+        "unexpected character: '/'" => "put the path into double quotes",
+        "unterminated character literal" => "put texts into double quotes",
+        _ => return message,
+    };
+    format!("{message}; {remedy}")
 }
 
 /// Begins the messages of our own functions, which are made to be shown.

@@ -3,7 +3,8 @@
 //! In: the syntax tree of Go's language, where a missing field is nil and prints as
 //! `<no value>`. Out: the same tree in which fields are looked up by `outrigger_field`, what is
 //! printed or passed to a function goes through `outrigger_present` (or, a field by itself,
-//! `outrigger_printed`), and each line is announced by `outrigger_line`. Conditions (`if`, `with`, `or`, `default`, …) may still meet a missing field.
+//! `outrigger_printed`), and each line is announced by `outrigger_line`. A variable that is used
+//! must be declared. Conditions (`if`, `with`, `or`, `default`, …) may still meet a missing field.
 
 use gotmpl::FuncMap;
 use gotmpl::parse::{
@@ -20,10 +21,11 @@ pub(super) const ROOT: &str = "\u{1}root";
 pub(super) const FIELD: &str = "outrigger_field";
 pub(super) const PRESENT: &str = "outrigger_present";
 pub(super) const PRINTED: &str = "outrigger_printed";
+pub(super) const FORMATTED: &str = "outrigger_formatted";
 pub(super) const LINE: &str = "outrigger_line";
 
 /// Functions that may be given what is not there.
-pub(super) const LENIENT: [&str; 14] = [
+pub(super) const LENIENT: [&str; 15] = [
     "and",
     "or",
     "not",
@@ -38,6 +40,7 @@ pub(super) const LENIENT: [&str; 14] = [
     FIELD,
     PRESENT,
     PRINTED,
+    FORMATTED,
 ];
 /// Functions of the engine itself.
 const BUILT_IN: [&str; 18] = [
@@ -62,17 +65,23 @@ pub(super) fn trees(
         }
     }
     let defined: Vec<String> = defines.iter().map(|define| define.name.to_string()).collect();
-    let pass = Pass { functions, defined: &defined };
-    trees.into_iter().map(|(name, tree)| Ok((name, pass.list(tree)?))).collect()
+    let rewritten = trees.into_iter().map(|(name, tree)| {
+        // Each begins with nothing but `$`, the data it is given.
+        let mut pass = Pass { functions, defined: &defined, variables: vec![SmolStr::new_static("$")] };
+        Ok((name, pass.list(tree)?))
+    });
+    rewritten.collect()
 }
 
 struct Pass<'a> {
     functions: &'a FuncMap,
     defined: &'a [String],
+    /// Those that are declared where the pass is.
+    variables: Vec<SmolStr>,
 }
 
 impl Pass<'_> {
-    fn list(&self, list: ListNode) -> Result<ListNode, Flaw> {
+    fn list(&mut self, list: ListNode) -> Result<ListNode, Flaw> {
         let mut nodes = Vec::with_capacity(list.nodes.len() * 2);
         for node in list.nodes {
             if let Some(pos) = line_of(&node) {
@@ -83,7 +92,7 @@ impl Pass<'_> {
         Ok(ListNode { pos: list.pos, nodes })
     }
 
-    fn node(&self, node: Node) -> Result<Node, Flaw> {
+    fn node(&mut self, node: Node) -> Result<Node, Flaw> {
         Ok(match node {
             Node::List(list) => Node::List(self.list(list)?),
             Node::Action(ActionNode { pos, pipe }) => {
@@ -108,25 +117,40 @@ impl Pass<'_> {
         })
     }
 
-    fn branch(&self, branch: BranchNode) -> Result<BranchNode, Flaw> {
+    fn branch(&mut self, branch: BranchNode) -> Result<BranchNode, Flaw> {
         let BranchNode { pos, pipe, body, else_body } = branch;
+        let outside = self.variables.len();
+        let pipe = self.pipe(pipe)?;
+        let inside = self.variables.len();
+        let body = self.list(body)?;
+        self.variables.truncate(inside);
         let else_body = else_body.map(|body| self.list(body)).transpose()?;
-        Ok(BranchNode { pos, pipe: self.pipe(pipe)?, body: self.list(body)?, else_body })
+        self.variables.truncate(outside);
+        Ok(BranchNode { pos, pipe, body, else_body })
     }
 
-    fn pipe(&self, pipe: PipeNode) -> Result<PipeNode, Flaw> {
+    fn pipe(&mut self, pipe: PipeNode) -> Result<PipeNode, Flaw> {
         let mut commands = Vec::with_capacity(pipe.commands.len());
         for (index, node) in pipe.commands.into_iter().enumerate() {
             // What is piped into a function is its last argument.
             if index > 0 && callee(&node).is_some_and(|name| !LENIENT.contains(&name)) {
                 commands.push(command(node.pos, PRESENT, []));
             }
+            let (pos, formats) = (node.pos, callee(&node) == Some("printf"));
             commands.push(self.command(node, index > 0)?);
+            if formats {
+                commands.push(command(pos, FORMATTED, []));
+            }
+        }
+        if pipe.is_assign {
+            pipe.decl.iter().try_for_each(|name| self.declared(name, pipe.pos))?;
+        } else {
+            self.variables.extend(pipe.decl.iter().cloned());
         }
         Ok(PipeNode { commands, ..pipe })
     }
 
-    fn command(&self, node: CommandNode, piped: bool) -> Result<CommandNode, Flaw> {
+    fn command(&mut self, node: CommandNode, piped: bool) -> Result<CommandNode, Flaw> {
         let CommandNode { pos, args } = node;
         let name = args.first().and_then(identifier).map(str::to_owned);
         let Some(name) = name else {
@@ -148,11 +172,13 @@ impl Pass<'_> {
         Ok(CommandNode { pos, args: rewritten })
     }
 
-    fn expression(&self, expression: Expr) -> Result<Expr, Flaw> {
+    fn expression(&mut self, expression: Expr) -> Result<Expr, Flaw> {
         Ok(match expression {
             Expr::Field(pos, fields) => field(pos, Expr::Dot(pos), &fields),
-            Expr::Variable(pos, name, fields) if !fields.is_empty() => {
-                field(pos, Expr::Variable(pos, name, Vec::new()), &fields)
+            Expr::Variable(pos, name, fields) => {
+                self.declared(&name, pos)?;
+                let variable = Expr::Variable(pos, name, Vec::new());
+                if fields.is_empty() { variable } else { field(pos, variable, &fields) }
             }
             Expr::Chain(pos, inner, fields) => field(pos, self.expression(*inner)?, &fields),
             Expr::Pipe(pos, pipe) => Expr::Pipe(pos, self.pipe(pipe)?),
@@ -165,14 +191,21 @@ impl Pass<'_> {
         })
     }
 
+    fn declared(&self, name: &str, pos: Pos) -> Result<(), Flaw> {
+        if self.variables.iter().any(|known| known == name) {
+            return Ok(());
+        }
+        let message = format!("undefined variable `{name}`; add `{{{{ {name} := … }}}}` before, within the same block");
+        Err(Flaw { line: pos.line, message })
+    }
+
     fn known(&self, name: &str, pos: Pos) -> Result<(), Flaw> {
-        let hidden = [FIELD, PRESENT, PRINTED, LINE].contains(&name);
+        let hidden = [FIELD, PRESENT, PRINTED, FORMATTED, LINE].contains(&name);
         if !hidden && (BUILT_IN.contains(&name) || self.functions.contains_key(name)) {
             return Ok(());
         }
-        let names = self.functions.keys().map(String::as_str).chain(BUILT_IN);
-        let nearest = names
-            .filter(|known| !known.starts_with("outrigger_"))
+        let nearest = self
+            .names()
             .map(|known| (strsim::damerau_levenshtein(&known.to_lowercase(), &name.to_lowercase()), known))
             .min()
             .filter(|(distance, known)| *distance <= known.len().min(name.len()) / 3 + 1);
@@ -181,9 +214,18 @@ impl Pass<'_> {
                 format!("the function `{name}` of consul-template is not offered here")
             }
             Some((_, known)) => format!("unknown function `{name}`; did you mean `{known}`?"),
-            None => format!("unknown function `{name}`"),
+            None => {
+                let mut names: Vec<&str> = self.names().collect();
+                names.sort_unstable();
+                format!("unknown function `{name}`; there are {}", names.join(", "))
+            }
         };
         Err(Flaw { line: pos.line, message })
+    }
+
+    /// The functions that may be called.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.functions.keys().map(String::as_str).chain(BUILT_IN).filter(|known| !known.starts_with("outrigger_"))
     }
 
     fn accepts(&self, name: &str, args: &[Expr], piped: bool, pos: Pos) -> Result<(), Flaw> {
