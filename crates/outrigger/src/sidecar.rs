@@ -30,7 +30,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     Ok(u8::try_from(code).unwrap_or(1))
 }
 
-fn components() -> Vec<Box<dyn Component>> {
+/// Every feature, joined.
+pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let (identity, identities) = IdentityComponent::new();
     let mut components: Vec<Box<dyn Component>> = vec![
