@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ const NAME: &str = "checkpoint.json";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     version: u32,
+    /// There was one that could not be read.
+    #[serde(skip)]
+    pub(crate) broken: bool,
     /// Files by source.
     pub(crate) sources: BTreeMap<String, Vec<FileCheckpoint>>,
     /// File sinks by name.
@@ -48,6 +52,8 @@ pub(crate) struct SinkCheckpoint {
 pub(crate) struct StateDirectory {
     path: PathBuf,
     _lock: File,
+    /// The number of the last checkpoint that was written.
+    last: Mutex<u64>,
 }
 
 impl StateDirectory {
@@ -58,13 +64,25 @@ impl StateDirectory {
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock")).map_err(fault)?;
         match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path: path.to_owned() }),
+            Ok(()) => {
+                // For the message of whoever comes second; the lock does not rest on it, so a full disk is no matter.
+                let _ = lock.set_len(0).and_then(|()| (&lock).write_all(std::process::id().to_string().as_bytes()));
+                Ok(Self { path: path.to_owned(), _lock: lock, last: Mutex::new(0) })
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let holder = fs::read_to_string(path.join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
+                Err(Error::Locked { path: path.to_owned(), holder })
+            }
             Err(error) => Err(fault(error.into())),
         }
     }
 
-    /// Reads the checkpoint; an empty one when there is none, or none that can be read.
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the checkpoint; an empty one when there is none, and one that says so when it was broken.
     pub(crate) fn load(&self) -> Result<Checkpoint, Error> {
         let path = self.path.join(NAME);
         let bytes = match fs::read(&path) {
@@ -82,21 +100,26 @@ impl StateDirectory {
                     path = %path.display(),
                     moved_to = %if moved { aside.display().to_string() } else { "nowhere".to_owned() },
                     reason,
-                    "the checkpoint is broken; files are read again from `readFrom`"
+                    "the checkpoint is broken; files are read again from their beginning"
                 );
-                Ok(Checkpoint::default())
+                Ok(Checkpoint { broken: true, ..Checkpoint::default() })
             }
         }
     }
 
-    /// Replaces the checkpoint.
-    pub(crate) fn save(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+    /// Replaces the checkpoint, unless a later one has.
+    pub(crate) fn save(&self, checkpoint: &Checkpoint, turn: u64) -> io::Result<()> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn <= *last {
+            return Ok(());
+        }
         let fresh = self.path.join(".checkpoint.new");
         let bytes = serde_json::to_vec(&Checkpoint { version: VERSION, ..checkpoint.clone() })?;
         let mut file = File::create(&fresh)?;
         file.write_all(&bytes)?;
         file.sync_data()?;
         fs::rename(&fresh, self.path.join(NAME))?;
+        *last = turn;
         File::open(&self.path)?.sync_all()
     }
 }
@@ -127,7 +150,7 @@ mod tests {
         let acknowledged = BTreeMap::from([("out".to_owned(), 7)]);
         let files = vec![FileCheckpoint { identity, acknowledged }];
         let sinks = BTreeMap::from([("out".to_owned(), SinkCheckpoint { device: 1, inode: 2, length: 3 })]);
-        Checkpoint { version: VERSION, sources: BTreeMap::from([("app".to_owned(), files)]), sinks }
+        Checkpoint { version: VERSION, broken: false, sources: BTreeMap::from([("app".to_owned(), files)]), sinks }
     }
 
     #[test]
@@ -136,8 +159,10 @@ mod tests {
         let state = StateDirectory::open(&folder.path().join("a/b")).unwrap();
         assert_eq!(state.load().unwrap(), Checkpoint::default());
         let checkpoint = sample(folder.path());
-        state.save(&checkpoint).unwrap();
+        state.save(&checkpoint, 2).unwrap();
         assert_eq!(state.load().unwrap(), checkpoint);
+        state.save(&Checkpoint::default(), 1).unwrap();
+        assert_eq!(state.load().unwrap(), checkpoint, "an old one comes too late");
     }
 
     #[test]
@@ -146,7 +171,7 @@ mod tests {
         let state = StateDirectory::open(folder.path()).unwrap();
         for broken in ["", "{}", "{\"version\":2,\"sources\":{},\"sinks\":{}}", "\0\0\0"] {
             fs::write(folder.path().join(NAME), broken).unwrap();
-            assert_eq!(state.load().unwrap(), Checkpoint::default());
+            assert_eq!(state.load().unwrap(), Checkpoint { broken: true, ..Checkpoint::default() });
             assert!(folder.path().join("checkpoint.broken").exists() && !folder.path().join(NAME).exists());
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use outrigger_config::{Config, Logs};
 use outrigger_http::Resolver;
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, StopPhase};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +24,15 @@ use crate::graph::{self, Path};
 use crate::metrics::Metrics;
 use crate::problems::Problems;
 use crate::queue::{Queue, TrackedFile};
-use crate::sink::{Batches, FileSink, HttpSink, SinkLength, SinkParts, StdoutSink};
-use crate::source::{Source, SourceStop, TrackedFiles};
+use crate::sink::{Batches, FileSink, HttpSink, Persist, PersistRequest, SinkLength, SinkParts, StdoutSink};
+use crate::source::{Eyes, Memory, Source, SourceStop, Tracked};
 
 /// How often the checkpoint is written while lines flow.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
+/// After a checkpoint that could not be written, the wait before the next.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(2);
+/// Sources that are no longer in the config but remembered, should they come back.
+const MOST_KEPT: usize = 64;
 /// A graph that is rebuilt gets so long to deliver what it holds.
 const REBUILD_WITHIN: Duration = Duration::from_secs(5);
 /// Left of a stop's time for the last checkpoint.
@@ -58,6 +63,18 @@ impl Component for LogsComponent {
         config.logs.is_some()
     }
 
+    /// A folder for checkpoints that cannot be used refuses the reload, not the lines.
+    fn check(&self, old: Option<&Config>, new: &Config) -> Result<(), BoxError> {
+        let folder = |config: &Config| config.logs.as_ref().map(|logs| logs.state_directory.clone());
+        match folder(new) {
+            Some(fresh) if old.and_then(folder).is_some_and(|former| former != fresh) => {
+                StateDirectory::open(&fresh)?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn run(&self, ctx: Context) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(async move { Ok(self.forward(ctx).await?) })
     }
@@ -75,18 +92,35 @@ impl LogsComponent {
         let mut logs = config.borrow_and_update().logs.clone();
         let metrics = Metrics::new(&ctx.registry);
         let problems = Problems::new(ctx.status.clone());
+        // What the graph before knew is newer than any file, and goes along to another folder.
+        let mut carried: Option<Checkpoint> = None;
+        // Whoever stops us may drop the config's sender first.
+        let mut follow = true;
         while let Some(section) = logs.take() {
             let state = StateDirectory::open(&section.state_directory)?;
-            let mut graph = Graph::build(&section, state, &metrics, &problems, &self.resolver)?;
-            problems.clear();
-            let end = loop {
-                tokio::select! {
-                    () = ctx.stop.requested() => break End::Stop,
-                    outcome = graph.work() => return Err(outcome),
-                    changed = config.changed() => {
-                        let new = config.borrow_and_update().logs.clone();
-                        if changed.is_err() || new.as_ref() != Some(&section) {
-                            break End::Changed(new);
+            let checkpoint = carried.take().map_or_else(|| state.load(), Ok)?;
+            problems.forget();
+            let mut graph = Graph::build(&section, state, checkpoint, &metrics, &problems, &self.resolver);
+            let tracked: Vec<_> = graph.marks.sources.iter().map(|(_, _, tracked)| Arc::clone(tracked)).collect();
+            let mut settled = false;
+            let end = {
+                let work = graph.work();
+                tokio::pin!(work);
+                loop {
+                    tokio::select! {
+                        () = ctx.stop.requested() => break End::Stop,
+                        outcome = &mut work => return Err(outcome),
+                        // Not ready before every source knows what is there: what appears later is the application's.
+                        () = all_looked(tracked.clone()), if !settled => {
+                            settled = true;
+                            problems.settled();
+                        }
+                        changed = config.changed(), if follow => {
+                            follow = changed.is_ok();
+                            let new = config.borrow_and_update().logs.clone();
+                            if follow && new.as_ref() != Some(&section) {
+                                break End::Changed(new);
+                            }
                         }
                     }
                 }
@@ -99,7 +133,7 @@ impl LogsComponent {
                 }
                 End::Changed(new) => {
                     tracing::info!(component = "logs", "the logs section changed, rebuilding from the checkpoint");
-                    graph.pause(Instant::now() + REBUILD_WITHIN).await;
+                    carried = Some(graph.pause(Instant::now() + REBUILD_WITHIN).await);
                     logs = new;
                 }
             }
@@ -116,15 +150,24 @@ struct Graph {
     sinks: JoinSet<()>,
     source_stop: SourceStop,
     sink_abort: CancellationToken,
+    /// Sinks that want a checkpoint before they go on.
+    requests: mpsc::Receiver<PersistRequest>,
+    persist: Persist,
     marks: Marks,
 }
 
 /// Everything a checkpoint is made of.
 struct Marks {
     state: Arc<StateDirectory>,
-    sources: Vec<(String, Vec<Path>, TrackedFiles)>,
+    sources: Vec<(String, Vec<Path>, Arc<Tracked>)>,
+    /// Files of sources that are not in the config now.
+    kept: BTreeMap<String, Vec<FileCheckpoint>>,
     sinks: Vec<(String, PathBuf, SinkLength)>,
+    /// Told of everything that a checkpoint holds.
+    changed: Arc<Notify>,
     saved: Option<Checkpoint>,
+    /// Counts checkpoints, so that an old one never replaces a newer.
+    turn: u64,
     metrics: Metrics,
     problems: Problems,
 }
@@ -133,21 +176,30 @@ impl Graph {
     fn build(
         logs: &Logs,
         state: StateDirectory,
+        checkpoint: Checkpoint,
         metrics: &Metrics,
         problems: &Problems,
         resolver: &Resolver,
-    ) -> Result<Self, Error> {
-        let checkpoint = state.load()?;
+    ) -> Self {
+        let in_config = |name: &str| logs.sources.iter().any(|source| source.name.as_str() == name);
+        let others = checkpoint.sources.iter().filter(|(name, _)| !in_config(name)).take(MOST_KEPT);
+        let kept = others.map(|(name, files)| (name.clone(), files.clone())).collect();
+        let (persist, requests) = Persist::channel();
         let mut graph = Self {
             sources: JoinSet::new(),
             sinks: JoinSet::new(),
             source_stop: SourceStop::default(),
             sink_abort: CancellationToken::new(),
+            requests,
+            persist,
             marks: Marks {
                 state: Arc::new(state),
                 sources: Vec::new(),
+                kept,
                 sinks: Vec::new(),
+                changed: Arc::default(),
                 saved: None,
+                turn: 0,
                 metrics: metrics.clone(),
                 problems: problems.clone(),
             },
@@ -156,7 +208,13 @@ impl Graph {
         for source in &logs.sources {
             let Some(file) = &source.file else { continue };
             let paths = graph::paths(logs, &source.name);
-            let tracked = restore(checkpoint.sources.get(source.name.as_str()), &paths);
+            let files = checkpoint.sources.get(source.name.as_str());
+            let tracked = restore(files, &paths, &graph.marks.changed);
+            let memory = match files {
+                Some(_) => Memory::Kept,
+                None if checkpoint.broken => Memory::Lost,
+                None => Memory::FirstStart,
+            };
             graph.marks.sources.push((source.name.to_string(), paths.clone(), Arc::clone(&tracked)));
             let limits = |path: &Path| {
                 let (events, bytes) = graph::piece_limits(&logs.sinks[path.sink]);
@@ -168,14 +226,16 @@ impl Graph {
                 queues: paths.iter().map(limits).collect(),
                 paths,
                 tracked,
-                first_start: !checkpoint.sources.contains_key(source.name.as_str()),
+                memory,
                 metrics: metrics.source(&source.name),
                 problems: problems.clone(),
                 stop: graph.source_stop.clone(),
+                changed: Arc::clone(&graph.marks.changed),
+                eyes: Eyes::default(),
             };
             graph.sources.spawn(source.run());
         }
-        Ok(graph)
+        graph
     }
 
     fn start_sink(&mut self, sink: &outrigger_config::LogSink, checkpoint: &Checkpoint, resolver: &Resolver) -> Queue {
@@ -186,28 +246,46 @@ impl Graph {
             batches: Batches::new(pieces, &sink.batch),
             metrics: metrics.sink(&sink.name),
             problems: self.marks.problems.clone(),
+            hurry: self.source_stop.finish.clone(),
+            abort: self.sink_abort.clone(),
         };
-        let abort = self.sink_abort.clone();
         if let Some(file) = &sink.file {
             let length = Arc::new(Mutex::new(checkpoint.sinks.get(sink.name.as_str()).cloned()));
             self.marks.sinks.push((sink.name.to_string(), file.path.clone(), Arc::clone(&length)));
-            self.sinks.spawn(FileSink { parts, path: file.path.clone(), length, abort }.run());
+            self.sinks.spawn(FileSink { parts, path: file.path.clone(), length, persist: self.persist.clone() }.run());
         } else if let Some(http) = &sink.http {
             let (config, resolver) = (http.clone(), resolver.clone());
-            self.sinks.spawn(HttpSink { parts, config, resolver, abort }.run());
+            self.sinks.spawn(HttpSink { parts, config, resolver }.run());
         } else {
-            self.sinks.spawn(StdoutSink { parts, abort }.run());
+            self.sinks.spawn(StdoutSink { parts }.run());
         }
         queue
     }
 
     /// Follows the marks with checkpoints; comes back only when a task has ended that should not.
     async fn work(&mut self) -> Error {
-        let mut ticks = tokio::time::interval(CHECKPOINT_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let changed = Arc::clone(&self.marks.changed);
+        let mut saved_at: Option<Instant> = None;
+        let mut due: Option<Instant> = None;
         loop {
+            let save = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                _ = ticks.tick() => self.marks.save().await,
+                () = changed.notified(), if due.is_none() => {
+                    due = Some(saved_at.map_or_else(Instant::now, |at| at + CHECKPOINT_EVERY));
+                }
+                () = save => {
+                    due = (!self.marks.save().await).then(|| Instant::now() + CHECKPOINT_RETRY);
+                    saved_at = Some(Instant::now());
+                }
+                Some(request) = self.requests.recv() => {
+                    self.marks.save().await;
+                    let _ = request.send(());
+                }
                 Some(ended) = self.sources.join_next() => return Error::Task(format!("a source: {ended:?}")),
                 Some(ended) = self.sinks.join_next() => return Error::Task(format!("a sink: {ended:?}")),
             }
@@ -220,40 +298,62 @@ impl Graph {
         self.end(deadline).await;
     }
 
-    /// Stops reading, delivers what was read, and writes the checkpoint.
-    async fn pause(mut self, deadline: Instant) {
+    /// Stops reading, delivers what was read, and writes the checkpoint; gives it.
+    async fn pause(mut self, deadline: Instant) -> Checkpoint {
         self.source_stop.abort.cancel();
         self.end(deadline).await;
+        self.marks.take()
     }
 
     async fn end(&mut self, deadline: Instant) {
-        // Sources end first; that closes the queues, and sinks end when theirs are empty.
-        let delivered = async {
-            while self.sources.join_next().await.is_some() {}
-            while self.sinks.join_next().await.is_some() {}
-        };
-        if tokio::time::timeout_at(deadline, delivered).await.is_err() {
+        if !self.ended_by(deadline).await {
             self.source_stop.abort.cancel();
             self.sink_abort.cancel();
+            self.ended_by(Instant::now() + REBUILD_WITHIN).await;
+            let unacknowledged_bytes = self.marks.lag();
             tracing::warn!(
                 component = "logs",
+                unacknowledged_bytes,
                 "not everything was delivered in time; the rest is sent after the next start"
             );
-            while self.sources.join_next().await.is_some() {}
-            while self.sinks.join_next().await.is_some() {}
         }
         self.marks.save().await;
+    }
+
+    /// Waits for the end of all tasks: sources end first, that closes the queues, and sinks end when theirs are empty.
+    async fn ended_by(&mut self, deadline: Instant) -> bool {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => return false,
+                Some(request) = self.requests.recv() => {
+                    self.marks.save().await;
+                    let _ = request.send(());
+                }
+                Some(_) = self.sources.join_next() => {}
+                Some(_) = self.sinks.join_next() => {}
+                // `persist` is ours, too, so that requests never end.
+                () = std::future::ready(()), if self.sources.is_empty() && self.sinks.is_empty() => return true,
+            }
+        }
     }
 }
 
 impl Marks {
-    /// Writes a checkpoint when something changed.
-    async fn save(&mut self) {
+    /// Writes a checkpoint when something changed. False when it could not be written.
+    async fn save(&mut self) -> bool {
         let now = self.take();
-        if self.saved.as_ref() == Some(&now) {
-            return;
+        for (name, _, tracked) in &self.sources {
+            let files = tracked.files.lock().unwrap_or_else(PoisonError::into_inner);
+            self.metrics
+                .source(name)
+                .lag
+                .set((files.iter().map(|file| file.lag()).sum::<u64>() + tracked.reserved()) as f64);
         }
-        let (state, checkpoint) = (Arc::clone(&self.state), now.clone());
+        if self.saved.as_ref() == Some(&now) {
+            return true;
+        }
+        self.turn += 1;
+        let (state, checkpoint, turn) = (Arc::clone(&self.state), now.clone(), self.turn);
         let sinks: Vec<PathBuf> = self.sinks.iter().map(|(_, path, _)| path.clone()).collect();
         let saving = tokio::task::spawn_blocking(move || {
             // What the checkpoint says was written must be on disk before it says so.
@@ -262,7 +362,7 @@ impl Marks {
                     file.sync_data()?;
                 }
             }
-            state.save(&checkpoint)
+            state.save(&checkpoint, turn)
         });
         let outcome = saving.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         let owner = "checkpoint";
@@ -271,19 +371,35 @@ impl Marks {
                 self.metrics.checkpoints.with(&["ok"]).inc();
                 self.problems.mended(owner);
                 self.saved = Some(now);
+                true
             }
             Err(error) => {
                 self.metrics.checkpoints.with(&["failed"]).inc();
-                self.problems
-                    .tell(owner, format!("cannot be written: {error}; lines may be sent again after a restart"));
+                let path = self.state.path().display();
+                let text = format!("cannot be written to {path}: {error}; lines may be sent again after a restart");
+                self.problems.tell(owner, text);
+                false
             }
         }
     }
 
+    /// Bytes that not every sink has acknowledged.
+    fn lag(&self) -> u64 {
+        let of = |tracked: &Tracked| {
+            let files = tracked.files.lock().unwrap_or_else(PoisonError::into_inner);
+            files.iter().map(|file| file.lag()).sum::<u64>() + tracked.reserved()
+        };
+        self.sources.iter().map(|(_, _, tracked)| of(tracked)).sum()
+    }
+
     fn take(&self) -> Checkpoint {
         let mut checkpoint = Checkpoint::default();
+        checkpoint.sources.clone_from(&self.kept);
         for (name, paths, tracked) in &self.sources {
-            let files = tracked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !tracked.looked.load(std::sync::atomic::Ordering::Relaxed) {
+                continue;
+            }
+            let files = tracked.files.lock().unwrap_or_else(PoisonError::into_inner);
             let files = files.iter().map(|file| FileCheckpoint {
                 identity: file.identity(),
                 acknowledged: paths
@@ -303,14 +419,21 @@ impl Marks {
     }
 }
 
+async fn all_looked(sources: Vec<Arc<Tracked>>) {
+    for source in sources {
+        source.tried.cancelled().await;
+    }
+}
+
 /// The files of a checkpoint, with marks for the paths there are now. A path that is new begins where reading
 /// does: it gets what is still to come, not what others had long ago.
-fn restore(files: Option<&Vec<FileCheckpoint>>, paths: &[Path]) -> TrackedFiles {
+fn restore(files: Option<&Vec<FileCheckpoint>>, paths: &[Path], changed: &Arc<Notify>) -> Arc<Tracked> {
+    let looked = files.is_some().into();
     let restored = files.into_iter().flatten().map(|file| {
         let lowest = file.acknowledged.values().copied().min().unwrap_or(0);
         let acknowledged: &BTreeMap<String, u64> = &file.acknowledged;
         let marks = paths.iter().map(|path| acknowledged.get(&path.name).copied().unwrap_or(lowest));
-        TrackedFile::new(file.identity, marks)
+        TrackedFile::new(file.identity, marks, changed)
     });
-    Arc::new(Mutex::new(restored.collect()))
+    Arc::new(Tracked { files: Mutex::new(restored.collect()), looked, ..Tracked::default() })
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 pub(crate) enum Error {
     #[error("cannot use logs.stateDirectory {path}: {source}; it must be a folder we may write to")]
     StateDirectory { path: PathBuf, source: io::Error },
-    #[error("another process uses logs.stateDirectory {path}; give each its own, or end the other")]
-    Locked { path: PathBuf },
+    #[error("another process{} uses logs.stateDirectory {path}; give each its own, or end the other", holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    Locked { path: PathBuf, holder: Option<u32> },
     #[error("cannot read the checkpoint {path}: {source}")]
     Checkpoint { path: PathBuf, source: io::Error },
     #[error("a task of the logs pillar ended: {0}")]

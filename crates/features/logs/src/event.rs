@@ -1,9 +1,12 @@
 //! A line becomes an event: one JSON object on one line.
 //!
 //! In: the bytes of a line and where it stood. Out: `{"message":…,"timestamp":…,"source":…,
-//! "file":…,"offset":…}`; behind a `json` transform the line's own members, then
-//! `"outrigger":{"source":…,"file":…,"offset":…}`. Promise: a member named `outrigger` in the
-//! line is replaced by ours, and the line is not parsed into a tree for it.
+//! "file":…,"offset":…,"id":…}`; behind a `json` transform the line's own members, then
+//! `"outrigger":{"timestamp":…,"source":…,"file":…,"offset":…,"id":…}`. `timestamp` is when the
+//! line was read; `id` names the file's content, over renames, and the line's first byte: who
+//! gets an event twice knows it by that. A line that was cut has `"truncated":true` there.
+//! Promise: a member named `outrigger` in the line is replaced by ours, the bytes of the
+//! others are kept, and the line is not parsed into a tree for it.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -18,12 +21,27 @@ const METADATA: &str = "outrigger";
 
 /// A line and where it stood.
 pub(crate) struct Line<'a> {
-    pub(crate) text: Cow<'a, str>,
+    pub(crate) text: &'a str,
     pub(crate) truncated: bool,
     /// Byte of the file at which the line begins.
     pub(crate) offset: u64,
     pub(crate) source: &'a str,
     pub(crate) file: &'a str,
+    /// The file's content.
+    pub(crate) key: u64,
+    pub(crate) now: &'a Timestamp,
+}
+
+/// When lines were read, written out once for many: RFC 3339, with milliseconds.
+pub(crate) struct Timestamp(String);
+
+impl Timestamp {
+    pub(crate) fn now() -> Self {
+        let at = OffsetDateTime::now_utc();
+        let (hour, minute, second) = at.to_hms();
+        let (year, month, day, millisecond) = (at.year(), u8::from(at.month()), at.day(), at.millisecond());
+        Self(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z"))
+    }
 }
 
 /// What a chain of transforms made of a line.
@@ -41,7 +59,7 @@ pub(crate) fn write(line: &Line<'_>, parse_json: Option<OnParseError>, out: &mut
         plain(line, out);
         return Outcome::Written;
     };
-    match (members(&line.text), on_error) {
+    match (members(line.text), on_error) {
         (Some(members), _) => {
             structured(line, members, out);
             Outcome::Written
@@ -118,27 +136,47 @@ fn structured(line: &Line<'_>, members: Members<'_>, out: &mut String) {
 
 fn plain(line: &Line<'_>, out: &mut String) {
     out.push_str("{\"message\":");
-    string(&line.text, out);
-    let at = OffsetDateTime::now_utc();
-    let (hour, minute, second) = at.to_hms();
-    let (year, month, day, millisecond) = (at.year(), u8::from(at.month()), at.day(), at.millisecond());
-    let _ = write!(
-        out,
-        ",\"timestamp\":\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z\","
-    );
+    string(line.text, out);
+    out.push(',');
     place(line, out);
     out.push_str("}\n");
 }
 
 fn place(line: &Line<'_>, out: &mut String) {
-    out.push_str("\"source\":");
+    out.push_str("\"timestamp\":\"");
+    out.push_str(&line.now.0);
+    out.push_str("\",\"source\":");
     string(line.source, out);
     out.push_str(",\"file\":");
     string(line.file, out);
-    let _ = write!(out, ",\"offset\":{}", line.offset);
+    out.push_str(",\"offset\":");
+    number(line.offset, out);
+    out.push_str(",\"id\":\"");
+    for shift in (0..16).rev() {
+        let digit = (line.key >> (shift * 4)) & 0xf;
+        out.push(char::from(b"0123456789abcdef"[digit as usize]));
+    }
+    out.push('-');
+    number(line.offset, out);
+    out.push('"');
     if line.truncated {
         out.push_str(",\"truncated\":true");
     }
+}
+
+/// Twice as fast as `write!`, and there are two of them in every event.
+fn number(mut number: u64, out: &mut String) {
+    let mut digits = [b'0'; 20];
+    let mut from = digits.len();
+    loop {
+        from -= 1;
+        digits[from] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    digits[from..].iter().for_each(|digit| out.push(char::from(*digit)));
 }
 
 fn string(text: &str, out: &mut String) {
@@ -171,8 +209,10 @@ mod tests {
 
     use super::*;
 
+    static NOW: std::sync::LazyLock<Timestamp> = std::sync::LazyLock::new(|| Timestamp("T".to_owned()));
+
     fn line(text: &str) -> Line<'_> {
-        Line { text: text.into(), truncated: false, offset: 7, source: "app", file: "/var/log/a.log" }
+        Line { text, truncated: false, offset: 7, source: "app", file: "/var/log/a.log", key: 0xabc, now: &NOW }
     }
 
     fn event(text: &str, parse: Option<OnParseError>) -> (Outcome, String) {
@@ -183,7 +223,7 @@ mod tests {
 
     #[test]
     fn members_stand_beside_where_they_came_from() {
-        let place = r#""outrigger":{"source":"app","file":"/var/log/a.log","offset":7}"#;
+        let place = r#""outrigger":{"timestamp":"T","source":"app","file":"/var/log/a.log","offset":7,"id":"0000000000000abc-7"}"#;
         for (name, text, expected) in [
             ("object", r#"{"a":1,"b":"x"}"#, format!("{{\"a\":1,\"b\":\"x\",{place}}}\n")),
             ("empty", "{ }", format!("{{{place}}}\n")),

@@ -23,7 +23,7 @@ impl Metrics {
             bytes: registry.counter("outrigger_logs_source_bytes_total", "Bytes read.", &["source"]),
             lag: registry.gauge(
                 "outrigger_logs_source_lag_bytes",
-                "Bytes of the newest file that are not read yet, as of the last look.",
+                "Bytes that not every sink has acknowledged, as of the last look.",
                 &["source"],
             ),
             acknowledged: registry.counter(

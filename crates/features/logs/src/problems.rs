@@ -36,11 +36,14 @@ impl Problems {
         }
     }
 
-    /// Forgets all, as after a reload.
-    pub(crate) fn clear(&self) {
-        let mut problems = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
-        problems.clear();
-        self.show(&problems);
+    /// Forgets all, as before a graph is built.
+    pub(crate) fn forget(&self) {
+        self.by_owner.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Tells the status as it is now.
+    pub(crate) fn settled(&self) {
+        self.show(&self.by_owner.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// A sink or source that is down does not make the pod unready: traffic comes before logs.

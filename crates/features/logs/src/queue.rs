@@ -4,11 +4,11 @@
 //! Promise: a sink's queue holds at most `buffer` bytes of events; a piece that is dropped
 //! without being acknowledged leaves the file's mark where it was.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use outrigger_telemetry::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::identity::FileIdentity;
 
@@ -19,15 +19,50 @@ pub(crate) struct TrackedFile {
     pub(crate) acknowledged: Box<[AtomicU64]>,
     /// Rotated, read to its end, and let go by its source.
     pub(crate) finished: AtomicBool,
+    /// How long it was when last looked at.
+    pub(crate) length: AtomicU64,
+    /// Listings of the folder, one after another, that did not show it.
+    pub(crate) absent: AtomicU32,
+    /// Told of everything that a checkpoint holds.
+    changed: Arc<Notify>,
 }
 
 impl TrackedFile {
-    pub(crate) fn new(identity: FileIdentity, marks: impl Iterator<Item = u64>) -> Arc<Self> {
+    pub(crate) fn new(identity: FileIdentity, marks: impl Iterator<Item = u64>, changed: &Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             identity: Mutex::new(identity),
             acknowledged: marks.map(AtomicU64::new).collect(),
             finished: AtomicBool::new(false),
+            length: AtomicU64::new(0),
+            absent: AtomicU32::new(0),
+            changed: Arc::clone(changed),
         })
+    }
+
+    /// Bytes that not every path has acknowledged.
+    pub(crate) fn lag(&self) -> u64 {
+        self.length.load(Relaxed).saturating_sub(self.low_mark())
+    }
+
+    /// Notes how long the file is.
+    pub(crate) fn measured(&self, length: u64) {
+        if self.length.swap(length, Relaxed) != length {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Follows the file as it grows, or to where its content went.
+    pub(crate) fn identify(
+        &self,
+        change: impl FnOnce(&mut FileIdentity) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *identity;
+        change(&mut identity)?;
+        if *identity != before {
+            self.changed.notify_one();
+        }
+        Ok(())
     }
 
     /// Up to where every path has acknowledged everything: where reading must begin again.
@@ -60,6 +95,7 @@ impl Piece {
     /// Moves the file's mark: the sink has everything up to here.
     pub(crate) fn acknowledge(self) {
         self.file.acknowledged[self.path].fetch_max(self.end, Relaxed);
+        self.file.changed.notify_one();
     }
 
     /// The number of events.

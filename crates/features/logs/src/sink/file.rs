@@ -3,17 +3,21 @@
 //! Promise: a batch stands in the file whole or not at all, and, together with the
 //! checkpoint that knows how long the file was, each line stands there once, whatever
 //! moment the process was killed at. A renamed file is noticed and a new one begun.
+//!
+//! A write acknowledges: what a killed process has written, the kernel keeps. The file is
+//! synced before each checkpoint that counts on it, so a crash of the machine costs nothing
+//! but a repetition.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use outrigger_runtime::Backoff;
-use tokio_util::sync::CancellationToken;
+use rustix::fs::OFlags;
 
-use super::{RETRY, SinkParts};
+use super::{Persist, RETRY, SinkParts};
 use crate::checkpoint::SinkCheckpoint;
 use crate::queue::Piece;
 
@@ -25,7 +29,7 @@ pub(crate) struct FileSink {
     pub(crate) parts: SinkParts,
     pub(crate) path: PathBuf,
     pub(crate) length: SinkLength,
-    pub(crate) abort: CancellationToken,
+    pub(crate) persist: Persist,
 }
 
 impl FileSink {
@@ -33,42 +37,68 @@ impl FileSink {
     pub(crate) async fn run(mut self) {
         let mut target = None;
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        while let Some(mut batch) = self.parts.batches.next().await {
+        while let Some(batch) = self.parts.batches.next().await {
+            let mut batch = Arc::new(batch);
             loop {
-                let (path, known) =
-                    (self.path.clone(), self.length.lock().unwrap_or_else(PoisonError::into_inner).clone());
-                // A write that has begun is always awaited: after an abort nobody else may find it half done.
-                let written = tokio::task::spawn_blocking(move || {
-                    let outcome = append(target, &path, known.as_ref(), &batch);
-                    (outcome, batch)
-                });
-                let Ok((outcome, back)) = written.await else { return };
-                batch = back;
+                let outcome = match self.open(target.take()).await {
+                    // A write that has begun is always awaited: after an abort nobody else may find it half done.
+                    Ok(open) => {
+                        let lines = Arc::clone(&batch);
+                        blocking(move || append(open, &lines)).await
+                    }
+                    Err(error) => Err(error),
+                };
                 match outcome {
                     Ok(now) => {
-                        let state = now.state.clone();
+                        self.know(&now);
                         target = Some(now);
-                        *self.length.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
                         // No await between the two: a checkpoint sees both or neither.
-                        self.parts.acknowledge(batch);
+                        self.parts.acknowledge(std::mem::take(Arc::get_mut(&mut batch).expect("the write is over")));
                         backoff.reset();
                         break;
                     }
                     Err(error) => {
-                        target = None;
                         self.parts.metrics.retries.inc();
-                        self.parts
-                            .problems
-                            .tell(&self.parts.owner, format!("cannot write {}: {error}", self.path.display()));
-                        tokio::select! {
-                            () = tokio::time::sleep(backoff.next()) => {}
-                            () = self.abort.cancelled() => return,
+                        let reason = format!("cannot write {}: {error}", self.path.display());
+                        self.parts.problems.tell(&self.parts.owner, reason);
+                        if !self.parts.pause(backoff.next()).await {
+                            return;
                         }
                     }
                 }
             }
         }
     }
+
+    /// The file, opened anew when another one has its name. A checkpoint knows of it before anything is written to it.
+    async fn open(&self, target: Option<Target>) -> io::Result<Target> {
+        let path = self.path.clone();
+        let known = self.length.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (target, is_new) = blocking(move || {
+            let still_there = |target: &Target| {
+                let is = |now: fs::Metadata| (now.dev(), now.ino()) == (target.state.device, target.state.inode);
+                fs::metadata(&path).is_ok_and(is)
+            };
+            match target.filter(still_there) {
+                Some(target) => Ok((target, false)),
+                None => Ok((open(&path, known.as_ref())?, true)),
+            }
+        })
+        .await?;
+        if is_new {
+            self.know(&target);
+            self.persist.now().await;
+        }
+        Ok(target)
+    }
+
+    fn know(&self, target: &Target) {
+        *self.length.lock().unwrap_or_else(PoisonError::into_inner) = Some(target.state.clone());
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// The open file and how long it is.
@@ -77,14 +107,7 @@ struct Target {
     state: SinkCheckpoint,
 }
 
-fn append(target: Option<Target>, path: &Path, known: Option<&SinkCheckpoint>, batch: &[Piece]) -> io::Result<Target> {
-    let still_there = |target: &Target| {
-        fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (target.state.device, target.state.inode))
-    };
-    let mut target = match target.filter(still_there) {
-        Some(target) => target,
-        None => open(path, known)?,
-    };
+fn append(mut target: Target, batch: &[Piece]) -> io::Result<Target> {
     let before = target.state.length;
     let mut outcome = Ok(());
     for piece in batch {
@@ -106,7 +129,8 @@ fn open(path: &Path, known: Option<&SinkCheckpoint>) -> io::Result<Target> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let mut file = OpenOptions::new().create(true).append(true).read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     let mut state = SinkCheckpoint { device: metadata.dev(), inode: metadata.ino(), length: metadata.len() };
     if let Some(known) = known
@@ -121,6 +145,12 @@ fn open(path: &Path, known: Option<&SinkCheckpoint>) -> io::Result<Target> {
         );
         file.set_len(known.length)?;
         state.length = known.length;
+    }
+    let mut last = [b'\n'];
+    if state.length > 0 && file.read_at(&mut last, state.length - 1)? == 1 && last != *b"\n" {
+        // Somebody left a line unterminated; ours are not to be glued to it.
+        file.write_all(b"\n")?;
+        state.length += 1;
     }
     Ok(Target { file, state })
 }

@@ -2,19 +2,19 @@
 //!
 //! In: batches. Out: `POST` with `application/x-ndjson`; a 2xx answer acknowledges. Promise:
 //! what the receiver did not take is sent again until it does, with the same
-//! `Idempotency-Key`, except what it says it never will (4xx): that is counted and told.
+//! `Idempotency-Key`. A batch that it rejects for what is in it is halved, until the events
+//! it does not want stand alone; those are given up, counted and told.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
-use outrigger_config::HttpSink as HttpConfig;
-use outrigger_http::{Client, ClientOptions, HttpError, Resolver};
+use outrigger_config::{HttpSink as HttpConfig, MASK};
+use outrigger_http::{Client, ClientOptions, HttpError, Resolver, Stage};
 use outrigger_runtime::Backoff;
-use tokio_util::sync::CancellationToken;
 
 use super::{RETRY, SinkParts};
 use crate::queue::Piece;
@@ -25,19 +25,22 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// So much of a receiver's refusal is shown.
 const SHOWN: usize = 200;
 const MAX_ANSWER: usize = 64 * 1024;
+/// After so many rejections in one batch and nothing taken, the fault is not one event's: all are given up.
+const MOST_REJECTIONS: usize = 32;
 
 /// An HTTP sink before it runs.
 pub(crate) struct HttpSink {
     pub(crate) parts: SinkParts,
     pub(crate) config: HttpConfig,
     pub(crate) resolver: Resolver,
-    pub(crate) abort: CancellationToken,
 }
 
 /// What an answer means for the batch.
 enum Verdict {
     Taken,
     Again(String, Option<Duration>),
+    /// As [`Verdict::Again`], with a fresh look at the CA file.
+    Distrusted(String),
     TooLarge,
     Never(String),
 }
@@ -53,41 +56,62 @@ struct Part {
 impl HttpSink {
     /// Takes batches until the sources have ended.
     pub(crate) async fn run(mut self) {
-        let Some(client) = self.client().await else { return };
+        let Some(mut client) = self.client().await else { return };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         while let Some(batch) = self.parts.batches.next().await {
             let mut parts = VecDeque::from([Part::of(&batch)]);
+            let (mut rejected, mut rejections, mut any_taken) = (0, 0, false);
             while let Some(part) = parts.pop_front() {
                 if part.ends.is_empty() {
                     continue;
                 }
                 let verdict = tokio::select! {
                     verdict = self.post(&client, &part) => verdict,
-                    () = self.abort.cancelled() => return,
+                    () = self.parts.abort.cancelled() => return,
                 };
                 match verdict {
-                    Verdict::Taken => backoff.reset(),
-                    Verdict::TooLarge if part.ends.len() > 1 => {
-                        let (first, second) = part.halves();
-                        parts.push_front(second);
-                        parts.push_front(first);
+                    Verdict::Taken => {
+                        any_taken = true;
+                        backoff.reset();
                     }
-                    Verdict::TooLarge => self.reject(&part, "413: one event alone is too large for the receiver"),
-                    Verdict::Never(reason) => self.reject(&part, &reason),
-                    Verdict::Again(reason, wait) => {
-                        self.parts.metrics.retries.inc();
-                        self.parts.problems.tell(&self.parts.owner, reason);
-                        let wait = wait.map_or_else(|| backoff.next(), |wait| wait.min(LONGEST_RETRY_AFTER));
-                        parts.push_front(part);
-                        tokio::select! {
-                            () = tokio::time::sleep(wait) => {}
-                            () = self.abort.cancelled() => return,
+                    Verdict::TooLarge if part.ends.len() > 1 => part.halve_into(&mut parts),
+                    Verdict::TooLarge => {
+                        rejected += self.reject(&part, "413: one event alone is too large for the receiver");
+                    }
+                    Verdict::Never(reason) => {
+                        rejections += 1;
+                        if part.ends.len() > 1 && (any_taken || rejections < MOST_REJECTIONS) {
+                            part.halve_into(&mut parts);
+                        } else {
+                            rejected += self.reject(&part, &reason);
                         }
+                    }
+                    Verdict::Again(reason, wait) => {
+                        parts.push_front(part);
+                        let wait = wait.map_or_else(|| backoff.next(), |wait| wait.min(LONGEST_RETRY_AFTER));
+                        if !self.again(reason, wait).await {
+                            return;
+                        }
+                    }
+                    Verdict::Distrusted(reason) => {
+                        parts.push_front(part);
+                        if !self.again(reason, backoff.next()).await {
+                            return;
+                        }
+                        let Some(fresh) = self.client().await else { return };
+                        client = fresh;
                     }
                 }
             }
-            self.parts.acknowledge(batch);
+            self.parts.acknowledge_without(batch, rejected);
         }
+    }
+
+    /// Tells why, and waits; false when the sink is to end.
+    async fn again(&self, reason: String, wait: Duration) -> bool {
+        self.parts.metrics.retries.inc();
+        self.parts.problems.tell(&self.parts.owner, reason);
+        self.parts.pause(wait).await
     }
 
     /// The client; waits for a CA file that cannot be read yet.
@@ -106,9 +130,8 @@ impl HttpSink {
                 }
                 Err(reason) => {
                     self.parts.problems.tell(&self.parts.owner, reason);
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.next()) => {}
-                        () = self.abort.cancelled() => return None,
+                    if !self.parts.pause(backoff.next()).await {
+                        return None;
                     }
                 }
             }
@@ -117,15 +140,25 @@ impl HttpSink {
 
     async fn post(&self, client: &Client, part: &Part) -> Verdict {
         match self.request(part) {
-            Ok(request) => judge(client.send(request).await),
+            Ok(request) => judge(client.send(request).await, |text| self.mask(text)),
             Err(error) => Verdict::Again(format!("cannot build a request: {error}"), None),
         }
     }
 
+    /// A receiver may repeat our headers in its answer; their values are shown nowhere.
+    fn mask(&self, text: String) -> String {
+        let values = self.config.headers.values().map(|value| value.expose()).filter(|value| !value.is_empty());
+        // Of `Bearer TOKEN`, the token alone as well.
+        let words =
+            values.flat_map(|value| std::iter::once(value).chain(value.split(' ').filter(|word| word.len() > 7)));
+        words.fold(text, |text, secret| text.replace(secret, MASK))
+    }
+
     fn request(&self, part: &Part) -> Result<Request<Bytes>, http::Error> {
-        let mut request = Request::post(self.config.url.as_str())
-            .header(CONTENT_TYPE, "application/x-ndjson")
-            .header(IDEMPOTENCY_KEY, part.key.as_str());
+        let mut request = Request::post(self.config.url.as_str()).header(CONTENT_TYPE, "application/x-ndjson");
+        if !self.config.headers.keys().any(|name| name.eq_ignore_ascii_case(IDEMPOTENCY_KEY.as_str())) {
+            request = request.header(IDEMPOTENCY_KEY, part.key.as_str());
+        }
         for (name, value) in &self.config.headers {
             let mut value = HeaderValue::from_str(value.expose())?;
             value.set_sensitive(true);
@@ -134,7 +167,8 @@ impl HttpSink {
         request.body(part.body.clone())
     }
 
-    fn reject(&self, part: &Part, reason: &str) {
+    /// Gives events up; says how many.
+    fn reject(&self, part: &Part, reason: &str) -> usize {
         self.parts.metrics.rejected.add(part.ends.len() as u64);
         let events = part.ends.len();
         tracing::error!(
@@ -144,6 +178,7 @@ impl HttpSink {
             reason,
             "the receiver refused events for good; they are dropped"
         );
+        events
     }
 }
 
@@ -153,22 +188,31 @@ async fn roots(path: PathBuf) -> Result<std::sync::Arc<rustls::ClientConfig>, St
     loaded.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
-fn judge(answer: Result<Response<Bytes>, HttpError>) -> Verdict {
+fn judge(answer: Result<Response<Bytes>, HttpError>, mask: impl Fn(String) -> String) -> Verdict {
     let response = match answer {
         Ok(response) => response,
+        Err(error) if error.stage() == Stage::Tls => return Verdict::Distrusted(error.to_string()),
         Err(error) => return Verdict::Again(error.to_string(), None),
     };
     let status = response.status();
     if status.is_success() {
         return Verdict::Taken;
     }
-    let reason = format!("the receiver answered {status}{}", shown(response.body()));
+    let reason = format!("the receiver answered {status}{}", shown(response.body(), mask));
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => Verdict::TooLarge,
         // These are mended by people, not by sending something else: credentials, a path, a busy receiver.
         StatusCode::UNAUTHORIZED
         | StatusCode::FORBIDDEN
+        | StatusCode::PAYMENT_REQUIRED
         | StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::CONFLICT
+        | StatusCode::GONE
+        | StatusCode::MISDIRECTED_REQUEST
+        | StatusCode::LOCKED
+        | StatusCode::FAILED_DEPENDENCY
+        | StatusCode::UPGRADE_REQUIRED
         | StatusCode::PROXY_AUTHENTICATION_REQUIRED
         | StatusCode::REQUEST_TIMEOUT
         | StatusCode::TOO_EARLY
@@ -178,14 +222,21 @@ fn judge(answer: Result<Response<Bytes>, HttpError>) -> Verdict {
     }
 }
 
-/// `Retry-After` in seconds; its other form, a date, is left to the backoff.
+/// `Retry-After`: seconds, or a date.
 fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
-    response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-fn shown(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(SHOWN)]);
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+/// The beginning of a text from outside, fit for one line of a log.
+fn shown(body: &[u8], mask: impl Fn(String) -> String) -> String {
+    // Masked before it is cut, or half a secret might remain.
+    let text = mask(String::from_utf8_lossy(&body[..body.len().min(MAX_ANSWER)]).into_owned());
+    let text: String = text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) }
 }
 
@@ -207,6 +258,13 @@ impl Part {
         Self { body: body.into(), ends, key: format!("{key:016x}") }
     }
 
+    /// Both halves, to be sent next and in order.
+    fn halve_into(self, parts: &mut VecDeque<Self>) {
+        let (first, second) = self.halves();
+        parts.push_front(second);
+        parts.push_front(first);
+    }
+
     fn halves(self) -> (Self, Self) {
         let middle = self.ends.len() / 2;
         let cut = self.ends[middle - 1];
@@ -223,7 +281,7 @@ mod tests {
     use super::*;
 
     fn answered(status: u16) -> Verdict {
-        judge(Ok(Response::builder().status(status).body(Bytes::from_static(b"why\nnot")).unwrap()))
+        judge(Ok(Response::builder().status(status).body(Bytes::from_static(b"why\nnot")).unwrap()), |text| text)
     }
 
     #[test]

@@ -11,7 +11,9 @@ pub(crate) use stdout::StdoutSink;
 use std::time::Duration;
 
 use outrigger_config::Batch as BatchConfig;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::SinkMetrics;
 use crate::problems::Problems;
@@ -27,16 +29,69 @@ pub(crate) struct SinkParts {
     pub(crate) batches: Batches,
     pub(crate) metrics: SinkMetrics,
     pub(crate) problems: Problems,
+    /// The stop has come: what fails is tried again soon, or never.
+    pub(crate) hurry: CancellationToken,
+    /// End at once, acknowledging nothing more.
+    pub(crate) abort: CancellationToken,
 }
+
+/// The longest wait for another try during the stop.
+const HURRY: Duration = Duration::from_millis(250);
 
 impl SinkParts {
     /// Acknowledges a batch that has arrived.
     pub(crate) fn acknowledge(&self, batch: Vec<Piece>) {
-        for piece in batch {
-            self.metrics.acknowledged.add(piece.len() as u64);
-            piece.acknowledge();
-        }
+        self.acknowledge_without(batch, 0);
+    }
+
+    /// Acknowledges a batch of which some events were given up.
+    pub(crate) fn acknowledge_without(&self, batch: Vec<Piece>, rejected: usize) {
+        let events: usize = batch.iter().map(Piece::len).sum();
+        self.metrics.acknowledged.add(events.saturating_sub(rejected) as u64);
+        batch.into_iter().for_each(Piece::acknowledge);
         self.problems.mended(&self.owner);
+    }
+
+    /// Waits before another try; false when the sink is to end.
+    pub(crate) async fn pause(&self, wait: Duration) -> bool {
+        let begun = Instant::now();
+        let hurried = async {
+            self.hurry.cancelled().await;
+            tokio::time::sleep_until((Instant::now() + HURRY).min(begun + wait)).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => true,
+            () = hurried => true,
+            () = self.abort.cancelled() => false,
+        }
+    }
+}
+
+/// A wish that the checkpoint be written; answered when it was tried.
+pub(crate) type PersistRequest = oneshot::Sender<()>;
+
+/// Asks for a checkpoint.
+#[derive(Clone)]
+pub(crate) struct Persist(mpsc::Sender<PersistRequest>);
+
+impl Persist {
+    /// How long a sink waits for the checkpoint: lines are worth more than their being there only once.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<PersistRequest>) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Self(sender), receiver)
+    }
+
+    /// Waits until what is known now stands in the checkpoint.
+    pub(crate) async fn now(&self) {
+        let (sender, written) = oneshot::channel();
+        let asking = async {
+            if self.0.send(sender).await.is_ok() {
+                let _ = written.await;
+            }
+        };
+        let _ = tokio::time::timeout(Self::PATIENCE, asking).await;
     }
 }
 
