@@ -58,6 +58,9 @@ pub(crate) struct ConfigFile {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
+    /// Stop as by SIGTERM when the process that started us ends, however it ends
+    #[arg(long)]
+    pub(crate) die_with_parent: bool,
     /// Command to start once everything is ready; its exit code becomes ours
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,

@@ -3,10 +3,13 @@
 //! This is the only place that knows every feature; a feature learns of another only
 //! through what is passed here.
 
+use anyhow::Context;
 use outrigger_config as config;
 use outrigger_http::Resolver;
 use outrigger_identity::IdentityComponent;
 use outrigger_runtime::{Component, RuntimeOptions};
+
+use rustix::process::Signal;
 
 use crate::cli::RunArgs;
 use crate::output;
@@ -20,6 +23,10 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
             return Ok(1);
         }
     };
+    if args.die_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+            .context("cannot ask for the parent's end to be told")?;
+    }
     let code = outrigger_runtime::run(RuntimeOptions {
         config_path: args.config.path,
         loaded,

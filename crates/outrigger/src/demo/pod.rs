@@ -74,7 +74,8 @@ impl Pod {
         let outrigger = std::env::current_exe().context("cannot find the executable to start the pods with")?;
         let mut command = Command::new(&outrigger);
         command
-            .args(["run", "-c"])
+            // However the demo ends, its pods end too.
+            .args(["run", "--die-with-parent", "-c"])
             .arg(&config)
             .arg("--")
             .arg(&outrigger)
