@@ -110,6 +110,8 @@ pub(crate) struct Eyes {
     watches: Vec<FolderWatch>,
     /// Something happened while a push waited.
     again: bool,
+    /// When the folder was listed.
+    listed: Option<Instant>,
     /// When the folder is to be listed once more.
     list_again: Option<Instant>,
     /// Files that are being read.
@@ -260,11 +262,15 @@ impl Source {
         }
         // A name that leads to a file we do not read means that files were moved, or that one is new.
         let moved = current.is_some_and(|_| !open.iter().any(|file| file.is_current));
-        let is_due = self.eyes.list_again.take_if(|at| *at <= Instant::now() || self.stop.finish.is_cancelled());
-        if moved || is_due.is_some() || (current.is_none() && open.is_empty()) {
+        let is_due = self.eyes.list_again.take_if(|at| *at <= Instant::now()).is_some();
+        // Without a file at the path, one may have come and been moved away since.
+        let unclear = current.is_none() || self.stop.finish.is_cancelled();
+        let rested = self.eyes.listed.is_none_or(|at| at.elapsed() >= LIST_AGAIN) || self.stop.finish.is_cancelled();
+        if moved || is_due || (unclear && rested) {
+            self.eyes.listed = Some(Instant::now());
             self.discover(open)?;
         }
-        if moved {
+        if moved || (unclear && !rested) {
             self.eyes.list_again = Some(Instant::now() + LIST_AGAIN);
         }
         self.eyes.open = open.iter().filter_map(|file| file.inode().ok()).collect();
@@ -349,6 +355,13 @@ impl Source {
         for index in 0..found.len() {
             let length = found[index].file.metadata()?.len();
             let is_current = found[index].is_current;
+            if !is_current && length == 0 && matches[index].is_none() && self.memory == Memory::Kept {
+                // A copy that is about to be made looks like this, too. There is nothing to read yet, so it can wait.
+                if found[index].written.elapsed().is_ok_and(|age| age < self.config.rotate_wait.0 + LIST_AGAIN * 2) {
+                    self.eyes.list_again = Some(Instant::now() + LIST_AGAIN);
+                }
+                continue;
+            }
             let tracked = match matches[index].clone() {
                 Some(tracked) => tracked,
                 None => self.meet(&found, &mut matches, index, &known, open)?,

@@ -140,18 +140,23 @@ impl App {
         if !self.path.exists() {
             return;
         }
-        for number in (1..200).rev() {
-            if self.name(number).exists() {
-                fs::rename(self.name(number), self.name(number + 1)).unwrap();
-            }
-        }
+        self.shift();
         fs::rename(&self.path, self.name(1)).unwrap();
         let _ = fs::remove_file(self.name(self.keep + 1));
         self.file = None;
     }
 
+    fn shift(&self) {
+        for number in (1..200).rev() {
+            if self.name(number).exists() {
+                fs::rename(self.name(number), self.name(number + 1)).unwrap();
+            }
+        }
+    }
+
     /// Copies, then truncates, as logrotate does with `copytruncate`.
     pub(crate) fn copytruncate(&mut self) {
+        self.shift();
         fs::copy(&self.path, self.name(1)).unwrap();
         OpenOptions::new().write(true).open(&self.path).unwrap().set_len(0).unwrap();
     }
