@@ -40,7 +40,7 @@ def find_peers() -> Peers:
         if path is not None:
             shown = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
             lines = [line for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]
-            peers.versions[name] = lines[0].strip() if lines else "?"
+            peers.versions[name] = lines[0].replace(str(path), "").strip() if lines else "?"
     return peers
 
 
