@@ -5,7 +5,6 @@
 //! loss and without repetition in file sinks; at the stop every file is read to its end.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,7 +23,9 @@ use crate::graph::{self, Path};
 use crate::metrics::Metrics;
 use crate::problems::Problems;
 use crate::queue::{Queue, TrackedFile};
-use crate::sink::{Batches, FileSink, HttpSink, Persist, PersistRequest, SinkLength, SinkParts, StdoutSink};
+use crate::sink::{
+    Batches, FileSink, HttpSink, Persist, PersistRequest, SinkLength, SinkParts, StdoutSink, Written, sync,
+};
 use crate::source::{Eyes, Memory, Source, SourceStop, Tracked};
 
 /// How often the checkpoint is written while lines flow.
@@ -250,7 +251,8 @@ impl Graph {
             abort: self.sink_abort.clone(),
         };
         if let Some(file) = &sink.file {
-            let length = Arc::new(Mutex::new(checkpoint.sinks.get(sink.name.as_str()).cloned()));
+            let length = checkpoint.sinks.get(sink.name.as_str()).cloned();
+            let length = Arc::new(Mutex::new(Written { length, file: None }));
             self.marks.sinks.push((sink.name.to_string(), file.path.clone(), Arc::clone(&length)));
             self.sinks.spawn(FileSink { parts, path: file.path.clone(), length, persist: self.persist.clone() }.run());
         } else if let Some(http) = &sink.http {
@@ -354,13 +356,15 @@ impl Marks {
         }
         self.turn += 1;
         let (state, checkpoint, turn) = (Arc::clone(&self.state), now.clone(), self.turn);
-        let sinks: Vec<PathBuf> = self.sinks.iter().map(|(_, path, _)| path.clone()).collect();
+        let file_of = |length: &SinkLength| length.lock().unwrap_or_else(PoisonError::into_inner).file.clone();
+        let files = self.sinks.iter().filter_map(|(_, path, length)| Some((path.clone(), file_of(length)?)));
+        let files: Vec<_> = files.collect();
         let saving = tokio::task::spawn_blocking(move || {
             // What the checkpoint says was written must be on disk before it says so.
-            for path in sinks {
-                if let Ok(file) = File::open(path) {
-                    file.sync_data()?;
-                }
+            for (path, file) in files {
+                sync(&file).map_err(|error| {
+                    std::io::Error::new(error.kind(), format!("cannot sync {}: {error}", path.display()))
+                })?;
             }
             state.save(&checkpoint, turn)
         });
@@ -411,7 +415,7 @@ impl Marks {
             checkpoint.sources.insert(name.clone(), files.collect());
         }
         for (name, _, length) in &self.sinks {
-            if let Some(length) = length.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            if let Some(length) = length.lock().unwrap_or_else(PoisonError::into_inner).length.clone() {
                 checkpoint.sinks.insert(name.clone(), length);
             }
         }

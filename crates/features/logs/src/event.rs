@@ -14,6 +14,7 @@ use std::fmt::Write;
 use outrigger_config::OnParseError;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 /// The member that tells where an event came from.
@@ -76,15 +77,15 @@ pub(crate) fn write(line: &Line<'_>, parse_json: Option<OnParseError>, out: &mut
 fn members(text: &str) -> Option<Members<'_>> {
     let text = text.trim_matches([' ', '\t', '\r']);
     let inner = text.strip_prefix('{')?.strip_suffix('}')?;
-    // Cheap for most lines: the name must stand there, perhaps escaped, to be a member.
     let check: ObjectCheck = serde_json::from_str(text).ok()?;
-    Some(Members { inner: inner.trim(), whole: text, has_metadata: check.has_metadata })
+    let others = if check.has_metadata { Some(serde_json::from_str(text).ok()?) } else { None };
+    Some(Members { inner: inner.trim(), others })
 }
 
 struct Members<'a> {
     inner: &'a str,
-    whole: &'a str,
-    has_metadata: bool,
+    /// All but ours, when one is named as ours.
+    others: Option<Others<'a>>,
 }
 
 /// Reads a JSON object without keeping anything of it.
@@ -113,21 +114,49 @@ impl<'de> Deserialize<'de> for ObjectCheck {
     }
 }
 
+/// The members of a JSON object that are not named as ours, as they are written: a number of any size, and members
+/// nested to any depth, stay what they are.
+struct Others<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Others<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Others<'de>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Others<'de>, A::Error> {
+                let mut others = Vec::new();
+                while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+                    let name: Cow<'_, str> = serde_json::from_str(key.get()).map_err(serde::de::Error::custom)?;
+                    if name != METADATA {
+                        others.push((key, value));
+                    }
+                }
+                Ok(Others(others))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
 fn structured(line: &Line<'_>, members: Members<'_>, out: &mut String) {
     out.push('{');
-    let replaced;
-    let inner = if members.has_metadata {
-        let mut object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(members.whole).unwrap_or_default();
-        object.remove(METADATA);
-        replaced = serde_json::Value::Object(object).to_string();
-        &replaced[1..replaced.len() - 1]
-    } else {
-        members.inner
-    };
-    out.push_str(inner);
-    if !inner.is_empty() {
-        out.push(',');
+    match members.others {
+        None if members.inner.is_empty() => {}
+        None => {
+            out.push_str(members.inner);
+            out.push(',');
+        }
+        Some(Others(others)) => {
+            for (key, value) in others {
+                out.push_str(key.get());
+                out.push(':');
+                out.push_str(value.get());
+                out.push(',');
+            }
+        }
     }
     let _ = write!(out, "\"{METADATA}\":{{");
     place(line, out);
@@ -229,9 +258,22 @@ mod tests {
             ("empty", "{ }", format!("{{{place}}}\n")),
             ("ours is replaced", r#"{"outrigger":"forged","a":{}}"#, format!("{{\"a\":{{}},{place}}}\n")),
             ("ours is replaced, escaped", r#"{"\u006futrigger":1}"#, format!("{{{place}}}\n")),
+            (
+                "others keep their bytes and order",
+                r#"{"z":1e999,"\u0061":12345678901234567890123, "outrigger":{}, "a":1.10}"#,
+                format!("{{\"z\":1e999,\"\\u0061\":12345678901234567890123,\"a\":1.10,{place}}}\n"),
+            ),
         ] {
             assert_eq!(event(text, Some(OnParseError::Keep)), (Outcome::Written, expected), "{name}");
         }
+    }
+
+    #[test]
+    fn depth_costs_no_member() {
+        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+        let (outcome, written) = event(&format!("{{\"outrigger\":{deep},\"a\":{deep}}}"), Some(OnParseError::Drop));
+        assert_eq!(outcome, Outcome::Written);
+        assert!(written.starts_with(&format!("{{\"a\":{deep},\"outrigger\":{{\"timestamp\"")), "{written}");
     }
 
     #[test]

@@ -152,8 +152,8 @@ impl Source {
         loop {
             // The watch comes before the look, so that nothing happens unseen between them.
             let folder_there = folder.is_dir();
-            if self.eyes.watches.is_empty() && folder_there {
-                self.eyes.watches = self.folders().iter().map(|folder| FolderWatch::new(folder)).collect();
+            if folder_there {
+                self.watch();
             }
             self.eyes.again = false;
             let finishing = stop.finish.is_cancelled();
@@ -208,6 +208,17 @@ impl Source {
         }
     }
 
+    /// Watches the folders that the path leads to now: one may have been exchanged for another, and a symlink may come
+    /// later or lead elsewhere.
+    fn watch(&mut self) {
+        let folders = self.folders();
+        let watches = &self.eyes.watches;
+        let all = watches.len() == folders.len() && watches.iter().zip(&folders).all(|(watch, at)| watch.is_on(at));
+        if !all {
+            self.eyes.watches = folders.iter().map(|folder| FolderWatch::new(folder)).collect();
+        }
+    }
+
     /// The file's folder and, when the path is a symlink, that of the file it leads to, with their names for the file.
     fn places(&self) -> Vec<(PathBuf, String)> {
         let place = |path: &FsPath| {
@@ -216,7 +227,10 @@ impl Source {
             Some((folder.unwrap_or(FsPath::new(".")).to_owned(), name))
         };
         let mut places: Vec<_> = place(&self.config.path).into_iter().collect();
-        if let Some(real) = fs::canonicalize(&self.config.path).ok().and_then(|path| place(&path))
+        // Of a symlink to what is not there yet, where it will be.
+        let to_come = || Some(self.config.path.parent()?.join(fs::read_link(&self.config.path).ok()?));
+        let real = fs::canonicalize(&self.config.path).ok().or_else(to_come);
+        if let Some(real) = real.and_then(|path| place(&path))
             && !places
                 .iter()
                 .any(|(folder, name)| *name == real.1 && fs::canonicalize(folder).is_ok_and(|f| f == real.0))

@@ -41,6 +41,11 @@ fn to_http(folder: &Path, url: &str, more: &str) -> String {
     )
 }
 
+/// Lets pass what a change brings about, so that only what comes next can wake a source.
+async fn quiet() {
+    tokio::time::sleep(Duration::from_millis(800)).await;
+}
+
 fn stage() -> (tempfile::TempDir, App) {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("logs")).unwrap();
@@ -561,6 +566,150 @@ async fn a_sink_file_that_is_rotated_or_cannot_be_written_is_followed() {
         fs::write(&out, "{\"message\":\"line 11\"}").unwrap();
         eventually(|| if messages(&out).len() == 11 { Ok(()) } else { Err(format!("{:?}", messages(&out))) }).await;
         assert_eq!(messages(&out)[1], "line 11");
+        logs.status("ready", "").await;
+        logs.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_says_retry_at_once_is_not_hammered() {
+    local(async {
+        let (folder, mut app) = stage();
+        app.lines(1);
+        let receiver = Receiver::start(Box::new(|_| (503, "retry-after: 0\r\n")));
+        let logs = Logs::start(&to_http(folder.path(), &receiver.url(), ""));
+        eventually(|| if receiver.posts.lock().unwrap().is_empty() { Err(String::new()) } else { Ok(()) }).await;
+        let begun = Instant::now();
+        eventually(|| if begun.elapsed() > Duration::from_secs(1) { Ok(()) } else { Err(String::new()) }).await;
+        let posts = receiver.posts.lock().unwrap().len();
+        assert!(posts < 60, "{posts} tries in a second");
+        logs.stop_within(Duration::from_millis(500)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keys_of_batches_tell_contents_and_ways_apart() {
+    local(async {
+        let (folder, mut app) = stage();
+        let receiver = Receiver::start(Box::new(|_| (200, "")));
+        // The same lines on two ways to one sink, one event a batch.
+        let yaml = to_http(folder.path(), &receiver.url(), "batch: {maxEvents: 1, timeout: 10ms}")
+            .replace("inputs: [app]", "inputs: [app, parsed]")
+            .replace("  sinks:", "  transforms: [{name: parsed, inputs: [app], json: {}}]\n  sinks:");
+        let logs = Logs::start(&yaml);
+        let count = |n: usize| {
+            let taken = receiver.taken().len();
+            if taken == n { Ok(()) } else { Err(format!("{taken} of {n}")) }
+        };
+        app.raw(b"first a\n");
+        eventually(|| count(2)).await;
+        // The same inode and the same offsets, other content.
+        fs::OpenOptions::new().write(true).open(&app.path).unwrap().set_len(0).unwrap();
+        let series = "outrigger_logs_oddities_total{component=\"app\",kind=\"copytruncate\"}";
+        eventually(|| if logs.metric(series) == 1.0 { Ok(()) } else { Err("not noticed".into()) }).await;
+        app.raw(b"other b\n");
+        eventually(|| count(4)).await;
+        logs.stop().await;
+        let posts = receiver.posts.lock().unwrap();
+        let keys: std::collections::HashSet<_> =
+            posts.iter().map(|(post, _)| &post.headers["idempotency-key"]).collect();
+        assert_eq!(keys.len(), 4, "{posts:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_exchanged_at_once_is_followed() {
+    local(async {
+        let (folder, mut app) = stage();
+        let out = folder.path().join("out.jsonl");
+        let logs = Logs::start(&to_file(folder.path()));
+        app.lines(1);
+        arrived(&out, 1).await;
+        // The new one stands there before anybody can look: no moment without a folder tells of it.
+        fs::create_dir(folder.path().join("fresh")).unwrap();
+        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+        let (logs_folder, fresh) = (folder.path().join("logs"), folder.path().join("fresh"));
+        rustix::fs::renameat_with(rustix::fs::CWD, &logs_folder, rustix::fs::CWD, &fresh, exchange).unwrap();
+        eventually(|| if logs.outside.status().0 == "ready" { Ok(()) } else { Err(logs.outside.status().1) }).await;
+        app.reopen();
+        for _ in 0..2 {
+            app.lines(1);
+            arrived(&out, app.written).await;
+            quiet().await;
+        }
+        logs.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_symlink_that_comes_later_or_leads_elsewhere_is_followed() {
+    local(async {
+        let (folder, _) = stage();
+        let out = folder.path().join("out.jsonl");
+        let link = folder.path().join("logs/app.log");
+        let mut logs = Logs::start(&to_file(folder.path()));
+        logs.outside.ready().await;
+        let mut written = 0;
+        for turn in 0..3 {
+            let real = folder.path().join(format!("real-{turn}"));
+            fs::create_dir(&real).unwrap();
+            let mut app = App::new(&real.join("0.log"));
+            app.written = written;
+            app.lines(1);
+            let fresh = folder.path().join("logs/.link");
+            std::os::unix::fs::symlink(&app.path, &fresh).unwrap();
+            fs::rename(&fresh, &link).unwrap();
+            arrived(&out, app.written).await;
+            quiet().await;
+            app.lines(1);
+            arrived(&out, app.written).await;
+            written = app.written;
+        }
+        logs.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_lines_back_and_loses_none() {
+    local(async {
+        let (folder, mut app) = stage();
+        let out = folder.path().join("out.jsonl");
+        std::os::unix::fs::symlink("/dev/full", &out).unwrap();
+        // The checkpoint's place is taken as well.
+        fs::create_dir_all(folder.path().join("state/.checkpoint.new")).unwrap();
+        let logs = Logs::start(&to_file(folder.path()));
+        app.lines(10);
+        logs.status("degraded", "No space left").await;
+        logs.status("degraded", "checkpoint").await;
+        fs::remove_file(&out).unwrap();
+        fs::remove_dir(folder.path().join("state/.checkpoint.new")).unwrap();
+        arrived(&out, 10).await;
+        logs.status("ready", "").await;
+        assert!(folder.path().join("state/checkpoint.json").exists());
+        logs.stop().await;
+        let logs = Logs::start(&to_file(folder.path()));
+        app.lines(1);
+        arrived(&out, 11).await;
+        logs.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sink_that_cannot_be_synced_does_not_stop_checkpoints() {
+    local(async {
+        let (folder, mut app) = stage();
+        let yaml = to_file(folder.path()).replace(&format!("{}/out.jsonl", folder.path().display()), "/dev/null");
+        let logs = Logs::start(&yaml);
+        app.lines(10);
+        let checkpoint = || fs::read_to_string(folder.path().join("state/checkpoint.json")).unwrap_or_default();
+        let size = fs::metadata(&app.path).unwrap().len();
+        eventually(|| if checkpoint().contains(&format!("\"out\":{size}")) { Ok(()) } else { Err(checkpoint()) }).await;
         logs.status("ready", "").await;
         logs.stop().await;
     })

@@ -21,8 +21,17 @@ use super::{Persist, RETRY, SinkParts};
 use crate::checkpoint::SinkCheckpoint;
 use crate::queue::Piece;
 
-/// How long the file is with everything that was acknowledged; shared with the checkpoint.
-pub(crate) type SinkLength = Arc<Mutex<Option<SinkCheckpoint>>>;
+/// The file as far as it is acknowledged; shared with the checkpoint.
+#[derive(Default)]
+pub(crate) struct Written {
+    /// How long it is with everything that was acknowledged.
+    pub(crate) length: Option<SinkCheckpoint>,
+    /// The file itself, which its name may no longer lead to.
+    pub(crate) file: Option<Arc<File>>,
+}
+
+/// A handle on what is written.
+pub(crate) type SinkLength = Arc<Mutex<Written>>;
 
 /// A file sink before it runs.
 pub(crate) struct FileSink {
@@ -73,7 +82,10 @@ impl FileSink {
     /// The file, opened anew when another one has its name. A checkpoint knows of it before anything is written to it.
     async fn open(&self, target: Option<Target>) -> io::Result<Target> {
         let path = self.path.clone();
-        let known = self.length.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (known, former) = {
+            let written = self.length.lock().unwrap_or_else(PoisonError::into_inner);
+            (written.length.clone(), written.file.clone())
+        };
         let (target, is_new) = blocking(move || {
             let still_there = |target: &Target| {
                 let is = |now: fs::Metadata| (now.dev(), now.ino()) == (target.state.device, target.state.inode);
@@ -81,7 +93,11 @@ impl FileSink {
             };
             match target.filter(still_there) {
                 Some(target) => Ok((target, false)),
-                None => Ok((open(&path, known.as_ref())?, true)),
+                None => {
+                    // Checkpoints from here on sync the new file only.
+                    former.map_or(Ok(()), |former| sync(&former))?;
+                    Ok((open(&path, known.as_ref())?, true))
+                }
             }
         })
         .await?;
@@ -93,7 +109,8 @@ impl FileSink {
     }
 
     fn know(&self, target: &Target) {
-        *self.length.lock().unwrap_or_else(PoisonError::into_inner) = Some(target.state.clone());
+        let written = Written { length: Some(target.state.clone()), file: Some(Arc::clone(&target.file)) };
+        *self.length.lock().unwrap_or_else(PoisonError::into_inner) = written;
     }
 }
 
@@ -101,9 +118,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+/// Brings what was written to disk. A pipe or a terminal has no disk, which is no fault.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    match file.sync_data() {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// The open file and how long it is.
 struct Target {
-    file: File,
+    file: Arc<File>,
     state: SinkCheckpoint,
 }
 
@@ -111,7 +136,7 @@ fn append(mut target: Target, batch: &[Piece]) -> io::Result<Target> {
     let before = target.state.length;
     let mut outcome = Ok(());
     for piece in batch {
-        outcome = outcome.and_then(|()| target.file.write_all(piece.data.as_bytes()));
+        outcome = outcome.and_then(|()| (&*target.file).write_all(piece.data.as_bytes()));
         target.state.length += piece.data.len() as u64;
     }
     match outcome {
@@ -152,5 +177,5 @@ fn open(path: &Path, known: Option<&SinkCheckpoint>) -> io::Result<Target> {
         file.write_all(b"\n")?;
         state.length += 1;
     }
-    Ok(Target { file, state })
+    Ok(Target { file: Arc::new(file), state })
 }

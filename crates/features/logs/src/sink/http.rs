@@ -88,7 +88,8 @@ impl HttpSink {
                     }
                     Verdict::Again(reason, wait) => {
                         parts.push_front(part);
-                        let wait = wait.map_or_else(|| backoff.next(), |wait| wait.min(LONGEST_RETRY_AFTER));
+                        // A receiver may ask for more patience than ours, not for less.
+                        let wait = backoff.next().max(wait.unwrap_or_default().min(LONGEST_RETRY_AFTER));
                         if !self.again(reason, wait).await {
                             return;
                         }
@@ -248,8 +249,9 @@ impl Part {
         for piece in batch {
             ends.extend(piece.ends.iter().map(|end| body.len() + *end as usize));
             body.extend_from_slice(piece.data.as_bytes());
-            let file = piece.file.identity();
-            for number in [file.device, file.inode, piece.start, piece.end] {
+            // The content, not the inode, which a truncated or reused file has in common with others; and the way,
+            // for two ways to one sink carry other events of the same lines.
+            for number in [piece.file.identity().key, piece.path as u64, piece.start, piece.end] {
                 for byte in number.to_le_bytes() {
                     key = (key ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
                 }

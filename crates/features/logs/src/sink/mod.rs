@@ -4,7 +4,7 @@ mod file;
 mod http;
 mod stdout;
 
-pub(crate) use file::{FileSink, SinkLength};
+pub(crate) use file::{FileSink, SinkLength, Written, sync};
 pub(crate) use http::HttpSink;
 pub(crate) use stdout::StdoutSink;
 
