@@ -152,7 +152,7 @@ pub(crate) fn process_exists(pid: &str) -> bool {
 /// Starts the stage at a terminal of its own; what is written to the child's input is typed there.
 pub(crate) fn at_a_terminal(stage: Stage) -> Outrigger {
     let exe = std::env::current_exe().unwrap().display().to_string();
-    let inner = format!("{exe} --exact process --nocapture --test-threads=1 2>>{}", stage.path("log").display());
+    let inner = format!("exec {exe} --exact process --nocapture --test-threads=1 2>>{}", stage.path("log").display());
     let command = stage.prepare(Command::new("env"));
     let environment: Vec<_> = command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
     let mut command = Command::new("script");
