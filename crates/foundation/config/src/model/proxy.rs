@@ -89,6 +89,9 @@ pub struct ListenerLimits {
     /// Header fields of a request; beyond it 431.
     #[schemars(range(min = 1, max = 1_000))]
     pub max_headers: u32,
+    /// Requests under way at once on one HTTP/2 connection; more wait at the client.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_streams: u32,
     /// Time for a client to send all headers, and to finish a TLS handshake; beyond it 408 or a closed connection.
     pub header_timeout: Duration,
     /// Time a connection may rest between requests.
@@ -101,6 +104,7 @@ impl Default for ListenerLimits {
             max_connections: 10_000,
             max_header_bytes: ByteSize::kib(60),
             max_headers: 100,
+            max_streams: 100,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
         }
