@@ -1,156 +1,408 @@
-//! Bodies on their way through: streamed, counted, and watched for their end.
+//! Bodies on their way: where they come from, where they go, and the pump between.
 //!
-//! Promise: the end of a response is noted exactly once, whether it was read to its last
-//! byte, broken off upstream, or left by the client; a break upstream stays an error.
+//! In: HTTP/1 connections and HTTP/2 streams, any with any. Out: the same bytes, framed as
+//! the receiver needs it, trailers too. Promise: one run of bytes is in hand at a time and
+//! goes on before more is read, so memory is bounded and each side feels the other's pace; a
+//! body that did not come whole is never ended as if it had.
 
-use std::error::Error;
 use std::io;
-use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use h2::{RecvStream, SendStream};
+use outrigger_wire::h1::{self, BodyDecoder, Framing};
+use outrigger_wire::head::Head;
 
-use crate::error::Reason;
-use crate::forward::Exchange;
-use crate::watch::Watched;
+use crate::buffer::Buffer;
+use crate::h2::headers::{from_header_map, to_header_map};
+use crate::transport::{Output, Transport};
+use crate::upstream::TRAILER_LIMITS;
 
-/// A request's body, counted for the access log and watched for a client that does not go on.
-pub(crate) struct RequestBody {
-    inner: Option<Incoming>,
-    watched: Rc<Watched>,
+/// One frame of HTTP/2 takes so many bytes of a body.
+const MOST_PER_FRAME: usize = 16 * 1024;
+
+/// Bytes of requests to come that are read while one is answered.
+const MOST_AHEAD: usize = 4 * 1024;
+
+/// Why a body did not come, or go, whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The sender ended before the body did.
+    Gone,
+    /// What the sender sent breaks the protocol.
+    Invalid(&'static str),
+    /// The receiver takes no more.
+    Refused,
 }
 
-impl RequestBody {
-    pub(crate) fn new(inner: Incoming, watched: Rc<Watched>) -> Self {
-        let inner = if inner.is_end_stream() { None } else { Some(inner) };
-        Self { inner, watched }
-    }
-
-    /// The body of a request that has none.
-    pub(crate) fn empty(watched: Rc<Watched>) -> Self {
-        Self { inner: None, watched }
-    }
+/// A body that comes on an HTTP/1 connection.
+pub(crate) struct H1Source<'a> {
+    io: &'a Transport,
+    buffer: &'a mut Buffer,
+    decoder: &'a mut BodyDecoder,
+    /// Bytes of the body at the buffer's front, and bytes of framing behind them.
+    run: usize,
+    behind: usize,
 }
 
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
+/// A body that comes on an HTTP/2 stream.
+pub(crate) struct H2Source {
+    stream: RecvStream,
+    data: Bytes,
+    data_ended: bool,
+    trailers: Option<Box<Head>>,
+}
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
-        let frame = Pin::new(&mut *inner).poll_frame(cx);
-        let ended = inner.is_end_stream();
-        self.watched.wait_to_read(frame.is_pending());
-        let frame = ready!(frame);
-        match &frame {
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, Bytes::len);
-                self.watched.received.set(self.watched.received.get() + length as u64);
-                self.watched.body_ended.set(ended);
+/// Where a body comes from.
+pub(crate) enum Source<'a> {
+    /// There is none.
+    Empty,
+    H1(H1Source<'a>),
+    H2(Box<H2Source>),
+    /// One of our own.
+    Own(&'a [u8]),
+}
+
+impl<'a> Source<'a> {
+    /// A body on an HTTP/1 connection.
+    pub(crate) fn h1(io: &'a Transport, buffer: &'a mut Buffer, decoder: &'a mut BodyDecoder) -> Self {
+        Self::H1(H1Source { io, buffer, decoder, run: 0, behind: 0 })
+    }
+
+    /// A body on an HTTP/2 stream.
+    pub(crate) fn h2(stream: RecvStream) -> Self {
+        if stream.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::H2(Box::new(H2Source { stream, data: Bytes::new(), data_ended: false, trailers: None }))
+    }
+
+    /// Whether there is nothing to come.
+    pub(crate) fn is_ended(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Own(bytes) => bytes.is_empty(),
+            Self::H1(source) => source.run == 0 && source.decoder.is_done(),
+            Self::H2(source) => source.data.is_empty() && source.stream.is_end_stream(),
+        }
+    }
+
+    /// Whether the sender of a whole body has gone, which it tells on an HTTP/1 connection by closing it. What else
+    /// it sends is kept for later.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self::H1(source) = self else { return Poll::Pending };
+        while source.buffer.len() < MOST_AHEAD {
+            match ready!(source.io.poll_fill(cx, source.buffer)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
             }
-            Some(Err(error)) => self.watched.body_broken.set(Some(why_broken(error))),
-            None => self.watched.body_ended.set(true),
         }
-        Poll::Ready(frame)
+        Poll::Pending
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
-    }
-}
-
-/// A body that was wrong is the client's mistake; one that was cut off is the client's going.
-fn why_broken(error: &hyper::Error) -> Reason {
-    let kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
-    match kind {
-        Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Reason::BadRequest("invalid chunk"),
-        _ => Reason::ClientGone,
-    }
-}
-
-/// A response's body; owns what is noted when it ends.
-pub(crate) struct ResponseBody {
-    inner: Inner,
-    exchange: Option<Box<Exchange>>,
-}
-
-enum Inner {
-    Upstream(Incoming),
-    Own(Option<Bytes>),
-}
-
-impl ResponseBody {
-    /// A body from an endpoint.
-    pub(crate) fn upstream(body: Incoming, exchange: Box<Exchange>) -> Self {
-        let mut this = Self { inner: Inner::Upstream(body), exchange: Some(exchange) };
-        // Nothing to come: the connection is free at once, before the response is even written.
-        if this.is_end_stream() {
-            this.finish(None);
+    /// Everything that comes from here on is data, until the sender ends its direction.
+    pub(crate) fn become_tunnel(&mut self) {
+        if let Self::H1(source) = self {
+            *source.decoder = BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS);
         }
-        this
     }
 
-    /// A body of our own.
-    pub(crate) fn own(text: String, exchange: Box<Exchange>) -> Self {
-        Self { inner: Inner::Own(Some(text.into())), exchange: Some(exchange) }
+    /// Waits for the next run of bytes; false is the body's whole end.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        match self {
+            Self::Empty => Poll::Ready(Ok(false)),
+            Self::Own(bytes) => Poll::Ready(Ok(!bytes.is_empty())),
+            Self::H1(source) => source.poll_ready(cx),
+            Self::H2(source) => source.poll_ready(cx),
+        }
     }
 
-    fn finish(&mut self, reason: Option<Reason>) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.finish(reason);
+    /// The run of bytes in hand.
+    pub(crate) fn data(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Own(bytes) => bytes,
+            Self::H1(source) => &source.buffer.filled()[..source.run],
+            Self::H2(source) => &source.data,
+        }
+    }
+
+    /// The first `count` bytes in hand have gone on.
+    pub(crate) fn advance(&mut self, count: usize) {
+        match self {
+            Self::Empty => {}
+            Self::Own(bytes) => *bytes = &bytes[count..],
+            Self::H1(source) => source.advance(count),
+            Self::H2(source) => source.advance(count),
+        }
+    }
+
+    /// The trailers, after the end.
+    pub(crate) fn trailers(&self) -> Option<&Head> {
+        match self {
+            Self::Empty | Self::Own(_) => None,
+            Self::H1(source) => source.decoder.trailers().filter(|trailers| trailers.len() > 0),
+            Self::H2(source) => source.trailers.as_deref(),
         }
     }
 }
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
+impl H1Source<'_> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        loop {
+            if self.run > 0 {
+                return Poll::Ready(Ok(true));
+            }
+            if self.decoder.is_done() {
+                return Poll::Ready(Ok(false));
+            }
+            if !self.buffer.is_empty() {
+                let decoded = self
+                    .decoder
+                    .decode(self.buffer.filled())
+                    .map_err(|error| Broken::Invalid(error.as_str()))?;
+                self.run = decoded.data.len();
+                self.behind = decoded.consumed - decoded.data.end;
+                let before = if self.run == 0 { decoded.consumed } else { decoded.data.start };
+                if self.run == 0 {
+                    self.behind = 0;
+                }
+                self.buffer.consume(before);
+                if self.run > 0 || self.decoder.is_done() || decoded.consumed > 0 {
+                    continue;
+                }
+            }
+            match ready!(self.io.poll_fill(cx, self.buffer)) {
+                Ok(0) => return Poll::Ready(self.decoder.finish().map(|()| false).map_err(|_| Broken::Gone)),
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(Err(Broken::Gone)),
+            }
+        }
+    }
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = match &mut self.inner {
-            Inner::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
-            Inner::Own(text) => text.take().map(|text| Ok(Frame::data(text))),
+    fn advance(&mut self, count: usize) {
+        self.run -= count;
+        self.buffer.consume(count);
+        if self.run == 0 {
+            self.buffer.consume(std::mem::take(&mut self.behind));
+        }
+    }
+}
+
+impl H2Source {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        loop {
+            if !self.data.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            if self.data_ended {
+                let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| broken(&error))?;
+                if let Some(map) = trailers {
+                    let mut head = Box::new(Head::default());
+                    from_header_map(&map, &mut head);
+                    self.trailers = Some(head);
+                }
+                return Poll::Ready(Ok(false));
+            }
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => self.data = data,
+                Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
+                None => self.data_ended = true,
+            }
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        let _ = self.data.split_to(count);
+        let _ = self.stream.flow_control().release_capacity(count);
+    }
+}
+
+fn broken(error: &h2::Error) -> Broken {
+    match error.reason() {
+        // The peer's framing is at odds with its own content-length, for example.
+        Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => Broken::Invalid("invalid HTTP/2 stream"),
+        _ => Broken::Gone,
+    }
+}
+
+/// A body that goes out on an HTTP/1 connection.
+pub(crate) struct H1Sink<'a> {
+    io: &'a Transport,
+    output: &'a mut Output,
+    framing: Framing,
+    /// Bytes still owed to the chunk that is open.
+    chunk: usize,
+    /// The end of the body is the end of our direction of the connection.
+    half_close: bool,
+}
+
+/// Where a body goes.
+pub(crate) enum Sink<'a> {
+    H1(H1Sink<'a>),
+    H2(SendStream<Bytes>),
+    /// Nowhere: there is none, and its head has said so.
+    Ended,
+}
+
+impl<'a> Sink<'a> {
+    /// A body on an HTTP/1 connection, whose head is in `output` already.
+    pub(crate) fn h1(io: &'a Transport, output: &'a mut Output, framing: Framing) -> Self {
+        Self::H1(H1Sink { io, output, framing, chunk: 0, half_close: false })
+    }
+
+    /// Bytes as they come, until the sender ends its direction; then ours is ended too.
+    pub(crate) fn tunnel(io: &'a Transport, output: &'a mut Output) -> Self {
+        Self::H1(H1Sink { io, output, framing: Framing::UntilClose, chunk: 0, half_close: true })
+    }
+
+    /// The same way out for bytes as they come.
+    pub(crate) fn into_tunnel(self) -> Self {
+        match self {
+            Self::H1(sink) => Self::tunnel(sink.io, sink.output),
+            other => other,
+        }
+    }
+
+    /// Takes some of `data`.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
+        match self {
+            Self::H1(sink) => sink.poll_send(cx, data).map_err(|_| Broken::Refused),
+            Self::H2(stream) => {
+                let wanted = data.len().min(MOST_PER_FRAME);
+                if stream.capacity() == 0 {
+                    stream.reserve_capacity(wanted);
+                    match ready!(stream.poll_capacity(cx)) {
+                        Some(Ok(_)) => {}
+                        _ => return Poll::Ready(Err(Broken::Refused)),
+                    }
+                }
+                let count = stream.capacity().min(wanted);
+                if count == 0 {
+                    // The window shrank under us; the next capacity wakes us.
+                    return Poll::Pending;
+                }
+                let data = Bytes::copy_from_slice(&data[..count]);
+                stream.send_data(data, false).map_err(|_| Broken::Refused)?;
+                Poll::Ready(Ok(count))
+            }
+            Self::Ended => Poll::Ready(Ok(data.len())),
+        }
+    }
+
+    /// Sends what is gathered.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::H1(sink) => sink.output.poll_flush(cx, sink.io).map_err(|_| Broken::Refused),
+            // The connection's own task sends.
+            Self::H2(_) | Self::Ended => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Sends what is gathered, and ends our direction where that is the body's end.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        ready!(self.poll_flush(cx))?;
+        match self {
+            Self::H1(sink) if sink.half_close => sink.io.poll_shutdown(cx).map_err(|_| Broken::Refused),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Says that the body is whole. What is gathered must be flushed yet.
+    pub(crate) fn finish(&mut self, trailers: Option<&Head>) -> Result<(), Broken> {
+        match self {
+            Self::H1(sink) => {
+                if matches!(sink.framing, Framing::Chunked) {
+                    h1::write_last_chunk(trailers, sink.output.bytes());
+                }
+                sink.framing = Framing::Empty;
+            }
+            Self::H2(stream) => {
+                let outcome = match trailers {
+                    Some(trailers) => stream.send_trailers(to_header_map(trailers)),
+                    None => stream.send_data(Bytes::new(), true),
+                };
+                outcome.map_err(|_| Broken::Refused)?;
+                *self = Self::Ended;
+            }
+            Self::Ended => {}
+        }
+        Ok(())
+    }
+
+    /// Ends a body that is not whole so that the receiver knows.
+    pub(crate) fn abort(&mut self, reason: h2::Reason) {
+        // An HTTP/1 connection is closed without the body's end, by its owner.
+        if let Self::H2(stream) = self {
+            stream.send_reset(reason);
+            *self = Self::Ended;
+        }
+    }
+
+    /// Whether the receiver has gone, or wants no more; registers for it.
+    pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H2(stream) => stream.poll_reset(cx).map(|_| ()),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl H1Sink<'_> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if !matches!(self.framing, Framing::Chunked) {
+            return self.output.poll_send(cx, self.io, data);
+        }
+        if self.chunk == 0 {
+            h1::write_chunk_head(data.len(), self.output.bytes());
+            self.chunk = data.len();
+        }
+        let count = ready!(self.output.poll_send(cx, self.io, &data[..self.chunk.min(data.len())]))?;
+        self.chunk -= count;
+        if self.chunk == 0 {
+            self.output.bytes().extend_from_slice(h1::CHUNK_END);
+        }
+        Poll::Ready(Ok(count))
+    }
+}
+
+/// What a pump waits for, for those who watch the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    ForSource,
+    ForSink,
+}
+
+/// Moves what can be moved; ready when the body has gone whole. `moved` hears of bytes, `waiting` of waits.
+///
+/// All state is in the source and the sink: it can be left and taken up again at any time.
+pub(crate) fn poll_pump(
+    cx: &mut Context<'_>,
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    mut moved: impl FnMut(usize),
+    waiting: &mut Option<Waiting>,
+) -> Poll<Result<(), Broken>> {
+    loop {
+        let Poll::Ready(more) = source.poll_ready(cx)? else {
+            // What was taken must not wait for what is to come.
+            *waiting = Some(Waiting::ForSink);
+            ready!(sink.poll_flush(cx))?;
+            *waiting = Some(Waiting::ForSource);
+            return Poll::Pending;
         };
-        match &frame {
-            Some(Ok(frame)) => {
-                if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut self.exchange) {
-                    exchange.sent += data.len() as u64;
-                }
-                if self.is_end_stream() {
-                    self.finish(None);
-                }
+        *waiting = Some(Waiting::ForSink);
+        if !more {
+            if !matches!(sink, Sink::Ended) {
+                sink.finish(source.trailers())?;
             }
-            Some(Err(_)) => self.finish(Some(Reason::Reset)),
-            None => self.finish(None),
+            ready!(sink.poll_end(cx))?;
+            *waiting = None;
+            *sink = Sink::Ended;
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.inner {
-            Inner::Upstream(body) => body.is_end_stream(),
-            Inner::Own(text) => text.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.inner {
-            Inner::Upstream(body) => body.size_hint(),
-            Inner::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-        }
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        let reason = if self.is_end_stream() { None } else { Some(Reason::ClientGone) };
-        self.finish(reason);
+        let count = ready!(sink.poll_send(cx, source.data()))?;
+        source.advance(count);
+        moved(count);
     }
 }

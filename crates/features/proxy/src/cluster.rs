@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use outrigger_config::Cluster as ClusterConfig;
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
@@ -68,9 +67,8 @@ impl Cluster {
     }
 
     /// The `Host` for requests that came without one: an endpoint's, as the config names it.
-    pub(crate) fn host(&self) -> HeaderValue {
-        let first = self.config.endpoints.first().map(ToString::to_string).unwrap_or_default();
-        HeaderValue::from_str(&first).unwrap_or_else(|_| HeaderValue::from_static(""))
+    pub(crate) fn host(&self) -> String {
+        self.config.endpoints.first().map(ToString::to_string).unwrap_or_default()
     }
 
     /// Waits for the first try to resolve all names; says how the last one went.

@@ -1,50 +1,27 @@
 //! One client's connection: perhaps decrypted, served request by request, ended in time.
 //!
-//! In: an accepted connection. Out: requests for `forward`. Promise: a client that is slow
-//! with its headers, rests too long or does not take its answer is cut; on drain the
-//! connection ends after the request under way; what the HTTP library refuses by itself is
-//! counted and logged like every other request.
+//! In: an accepted connection. Out: its protocol's server. Promise: a client that is slow
+//! with its headers, rests too long or does not take its answer is cut, and the cut counted.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime};
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use outrigger_identity::{PeerPolicy, peer_id, tls_error_reason, tls_error_text};
+use outrigger_wire::h1::Limits;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::access_log::Entry;
-use crate::error::Reason;
-use crate::forward;
-use crate::io::{ClientIo, Transport};
+use crate::buffer::Buffer;
+use crate::h1;
 use crate::listener::LocalListener;
-use crate::metrics::{RequestKey, RequestNames};
 use crate::snapshot::ListenerSnapshot;
 use crate::tls::{ALPN, Peer};
+use crate::transport::Transport;
 use crate::watch::{Order, Phase, Watched};
-
-/// The HTTP library's smallest buffer.
-const SMALLEST_BUFFER: usize = 8192;
-/// Its number of header fields unless told otherwise; any other number costs it an allocation per request.
-const USUAL_HEADERS: u32 = 100;
-
-/// A drained connection that has had no request yet is given so long for one.
-const FIRST_REQUEST: Duration = Duration::from_millis(250);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Draining {
-    No,
-    /// After the first request.
-    Soon,
-    Yes,
-}
 
 /// What the requests of one connection know of it.
 pub(crate) struct Downstream {
@@ -52,7 +29,6 @@ pub(crate) struct Downstream {
     pub(crate) remote: SocketAddr,
     pub(crate) peer: Option<Peer>,
     pub(crate) peer_number: u64,
-    pub(crate) watched: Rc<Watched>,
 }
 
 /// Serves a connection to its end.
@@ -66,10 +42,10 @@ pub(crate) async fn connection(
     let _open = local.metrics.connection();
     let _ = stream.set_nodelay(true);
     match &snapshot.tls {
-        None => http(local, snapshot, watched, TokioIo::new(stream), remote, None).await,
+        None => http(local, snapshot, watched, stream.into(), remote, None).await,
         Some(policy) => match watched.unless_cut(local.handshake(snapshot, policy, stream, remote)).await {
             Ok(Some((stream, peer))) => {
-                http(local, snapshot, watched, TokioIo::new(stream), remote, Some(peer)).await;
+                http(local, snapshot, watched, stream.into(), remote, Some(peer)).await;
             }
             Ok(None) => {}
             Err("header_timeout") => {
@@ -126,96 +102,47 @@ impl LocalListener {
     }
 }
 
-async fn http<I: Transport>(
+async fn http(
     local: &Rc<LocalListener>,
     snapshot: &ListenerSnapshot,
     watched: &Rc<Watched>,
-    io: I,
+    io: Transport,
     remote: SocketAddr,
     peer: Option<Peer>,
 ) {
     let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
-    let downstream =
-        Rc::new(Downstream { local: Rc::clone(local), remote, peer, peer_number, watched: Rc::clone(watched) });
+    let downstream = Rc::new(Downstream { local: Rc::clone(local), remote, peer, peer_number });
+    let limits = Limits {
+        max_bytes: snapshot.limits.max_header_bytes.as_usize(),
+        max_fields: snapshot.limits.max_headers as usize,
+    };
+    let connection = h1::server::Connection {
+        downstream,
+        watched: Rc::clone(watched),
+        io,
+        input: Buffer::default(),
+        limits,
+        seen: 0,
+    };
+    until_cut(local, watched, connection.serve(snapshot)).await;
+}
 
-    let limits = &snapshot.limits;
-    let most_bytes = limits.max_header_bytes.as_usize();
-    let mut builder = http1::Builder::new();
-    builder
-        .preserve_header_case(true)
-        .half_close(false)
-        .max_header_size(most_bytes)
-        .max_buf_size(most_bytes.max(SMALLEST_BUFFER));
-    if limits.max_headers != USUAL_HEADERS {
-        builder.max_headers(limits.max_headers as usize);
-    }
-    let serving = Rc::clone(&downstream);
-    let service = service_fn(move |request| forward::handle(Rc::clone(&serving), request));
-    let io = ClientIo::new(io, Rc::clone(watched), most_bytes);
-    let mut connection = pin!(builder.serve_connection(io, service));
-    let mut drain = Draining::No;
+/// Serves a connection until its end, or until it is cut.
+pub(crate) async fn until_cut(local: &LocalListener, watched: &Watched, serving: impl Future<Output = ()>) {
+    let mut serving = pin!(serving);
     let outcome = poll_fn(|cx| {
-        loop {
-            if let Order::Cut(reason) = watched.order() {
-                return Poll::Ready(Err(reason));
-            }
-            watched.keep_waker(cx.waker());
-            // What has already come is read before an order to drain closes the connection.
-            if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
-                return Poll::Ready(Ok(outcome));
-            }
-            match (watched.order(), drain) {
-                (Order::Drain, Draining::No | Draining::Soon) if watched.handled.get() > 0 => {
-                    connection.as_mut().graceful_shutdown();
-                    drain = Draining::Yes;
-                }
-                (Order::Drain, Draining::No) => {
-                    // It has waited for us to accept it; its request may come any moment.
-                    watched.set_deadline(Instant::now().checked_add(FIRST_REQUEST));
-                    drain = Draining::Soon;
-                    return Poll::Pending;
-                }
-                _ => return Poll::Pending,
-            }
+        if let Order::Cut(reason) = watched.order() {
+            return Poll::Ready(Err(reason));
         }
+        watched.keep_waker(cx.waker());
+        serving.as_mut().poll(cx).map(Ok)
     })
     .await;
     match outcome {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => refused(&downstream, snapshot, &error),
+        Ok(()) => {}
         // Between requests nothing is lost by a cut at the stop's end.
         Err("drain") if watched.phase() == Phase::Idle => {}
-        Err("header_timeout") if drain == Draining::Soon => {}
+        Err("header_timeout") if watched.draining_soon.get() => {}
         Err(reason) => local.metrics.cut(reason),
-    }
-}
-
-/// Notes a request that the HTTP library refused before it became one.
-fn refused(downstream: &Downstream, snapshot: &ListenerSnapshot, error: &hyper::Error) {
-    let reason = if error.is_parse_too_large() {
-        Reason::HeadersTooLarge
-    } else if error.is_parse() {
-        Reason::BadRequest("not HTTP/1.1")
-    } else {
-        return;
-    };
-    let local = &downstream.local;
-    let (listener, remote) = (&local.shared.name, downstream.remote);
-    tracing::debug!(component = "proxy", listener, %remote, %error, "request refused by the parser");
-    let peer = downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
-    let code = reason.status().as_u16();
-    let key = RequestKey { route: u64::MAX, cluster: u64::MAX, code, peer: downstream.peer_number };
-    local.metrics.request(key, &RequestNames { route: "", cluster: "", peer }, Duration::ZERO);
-    if let Some(log) = &snapshot.access_log {
-        let entry = Entry {
-            started: SystemTime::now(),
-            code,
-            reason: Some(reason),
-            direction: local.shared.direction,
-            listener,
-            peer,
-            ..Entry::of(remote)
-        };
-        local.worker.log(log, &entry);
     }
 }

@@ -1,4 +1,4 @@
-//! Makes connections to endpoints: TCP, then perhaps mTLS, then HTTP/1.1.
+//! Makes connections to endpoints: TCP, then perhaps mTLS.
 //!
 //! Promise: an endpoint is spoken to only when its certificate names an identity that the
 //! cluster's config expects; sessions are resumed per worker, for the TLS config is kept.
@@ -7,22 +7,16 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
 use outrigger_identity::{Snapshot, peer_id, tls_error_reason, tls_error_text};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::body::RequestBody;
 use crate::error::Reason;
 use crate::pool::{Connection, Pool};
 use crate::tls::ALPN;
-use crate::write::Coalesced;
-
-/// Header bytes an endpoint may send with a response; beyond it 502.
-const MOST_RESPONSE_HEADER_BYTES: usize = 256 * 1024;
+use crate::upstream::{H1Connection, Link};
 
 impl Pool {
     /// Connects to an endpoint. Cancel-safe: a connection under way is dropped.
@@ -34,8 +28,7 @@ impl Pool {
         })?;
         let _ = stream.set_nodelay(true);
         if self.cluster.config.tls.is_none() {
-            let sender = self.speak_http(TokioIo::new(stream)).await?;
-            return Ok(Connection { sender, generation: 0, peer: None });
+            return Ok(Connection { link: Link::H1(H1Connection::new(stream.into())), generation: 0, peer: None });
         }
         let snapshot = self.snapshot().ok_or(Reason::TlsFailure)?;
         let config = self.tls_config(&snapshot)?;
@@ -45,8 +38,8 @@ impl Pool {
             Ok(stream) => {
                 self.metrics.handshake("ok");
                 let peer = peer_id(stream.get_ref().1.peer_certificates()).map(|id| Rc::from(id.as_str()));
-                let sender = self.speak_http(TokioIo::new(stream)).await?;
-                Ok(Connection { sender, generation: snapshot.generation, peer })
+                let link = Link::H1(H1Connection::new(stream.into()));
+                Ok(Connection { link, generation: snapshot.generation, peer })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));
@@ -64,22 +57,5 @@ impl Pool {
             tracing::error!(component = "proxy", cluster, %error, "cannot make a TLS config");
             Reason::TlsFailure
         })
-    }
-
-    async fn speak_http<I>(&self, io: I) -> Result<SendRequest<RequestBody>, Reason>
-    where
-        I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
-    {
-        let (sender, connection) = Builder::new()
-            .preserve_header_case(true)
-            .max_header_size(MOST_RESPONSE_HEADER_BYTES)
-            .handshake(Coalesced(io))
-            .await
-            .map_err(|_| Reason::ConnectFailure)?;
-        self.drivers.borrow_mut().spawn_local(async move {
-            // The request that was under way hears of an error itself.
-            let _ = connection.await;
-        });
-        Ok(sender)
     }
 }

@@ -45,6 +45,9 @@ pub(crate) enum Reason {
     /// The TLS handshake failed, or the peer is not whom we expect.
     #[error("cannot establish mTLS with the endpoint")]
     TlsFailure,
+    /// The endpoint said that it did not look at the request.
+    #[error("the endpoint refused the request unseen")]
+    Refused,
     /// The connection ended before a response came.
     #[error("the endpoint closed the connection")]
     Reset,
@@ -79,6 +82,7 @@ impl Reason {
             | Self::ConnectFailure
             | Self::ConnectTimeout
             | Self::TlsFailure
+            | Self::Refused
             | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Protocol(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -96,6 +100,7 @@ impl Reason {
             Self::Overflow => "UO",
             Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure => "UF",
             Self::Reset => "UC",
+            Self::Refused => "UR",
             Self::Protocol(_) => "UPE",
             Self::Timeout => "UT",
             Self::ClientSlow => "SI",
@@ -122,7 +127,12 @@ impl Reason {
     pub(crate) fn safe_to_retry(self) -> bool {
         matches!(
             self,
-            Self::NoEndpoint | Self::Overflow | Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure
+            Self::NoEndpoint
+                | Self::Overflow
+                | Self::ConnectFailure
+                | Self::ConnectTimeout
+                | Self::TlsFailure
+                | Self::Refused
         )
     }
 }

@@ -1,102 +1,85 @@
 //! Which header fields pass a proxy ([RFC 9110], sections 7.6.1 and 5.3).
 //!
-//! In: the headers of a message. Out: the same without those that belong to one
+//! In: the head of a message. Out: the same without those fields that belong to one
 //! connection. Promise: a field that `Connection` names is removed too, and the identity
 //! of a peer is only ever told by us.
 //!
 //! [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use outrigger_wire::head::{FieldId, Head};
 
 /// Who called us, as Envoy tells it.
-pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
 
-/// Whether a client asks for another protocol that it cannot do without. HTTP/2 and TLS are offers a server is free to
+/// Fields that belong to one connection, but for `Connection` and `TE`.
+const HOP_BY_HOP: [FieldId; 5] = [
+    FieldId::KeepAlive,
+    FieldId::ProxyConnection,
+    FieldId::TransferEncoding,
+    FieldId::Upgrade,
+    FieldId::Http2Settings,
+];
+
+/// The protocol a client asks to change to and cannot do without. HTTP/2 and TLS are offers a server is free to
 /// ignore ([RFC 9110], 7.8), and some clients make them with every request.
 ///
 /// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
-pub(crate) fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE)
-        && tokens(headers, CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
-        && tokens(headers, UPGRADE).any(|protocol| {
-            let name = protocol.split('/').next().unwrap_or_default();
-            !name.eq_ignore_ascii_case("h2c") && !name.eq_ignore_ascii_case("tls")
-        })
+pub(crate) fn asked_upgrade(head: &Head) -> Option<&str> {
+    if !head.contains(FieldId::Upgrade)
+        || !tokens(head, FieldId::Connection).any(|token| token.eq_ignore_ascii_case("upgrade"))
+    {
+        return None;
+    }
+    tokens(head, FieldId::Upgrade).find(|protocol| {
+        let name = protocol.split('/').next().unwrap_or_default();
+        !name.is_empty() && !name.eq_ignore_ascii_case("h2c") && !name.eq_ignore_ascii_case("tls")
+    })
 }
 
-/// What is wrong with how an endpoint says where its response ends; mends what can be read in one way only. The
-/// second value is whether the connection may carry another request.
-pub(crate) fn settle_framing(headers: &mut HeaderMap) -> Result<bool, &'static str> {
-    let mut keep = true;
-    if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-        if headers.get_all(TRANSFER_ENCODING).iter().count() > 1 || !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
-        {
-            return Err("its Transfer-Encoding is not `chunked`");
-        }
-        // The coding decides ([RFC 9112], 6.3); the length must not travel on.
-        keep = headers.remove(CONTENT_LENGTH).is_none();
-    }
-    if headers.contains_key(CONTENT_LENGTH) && headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
-        // The library has refused lengths that differ; of equal ones we pass on one.
-        if let Some(length) = headers.get(CONTENT_LENGTH).cloned() {
-            headers.insert(CONTENT_LENGTH, length);
-        }
-    }
-    Ok(keep)
-}
-
-fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+fn tokens(head: &Head, id: FieldId) -> impl Iterator<Item = &str> {
+    let values = head.get_all(id).filter_map(|value| str::from_utf8(value).ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
 /// Removes what belongs to the connection a message came on.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(head: &mut Head) {
     // Most messages have no `Connection` at all, or one that names only itself.
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = tokens(headers, CONNECTION)
-            .filter(|name| !matches!(*name, "close" | "keep-alive"))
-            .filter_map(|name| name.parse::<HeaderName>().ok())
+    if head.contains(FieldId::Connection) {
+        let named: Vec<String> = tokens(head, FieldId::Connection)
+            .filter(|name| !name.is_empty() && !["close", "keep-alive"].iter().any(|word| name.eq_ignore_ascii_case(word)))
             // A client must not make us drop fields that say where the message ends or goes.
-            .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "x-forwarded-client-cert"))
+            .filter(|name| {
+                !["host", "content-length", FORWARDED_CLIENT_CERT, "te"].iter().any(|word| name.eq_ignore_ascii_case(word))
+            })
+            .map(str::to_owned)
             .collect();
         for name in named {
-            headers.remove(name);
+            head.remove_named(&name);
         }
-        headers.remove(CONNECTION);
+        head.remove(FieldId::Connection);
     }
-    if headers.contains_key(TE) {
-        let trailers = headers.get_all(TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        headers.remove(TE);
+    if head.contains(FieldId::Te) {
+        let trailers = tokens(head, FieldId::Te).any(|te| te.eq_ignore_ascii_case("trailers"));
+        head.remove(FieldId::Te);
         // The one value that may pass, for we pass trailers on ([RFC 9110], 10.1.4).
         if trailers {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
+            head.push("te", b"trailers");
         }
     }
-    // One look over the few fields there are costs less than a lookup for each that might be.
-    if headers.keys().any(is_hop_by_hop) {
-        for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
-            headers.remove(name);
+    for id in HOP_BY_HOP {
+        if head.contains(id) {
+            head.remove(id);
         }
     }
-}
-
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "http2-settings")
 }
 
 /// Replaces whatever a client claims about its identity by what its certificate says.
-pub(crate) fn tell_peer(headers: &mut HeaderMap, peer: Option<&HeaderValue>) {
-    match peer {
-        Some(value) => {
-            headers.insert(FORWARDED_CLIENT_CERT, value.clone());
-        }
-        None => {
-            headers.remove(FORWARDED_CLIENT_CERT);
-        }
+pub(crate) fn tell_peer(head: &mut Head, peer: Option<&str>) {
+    if head.contains(FieldId::XForwardedClientCert) {
+        head.remove(FieldId::XForwardedClientCert);
+    }
+    if let Some(peer) = peer {
+        head.push(FORWARDED_CLIENT_CERT, peer.as_bytes());
     }
 }
 
@@ -106,8 +89,22 @@ mod tests {
 
     use super::*;
 
-    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
-        lines.iter().map(|(n, v)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap())).collect()
+    fn head(fields: &[(&str, &str)]) -> Head {
+        let mut head = Head::default();
+        for (name, value) in fields {
+            head.push(name, value.as_bytes());
+        }
+        head
+    }
+
+    fn fields(head: &Head) -> Vec<(String, String)> {
+        head.fields()
+            .map(|field| (field.name.to_ascii_lowercase(), String::from_utf8_lossy(field.value).into_owned()))
+            .collect()
+    }
+
+    fn pairs(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     #[test]
@@ -116,6 +113,7 @@ mod tests {
             ("nothing to do", &[("a", "1")][..], &[("a", "1")][..]),
             ("named by connection", &[("connection", "close, X-Hop"), ("x-hop", "1"), ("a", "1")], &[("a", "1")]),
             ("te trailers stays", &[("te", "trailers")], &[("te", "trailers")]),
+            ("trailers of a list stays", &[("te", "gzip, trailers"), ("connection", "te")], &[("te", "trailers")]),
             ("other te goes", &[("te", "gzip")], &[]),
             ("classics", &[("keep-alive", "5"), ("proxy-connection", "x"), ("upgrade", "h2c")], &[]),
             (
@@ -124,72 +122,46 @@ mod tests {
                 &[("content-length", "3")],
             ),
         ] {
-            let mut map = headers(given);
-            strip_hop_by_hop(&mut map);
-            assert_eq!(map, headers(expected), "{name}");
+            let mut head = head(given);
+            strip_hop_by_hop(&mut head);
+            assert_eq!(fields(&head), pairs(expected), "{name}");
         }
     }
 
     #[test]
     fn offers_to_change_the_protocol_may_be_ignored() {
-        for (name, fields, asks) in [
-            ("websocket", &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")][..], true),
-            ("not nominated", &[("upgrade", "websocket")], false),
-            ("h2c", &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")], false),
-            ("tls", &[("connection", "upgrade"), ("upgrade", "TLS/1.2, HTTP/1.1")], true),
-            ("both", &[("connection", "upgrade"), ("upgrade", "h2c, websocket")], true),
-            ("none", &[("connection", "close")], false),
+        for (name, given, asked) in [
+            ("websocket", &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")][..], Some("websocket")),
+            ("not nominated", &[("upgrade", "websocket")], None),
+            ("h2c", &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")], None),
+            ("tls", &[("connection", "upgrade"), ("upgrade", "TLS/1.2, HTTP/1.1")], Some("HTTP/1.1")),
+            ("both", &[("connection", "upgrade"), ("upgrade", "h2c, websocket")], Some("websocket")),
+            ("none", &[("connection", "close")], None),
         ] {
-            assert_eq!(asks_for_upgrade(&headers(fields)), asks, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_response_says_once_where_it_ends() {
-        for (name, given, expected) in [
-            ("length", &[("content-length", "3")][..], Ok((&[("content-length", "3")][..], true))),
-            (
-                "twice the same",
-                &[("content-length", "3"), ("content-length", "3")],
-                Ok((&[("content-length", "3")], true)),
-            ),
-            (
-                "both",
-                &[("content-length", "3"), ("transfer-encoding", "chunked")],
-                Ok((&[("transfer-encoding", "chunked")], false)),
-            ),
-            ("a coding we cannot undo", &[("transfer-encoding", "gzip, chunked")], Err(())),
-            ("coded twice", &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(())),
-        ] {
-            let mut map: HeaderMap = HeaderMap::new();
-            for (field, value) in given {
-                map.append(field.parse::<HeaderName>().unwrap(), value.parse().unwrap());
-            }
-            let outcome = settle_framing(&mut map).map(|keep| (map, keep)).map_err(|_| ());
-            assert_eq!(outcome, expected.map(|(fields, keep)| (headers(fields), keep)), "{name}");
+            assert_eq!(asked_upgrade(&head(given)), asked, "{name}");
         }
     }
 
     #[test]
     fn a_forged_identity_is_replaced() {
-        let mut map = headers(&[("x-forwarded-client-cert", "URI=spiffe://forged/a")]);
-        tell_peer(&mut map, Some(&HeaderValue::from_static("URI=spiffe://real/b")));
-        assert_eq!(map[FORWARDED_CLIENT_CERT], "URI=spiffe://real/b");
-        tell_peer(&mut map, None);
-        assert!(map.is_empty());
+        let mut head = head(&[("X-Forwarded-Client-Cert", "URI=spiffe://forged/a")]);
+        tell_peer(&mut head, Some("URI=spiffe://real/b"));
+        assert_eq!(fields(&head), pairs(&[(FORWARDED_CLIENT_CERT, "URI=spiffe://real/b")]));
+        tell_peer(&mut head, None);
+        assert!(fields(&head).is_empty());
     }
 
     proptest! {
         #[test]
         fn no_named_field_survives(names in prop::collection::vec("[a-z]{1,6}", 0..5), value in "[a-z, ]{0,20}") {
-            let mut map = HeaderMap::new();
+            let mut head = Head::default();
             for name in &names {
-                map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"));
+                head.push(name, b"1");
             }
-            map.insert(CONNECTION, value.parse().unwrap());
-            strip_hop_by_hop(&mut map);
+            head.push("connection", value.as_bytes());
+            strip_hop_by_hop(&mut head);
             for named in value.split(',').map(str::trim).filter(|name| *name != "host" && *name != "te") {
-                prop_assert!(named.is_empty() || named.contains(' ') || !map.contains_key(named));
+                prop_assert!(named.is_empty() || named.contains(' ') || head.get_named(named).is_none());
             }
         }
     }

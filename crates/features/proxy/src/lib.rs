@@ -43,24 +43,28 @@
 mod access_log;
 mod balance;
 mod body;
+mod buffer;
 mod cluster;
 mod component;
 mod connection;
 mod dial;
 mod error;
-mod forward;
+mod exchange;
+mod h1;
+mod h2;
 mod headers;
-mod io;
 mod judge;
 mod listener;
 mod metrics;
 mod pool;
+mod respond;
 mod route;
 mod snapshot;
 mod tls;
+mod transport;
+mod upstream;
 mod watch;
 mod worker;
-mod write;
 
 pub use component::components;
 #[doc(hidden)]

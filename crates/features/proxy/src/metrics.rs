@@ -16,6 +16,7 @@ use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, H
 pub(crate) struct Families {
     requests: CounterFamily,
     durations: HistogramFamily,
+    grpc: CounterFamily,
     in_flight: GaugeFamily,
     connections: GaugeFamily,
     connections_total: CounterFamily,
@@ -41,6 +42,11 @@ impl Families {
                 "From the request's headers to the response's last byte.",
                 &["direction", "listener", "route", "cluster"],
                 Buckets::request_seconds(),
+            ),
+            grpc: registry.counter(
+                "outrigger_grpc_requests_total",
+                "gRPC calls answered, by the status in their trailers.",
+                &["direction", "listener", "route", "cluster", "grpc_status", "peer"],
             ),
             in_flight: registry.gauge("outrigger_http_requests_in_flight", "Requests being answered.", &["listener"]),
             connections: registry.gauge("outrigger_downstream_connections_active", "Open connections.", &["listener"]),
@@ -127,6 +133,7 @@ pub(crate) struct ListenerMetrics {
     connections: Gauge,
     connections_total: Counter,
     requests: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
+    grpc: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
     durations: RefCell<HashMap<(u64, u64), Histogram, BuildHasherDefault<NumberHasher>>>,
 }
 
@@ -159,6 +166,7 @@ impl ListenerMetrics {
             connections: families.connections.with(&[listener]),
             connections_total: families.connections_total.with(&[listener]),
             requests: RefCell::default(),
+            grpc: RefCell::default(),
             durations: RefCell::default(),
         })
     }
@@ -187,6 +195,22 @@ impl ListenerMetrics {
                 self.families.durations.with(&[self.direction, &self.listener, names.route, names.cluster])
             })
             .observe_duration(duration);
+    }
+
+    /// Counts a gRPC call by its status.
+    pub(crate) fn grpc(&self, key: RequestKey, names: &RequestNames<'_>, status: u8) {
+        let mut calls = self.grpc.borrow_mut();
+        if calls.len() >= MOST_HANDLES {
+            calls.clear();
+        }
+        calls
+            .entry(RequestKey { code: status.into(), ..key })
+            .or_insert_with(|| {
+                let status = status.to_string();
+                let labels = [self.direction, &self.listener, names.route, names.cluster, &status, names.peer];
+                self.families.grpc.with(&labels)
+            })
+            .inc();
     }
 
     /// Counts a TLS handshake.

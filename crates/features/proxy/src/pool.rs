@@ -12,18 +12,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::SendRequest;
 use outrigger_identity::{Identities, Snapshot};
 use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::balance::{Balancer, Endpoint, LeastRequest, Random};
-use crate::body::RequestBody;
 use crate::cluster::Cluster;
 use crate::error::Reason;
 use crate::metrics::ClusterMetrics;
 use crate::tls::PerGeneration;
+use crate::upstream::Link;
 
 /// Endpoints tried for one request when none of them can be reached.
 const MOST_TRIES: usize = 3;
@@ -37,7 +36,7 @@ pub(crate) struct Pool {
     state: RefCell<State>,
     /// Connections there are, idle or busy.
     open: Cell<u32>,
-    /// Drives the connections; dropping the pool ends them.
+    /// Drives HTTP/2 connections; dropping the pool ends them.
     pub(crate) drivers: RefCell<JoinSet<()>>,
 }
 
@@ -56,11 +55,21 @@ pub(crate) struct Idle {
 
 /// A connection to an endpoint.
 pub(crate) struct Connection {
-    pub(crate) sender: SendRequest<RequestBody>,
+    pub(crate) link: Link,
     /// Which certificate of ours it was made with; 0 for plain text.
     pub(crate) generation: u64,
     /// Whom the endpoint's certificate names.
     pub(crate) peer: Option<Rc<str>>,
+}
+
+impl Connection {
+    /// Whether it can carry another request.
+    fn is_good(&self) -> bool {
+        match &self.link {
+            Link::H1(connection) => connection.is_good(),
+            Link::H2(_) => true,
+        }
+    }
 }
 
 impl Pool {
@@ -89,16 +98,12 @@ impl Pool {
         loop {
             let mut ticket = Ticket::take(self, self.choose()?);
             if !fresh {
-                while let Some(mut connection) = ticket.idle(generation) {
-                    // What the endpoint closed meanwhile is noticed here, not by the request.
-                    if connection.sender.ready().await.is_ok() {
-                        return Ok(Lease { ticket, connection: Some(connection), reused: true, keep: true });
-                    }
-                    ticket.close();
+                if let Some(connection) = ticket.idle(generation) {
+                    return Ok(Lease { ticket, connection, reused: true, keep: true });
                 }
             }
             match self.connect(&mut ticket).await {
-                Ok(connection) => return Ok(Lease { ticket, connection: Some(connection), reused: false, keep: true }),
+                Ok(connection) => return Ok(Lease { ticket, connection, reused: false, keep: true }),
                 Err(Reason::Overflow) => return Err(Reason::Overflow),
                 Err(reason) => {
                     ticket.endpoint.failed(Instant::now());
@@ -119,7 +124,7 @@ impl Pool {
         let mut closed = 0;
         for endpoint in &self.state.borrow().endpoints {
             endpoint.idle.borrow_mut().retain(|idle| {
-                let keep = !idle.connection.sender.is_closed()
+                let keep = idle.connection.is_good()
                     && now.saturating_duration_since(idle.since) < timeout
                     && Some(idle.connection.generation) == generation;
                 closed += u32::from(!keep);
@@ -269,7 +274,8 @@ impl Ticket {
         loop {
             let idle = self.endpoint.idle.borrow_mut().pop()?;
             self.open = true;
-            if idle.connection.generation == generation && !idle.connection.sender.is_closed() {
+            // What the endpoint closed meanwhile is noticed here, not by the request.
+            if idle.connection.generation == generation && idle.connection.is_good() {
                 return Some(idle.connection);
             }
             self.close();
@@ -300,12 +306,13 @@ impl Drop for Ticket {
     }
 }
 
-/// A connection for one request. Dropped, it is closed; given back, it is kept.
+/// A connection for one request. Dropped, it is closed; settled, it is kept.
 pub(crate) struct Lease {
     ticket: Ticket,
-    connection: Option<Connection>,
+    connection: Connection,
     /// It carried a request before, so the endpoint may have closed it unnoticed.
     pub(crate) reused: bool,
+    /// It may carry another request.
     keep: bool,
 }
 
@@ -317,29 +324,30 @@ impl Lease {
 
     /// Whom the endpoint's certificate names.
     pub(crate) fn peer(&self) -> Option<Rc<str>> {
-        self.connection.as_ref()?.peer.clone()
+        self.connection.peer.clone()
     }
 
-    /// To send the request with.
-    pub(crate) fn sender(&mut self) -> Option<&mut SendRequest<RequestBody>> {
-        self.connection.as_mut().map(|connection| &mut connection.sender)
-    }
-
-    /// The same lease, whose connection is not kept.
-    pub(crate) fn for_the_last_time(mut self) -> Self {
-        self.keep = false;
-        self
+    /// What to send with, and whether the connection may carry another request afterwards.
+    pub(crate) fn parts(&mut self) -> (&mut Link, &mut bool) {
+        (&mut self.connection.link, &mut self.keep)
     }
 
     /// Keeps the connection for the next request, when there is room and it is still good.
-    pub(crate) fn give_back(mut self, now: Instant) {
-        let (Some(pool), Some(connection)) = (self.ticket.pool.upgrade(), self.connection.take()) else { return };
-        if !self.keep || connection.sender.is_closed() || self.ticket.endpoint.retired.get() {
+    pub(crate) fn settle(mut self, now: Instant) {
+        let Some(pool) = self.ticket.pool.upgrade() else { return };
+        if !self.keep || self.ticket.endpoint.retired.get() {
             return;
         }
-        let mut idle = self.ticket.endpoint.idle.borrow_mut();
+        if let Link::H1(connection) = &mut self.connection.link {
+            if !connection.input.is_empty() {
+                return;
+            }
+            connection.rest();
+        }
+        let endpoint = Rc::clone(&self.ticket.endpoint);
+        let mut idle = endpoint.idle.borrow_mut();
         if idle.len() < pool.cluster.config.pool.max_idle as usize {
-            idle.push(Idle { connection, since: now });
+            idle.push(Idle { connection: self.connection, since: now });
             self.ticket.open = false;
         }
     }

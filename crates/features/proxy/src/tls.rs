@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use http::HeaderValue;
 use outrigger_identity::Snapshot;
 
 /// What two Outriggers speak within TLS.
@@ -40,11 +39,11 @@ impl<C> PerGeneration<C> {
 pub(crate) struct Peer {
     pub(crate) id: String,
     /// `x-forwarded-client-cert`, as Envoy writes it.
-    pub(crate) header: Option<HeaderValue>,
+    pub(crate) header: String,
 }
 
 impl Peer {
     pub(crate) fn new(id: &str) -> Self {
-        Self { id: id.to_owned(), header: HeaderValue::from_str(&format!("URI={id}")).ok() }
+        Self { id: id.to_owned(), header: format!("URI={id}") }
     }
 }

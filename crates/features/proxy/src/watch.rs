@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 use outrigger_config::ListenerLimits;
 use tokio::sync::Notify;
 
-use crate::error::Reason;
-use crate::judge::Verdict;
 use crate::metrics::NumberHasher;
 
 /// Deadlines this close together are met together.
@@ -66,18 +64,8 @@ pub(crate) struct Watched {
     waker: RefCell<Option<Waker>>,
     /// Requests that were handled.
     pub(crate) handled: Cell<u64>,
-    /// The first request that must be refused.
-    pub(crate) verdict: Cell<Option<Verdict>>,
-    /// Bytes of the current request's body so far.
-    pub(crate) received: Cell<u64>,
-    /// The current request's body has come whole.
-    pub(crate) body_ended: Cell<bool>,
-    /// Why the current request's body will not come whole.
-    pub(crate) body_broken: Cell<Option<Reason>>,
-    /// A request was answered before all of it had come.
-    pub(crate) answered_early: Cell<bool>,
-    /// The end of the connection must not look like the end of a response.
-    pub(crate) reset: Cell<bool>,
+    /// It is drained, but is given a moment for its first request.
+    pub(crate) draining_soon: Cell<bool>,
 }
 
 impl Watched {
@@ -133,11 +121,8 @@ impl Watched {
     }
 
     /// Begins a request.
-    pub(crate) fn begin(&self, now: Instant, body_ended: bool) {
+    pub(crate) fn begin(&self, now: Instant) {
         self.timed_out.set(false);
-        self.received.set(0);
-        self.body_ended.set(body_ended);
-        self.body_broken.set(None);
         self.waiting_to_read.set(false);
         self.patience.set(None);
         self.enter(Phase::Busy, now);
@@ -259,12 +244,7 @@ impl Clock {
             timed_out: Cell::new(false),
             waker: RefCell::default(),
             handled: Cell::new(0),
-            verdict: Cell::new(None),
-            received: Cell::new(0),
-            body_ended: Cell::new(true),
-            body_broken: Cell::new(None),
-            answered_early: Cell::new(false),
-            reset: Cell::new(false),
+            draining_soon: Cell::new(false),
         });
         watched.enter(Phase::Head, Instant::now());
         self.connections.borrow_mut().insert(number, Rc::clone(&watched));
@@ -325,9 +305,9 @@ mod tests {
                 let stalled = clock.register(1, &limits(10_000, 40));
                 let off = clock.register(1, &limits(0, 0));
                 idle.watched.enter(Phase::Idle, Instant::now());
-                busy.watched.begin(Instant::now(), true);
+                busy.watched.begin(Instant::now());
                 busy.watched.set_deadline(Instant::now().checked_add(Duration::from_millis(50)));
-                stalled.watched.begin(Instant::now(), false);
+                stalled.watched.begin(Instant::now());
                 stalled.watched.wait_to_write(true);
                 let cut = |one: &Registered| {
                     let watched = Rc::clone(&one.watched);

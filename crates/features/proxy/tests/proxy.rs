@@ -122,7 +122,9 @@ async fn what_may_mean_two_things_is_refused() {
         ("chunked in 1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
         ("nul in a field", "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", "400"),
         ("bare carriage return", "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", "400"),
-        ("upgrade", "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "501"),
+        ("connect", "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", "501"),
+        ("bare line feeds", "GET / HTTP/1.1\nHost: a\n\n", "400"),
+        ("blank before the colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n", "400"),
     ] {
         let answer = Client::connect(proxy.port).ask(request);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{name}: {answer}");

@@ -1,0 +1,152 @@
+//! Buffers for bytes on their way, lent by the worker.
+//!
+//! Promise: a connection that rests holds no buffer; a worker keeps a bounded number of
+//! blocks for the next that needs one; a block that had to grow is not kept.
+
+use std::cell::RefCell;
+
+/// A block: enough for nearly every head, and a good size for a read.
+pub(crate) const BLOCK: usize = 16 * 1024;
+/// Blocks a worker keeps.
+const MOST_KEPT: usize = 64;
+
+thread_local! {
+    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn lend() -> Vec<u8> {
+    KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BLOCK])
+}
+
+fn take_back(block: Vec<u8>) {
+    if block.len() == BLOCK {
+        // While the thread ends there is nobody to keep it for.
+        let _ = KEPT.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < MOST_KEPT {
+                kept.push(block);
+            }
+        });
+    }
+}
+
+/// Bytes that were read and not used yet; holds memory only while there are any.
+#[derive(Default)]
+pub(crate) struct Buffer {
+    /// All of it is initialised.
+    block: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// The bytes that wait.
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.block[self.start..self.end]
+    }
+
+    /// How many bytes wait.
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether none waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Forgets the first `count` bytes.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Room for at least one more byte; what waits is moved to the front, or the block grows.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        if self.block.is_empty() {
+            self.block = lend();
+        }
+        if self.end == self.block.len() {
+            if self.start > 0 {
+                self.block.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            } else {
+                let grown = self.block.len() * 2;
+                self.block.resize(grown, 0);
+            }
+        }
+        &mut self.block[self.end..]
+    }
+
+    /// Counts bytes that were written into [`Self::space`].
+    pub(crate) fn filled_by(&mut self, count: usize) {
+        self.end += count;
+    }
+
+    /// Puts bytes behind those that wait.
+    pub(crate) fn put(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let space = self.space();
+            let count = space.len().min(bytes.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            self.filled_by(count);
+            bytes = &bytes[count..];
+        }
+    }
+
+    /// Gives the block back when no byte waits.
+    pub(crate) fn rest(&mut self) {
+        if self.is_empty() && !self.block.is_empty() {
+            self.start = 0;
+            self.end = 0;
+            take_back(std::mem::take(&mut self.block));
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        take_back(std::mem::take(&mut self.block));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_and_resting_holds_nothing() {
+        let mut buffer = Buffer::default();
+        let bytes: Vec<u8> = (0..40_000_u32).map(|n| n as u8).collect();
+        buffer.put(&bytes[..10]);
+        buffer.consume(4);
+        buffer.put(&bytes[10..]);
+        assert_eq!(buffer.filled(), &bytes[4..]);
+        buffer.rest();
+        assert_eq!(buffer.len(), bytes.len() - 4, "what waits is kept");
+        buffer.consume(bytes.len() - 4);
+        buffer.rest();
+        assert_eq!((buffer.block.capacity(), buffer.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn blocks_are_used_again_and_few_are_kept() {
+        let many: Vec<Buffer> = (0..MOST_KEPT + 10)
+            .map(|_| {
+                let mut buffer = Buffer::default();
+                buffer.put(b"x");
+                buffer
+            })
+            .collect();
+        drop(many);
+        KEPT.with_borrow(|kept| {
+            assert_eq!(kept.len(), MOST_KEPT);
+            assert!(kept.iter().all(|block| block.len() == BLOCK));
+        });
+    }
+}

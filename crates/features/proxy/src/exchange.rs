@@ -1,0 +1,588 @@
+//! One request: judged, routed, sent on, answered, noted.
+//!
+//! In: a request of a client, over whatever protocol. Out: the endpoint's response, or one
+//! of ours that says why not. Promise: what is forwarded is what was judged; a request is
+//! sent a second time only when the endpoint cannot have acted on the first; every request
+//! is counted once.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use outrigger_wire::h1::Framing;
+use outrigger_wire::head::{FieldId, Head, Version};
+
+use crate::access_log::Entry;
+use crate::body::{Broken, Sink, Source, Waiting, poll_pump};
+use crate::connection::Downstream;
+use crate::error::{Fault, Reason};
+use crate::metrics::{RequestKey, RequestNames};
+use crate::pool::{Lease, Pool};
+use crate::respond::Responder;
+use crate::route::Route;
+use crate::snapshot::LocalSnapshot;
+use crate::upstream::{Got, Receiver, Up};
+use crate::watch::{Order, Phase, Watched};
+use crate::{headers, judge};
+
+/// A request as it came, and whom to answer.
+pub(crate) struct Incoming<'a> {
+    pub(crate) request: &'a mut Head,
+    /// How its body is framed for HTTP/1.
+    pub(crate) framing: Framing,
+    pub(crate) source: Source<'a>,
+    pub(crate) responder: Responder<'a>,
+}
+
+/// What becomes of an HTTP/1 connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// The next request may come.
+    Go,
+    /// It is closed; what was sent was whole.
+    Close,
+    /// It is closed after the client had time to read the answer, for it is still sending.
+    Linger,
+    /// It is closed so that the client cannot take the end for the response's.
+    Reset,
+}
+
+/// A request and what came of it.
+pub(crate) struct Exchange {
+    downstream: Rc<Downstream>,
+    watched: Rc<Watched>,
+    /// The config this request is judged by, whatever a reload brings meanwhile.
+    snapshot: Rc<LocalSnapshot>,
+    started: Instant,
+    at: Option<SystemTime>,
+    /// The route's number in the snapshot.
+    route: Option<u32>,
+    pool: Option<Rc<Pool>>,
+    endpoint: Option<SocketAddr>,
+    /// Whom the endpoint's certificate names, for traffic that leaves the application.
+    endpoint_peer: Option<Rc<str>>,
+    code: u16,
+    grpc_status: Option<u8>,
+    reason: Option<Reason>,
+    received: u64,
+    sent: u64,
+    upstream: Option<Duration>,
+    retried: bool,
+    /// Some bytes of the response's head have gone to the client.
+    answered: bool,
+    noted: bool,
+    /// What the access log tells if the request is dropped under way.
+    line: Option<Box<Line>>,
+}
+
+/// What the access log says of a request's head; kept only when there is a log.
+struct Line {
+    method: String,
+    path: String,
+    host: Vec<u8>,
+    request_id: Vec<u8>,
+    user_agent: Vec<u8>,
+    version: Version,
+}
+
+/// How one try ended.
+enum Try {
+    Done(After),
+    /// The kept connection had gone stale before the endpoint can have seen the request.
+    Stale(Reason),
+}
+
+impl Exchange {
+    pub(crate) fn new(downstream: &Rc<Downstream>, watched: &Rc<Watched>, started: Instant) -> Self {
+        downstream.local.metrics.in_flight.inc();
+        Self {
+            snapshot: downstream.local.snapshot(),
+            downstream: Rc::clone(downstream),
+            watched: Rc::clone(watched),
+            started,
+            at: None,
+            route: None,
+            pool: None,
+            endpoint: None,
+            endpoint_peer: None,
+            code: 0,
+            grpc_status: None,
+            reason: None,
+            received: 0,
+            sent: 0,
+            upstream: None,
+            retried: false,
+            answered: false,
+            noted: false,
+            line: None,
+        }
+    }
+
+    /// Answers the request. `response` is room for the response's head.
+    pub(crate) async fn run(mut self, mut incoming: Incoming<'_>, response: &mut Head) -> After {
+        self.watched.begin(self.started);
+        if self.snapshot.access_log.is_some() {
+            self.at = Some(SystemTime::now());
+            self.line = Some(Box::new(Line::of(incoming.request)));
+        }
+        let after = match self.forward(&mut incoming, response).await {
+            Ok(after) => after,
+            Err(reason) if self.answered => {
+                self.reason = self.reason.or(Some(reason));
+                After::Reset
+            }
+            Err(reason) => self.refuse(reason, &mut incoming, response).await,
+        };
+        self.watched.set_deadline(None);
+        self.note(Instant::now());
+        after
+    }
+
+    async fn forward(&mut self, incoming: &mut Incoming<'_>, response: &mut Head) -> Result<After, Reason> {
+        let request = &mut *incoming.request;
+        judge::target(request)?;
+        let (number, timeout, pool) = self.find_route(request)?;
+        self.route = Some(number);
+        let pool = pool?;
+        self.pool = Some(Rc::clone(&pool));
+        self.watched.set_deadline(timeout.and_then(|timeout| self.started.checked_add(timeout)));
+
+        let upgrade = headers::asked_upgrade(request).map(str::to_owned);
+        headers::strip_hop_by_hop(request);
+        headers::tell_peer(request, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
+        if !request.contains(FieldId::Host) {
+            // HTTP/1.0 knows requests without a host, 1.1 does not.
+            request.push("Host", pool.cluster.host().as_bytes());
+        }
+        if let Some(protocol) = &upgrade {
+            request.push("Connection", b"Upgrade");
+            request.push("Upgrade", protocol.as_bytes());
+        }
+        let framing = match incoming.framing {
+            Framing::UntilClose => Framing::Chunked,
+            framing => framing,
+        };
+        if matches!(framing, Framing::Chunked) {
+            request.push("Transfer-Encoding", b"chunked");
+        }
+        request.set_version(Version::Http11);
+
+        let mut fresh = false;
+        loop {
+            let mut lease = self.in_time(pool.checkout(fresh)).await??;
+            self.endpoint = Some(lease.address());
+            self.endpoint_peer = lease.peer();
+            match self.attempt(&mut lease, incoming, framing, upgrade.is_some(), response).await? {
+                Try::Done(after) => {
+                    lease.settle(Instant::now());
+                    return Ok(after);
+                }
+                Try::Stale(reason) if fresh => return Err(reason),
+                Try::Stale(_) => {
+                    pool.metrics.retries.inc();
+                    self.retried = true;
+                    fresh = true;
+                }
+            }
+        }
+    }
+
+    /// The route's number, its timeout, and the pool to send with, or why there is none.
+    #[expect(clippy::type_complexity, reason = "the route is wanted even when its backend is not there")]
+    fn find_route(&self, request: &Head) -> Result<(u32, Option<Duration>, Result<Rc<Pool>, Reason>), Reason> {
+        let (host, path) = (judge::host(request), judge::path(request));
+        let routes = &self.snapshot.routes;
+        let number = routes.find(host, path).ok_or(Reason::NoRoute)?;
+        let route = routes.route(number).ok_or(Reason::NoRoute)?;
+        let worker = &self.downstream.local.worker;
+        let pool = route.backend(worker.random()).map(|cluster| worker.pool(cluster)).ok_or(Reason::NoEndpoint);
+        Ok((number, route.timeout, pool))
+    }
+
+    /// Waits for something within the request's time.
+    async fn in_time<F: Future>(&self, work: F) -> Result<F::Output, Reason> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if self.watched.has_timed_out() {
+                return Poll::Ready(Err(Reason::Timeout));
+            }
+            self.watched.keep_waker(cx.waker());
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Sends the request on one connection and gives the client what comes back.
+    async fn attempt(
+        &mut self,
+        lease: &mut Lease,
+        incoming: &mut Incoming<'_>,
+        framing: Framing,
+        upgrade: bool,
+        response: &mut Head,
+    ) -> Result<Try, Reason> {
+        let reused = lease.reused;
+        // Only the access log tells it, and asking for the time costs.
+        let began = self.at.map(|_| Instant::now());
+        let (link, keep) = lease.parts();
+        *keep = false;
+        let secure = self.endpoint_peer.is_some();
+        let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure) {
+            Err(Reason::Reset) if reused => return Ok(Try::Stale(Reason::Reset)),
+            up => up?,
+        };
+        let mut sending = Sending::On;
+        let head = poll_fn(|cx| self.poll_answer(cx, incoming, &mut sink, &mut receiver, &mut sending, response)).await;
+        let (body, mut reusable) = match head {
+            Ok(head) => head,
+            // Should the endpoint close a kept connection just now, a request that may be repeated ([RFC 9110], 9.2.2)
+            // is sent again, as long as nothing of its body is gone. One that was refused was surely not acted on.
+            Err(reason @ (Reason::Reset | Reason::Refused))
+                if self.received == 0
+                    && (reason == Reason::Refused || (reused && incoming.request.method().is_idempotent())) =>
+            {
+                return Ok(Try::Stale(Reason::Reset));
+            }
+            Err(reason) => return Err(reason),
+        };
+        self.upstream = began.map(|began| began.elapsed());
+        self.watched.set_deadline(None);
+        self.code = response.status();
+
+        if response.status() == 101 {
+            if !upgrade {
+                return Err(Reason::Protocol("it switched protocols unasked"));
+            }
+            return self.tunnel(sink, receiver, incoming, response).await;
+        }
+        headers::strip_hop_by_hop(response);
+        self.answered = true;
+        // A drained connection ends with this response.
+        let mut keep_client = self.watched.order() == Order::None;
+        let mut down = incoming.responder.respond(response, body, &mut keep_client).map_err(|_| Reason::ClientGone)?;
+        let mut source = receiver.into_source();
+        let outcome = poll_fn(|cx| {
+            let mut waiting = None;
+            let outcome = poll_pump(cx, &mut source, &mut down, |count| self.sent += count as u64, &mut waiting);
+            self.watched.wait_to_write(waiting == Some(Waiting::ForSink) && outcome.is_pending());
+            match outcome {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(Broken::Gone)) => return Poll::Ready(Err(Reason::Reset)),
+                Poll::Ready(Err(Broken::Invalid(why))) => return Poll::Ready(Err(Reason::Protocol(why))),
+                Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::ClientGone)),
+                Poll::Pending => {}
+            }
+            if down.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Reason::ClientGone));
+            }
+            if sending == Sending::Done {
+                return incoming.source.poll_gone(cx).map(|()| Err(Reason::ClientGone));
+            }
+            if let Poll::Ready(Err(reason)) = self.poll_send(cx, incoming, &mut sink, &mut sending) {
+                return Poll::Ready(Err(reason));
+            }
+            Poll::Pending
+        })
+        .await;
+        self.watched.wait_to_write(false);
+        if let Err(reason) = outcome {
+            down.abort(h2::Reason::INTERNAL_ERROR);
+            self.reason = Some(reason);
+            if let Sink::H1(_) = down {
+                // What came is given to the client, but no end.
+                let _ = self.in_time(poll_fn(|cx| down.poll_flush(cx))).await;
+            }
+            return Err(reason);
+        }
+        self.grpc_status = grpc_status(response, &source);
+        let whole = sending == Sending::Done;
+        reusable &= whole;
+        drop((source, sink));
+        *lease.parts().1 = reusable;
+        Ok(Try::Done(match (whole, keep_client) {
+            (false, _) => After::Linger,
+            (true, true) => After::Go,
+            (true, false) => After::Close,
+        }))
+    }
+
+    /// Sends the request and waits for the response's head.
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        incoming: &mut Incoming<'_>,
+        sink: &mut Sink<'_>,
+        receiver: &mut Receiver<'_>,
+        sending: &mut Sending,
+        response: &mut Head,
+    ) -> Poll<Result<(Framing, bool), Reason>> {
+        if self.watched.has_timed_out() {
+            // Whose turn was it?
+            let client = self.watched.is_read_awaited();
+            return Poll::Ready(Err(if client { Reason::ClientSlow } else { Reason::Timeout }));
+        }
+        self.watched.keep_waker(cx.waker());
+        if *sending == Sending::On
+            && let Poll::Ready(Err(reason)) = self.poll_send(cx, incoming, sink, sending)
+        {
+            return Poll::Ready(Err(reason));
+        }
+        loop {
+            match receiver.poll_head(cx, response) {
+                Poll::Ready(Ok(Got::Response(framing, keep))) => return Poll::Ready(Ok((framing, keep))),
+                Poll::Ready(Ok(Got::Informational)) => {
+                    headers::strip_hop_by_hop(response);
+                    incoming.responder.inform(response);
+                }
+                Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
+                Poll::Pending => break,
+            }
+        }
+        let _ = incoming.responder.poll_flush(cx);
+        if incoming.responder.poll_reset(cx).is_ready()
+            || (*sending != Sending::On && incoming.source.poll_gone(cx).is_ready())
+        {
+            return Poll::Ready(Err(Reason::ClientGone));
+        }
+        Poll::Pending
+    }
+
+    /// Sends what there is of the request's body.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        incoming: &mut Incoming<'_>,
+        sink: &mut Sink<'_>,
+        sending: &mut Sending,
+    ) -> Poll<Result<(), Reason>> {
+        let mut waiting = None;
+        let moved = |count| self.received += count as u64;
+        let outcome = poll_pump(cx, &mut incoming.source, sink, moved, &mut waiting);
+        self.watched.wait_to_read(waiting == Some(Waiting::ForSource) && outcome.is_pending());
+        match outcome {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => {
+                *sending = Sending::Done;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(Broken::Gone)) => Poll::Ready(Err(Reason::ClientGone)),
+            Poll::Ready(Err(Broken::Invalid(why))) => Poll::Ready(Err(Reason::BadRequest(why))),
+            Poll::Ready(Err(Broken::Refused)) => {
+                // The endpoint takes no more, but may have answered; reading tells.
+                *sending = Sending::Refused;
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Carries bytes both ways until both ends have ended their direction.
+    async fn tunnel(
+        &mut self,
+        sink: Sink<'_>,
+        receiver: Receiver<'_>,
+        incoming: &mut Incoming<'_>,
+        response: &mut Head,
+    ) -> Result<Try, Reason> {
+        self.answered = true;
+        let mut down = incoming.responder.tunnel(response).map_err(|_| Reason::ClientGone)?;
+        let mut up = sink.into_tunnel();
+        let mut from_endpoint = receiver.into_tunnel();
+        incoming.source.become_tunnel();
+        let (mut there, mut back) = (false, false);
+        let outcome = poll_fn(|cx| {
+            if !there {
+                let moved = |count| self.received += count as u64;
+                match poll_pump(cx, &mut incoming.source, &mut up, moved, &mut None) {
+                    Poll::Ready(Ok(())) => there = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
+                    Poll::Pending => {}
+                }
+            }
+            if !back {
+                match poll_pump(cx, &mut from_endpoint, &mut down, |count| self.sent += count as u64, &mut None) {
+                    Poll::Ready(Ok(())) => back = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
+                    Poll::Pending => {}
+                }
+            }
+            if there && back { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await;
+        // How a tunnel ends is the ends' own affair; what was said in it was not for us.
+        let _ = outcome;
+        Ok(Try::Done(After::Close))
+    }
+
+    /// Answers that the request was not forwarded, and why.
+    async fn refuse(&mut self, reason: Reason, incoming: &mut Incoming<'_>, response: &mut Head) -> After {
+        let status = reason.status();
+        self.code = status.as_u16();
+        self.reason = Some(reason);
+        if reason.fault() != Fault::Downstream {
+            let (route, cluster) = (self.route_name(), self.cluster_name());
+            let endpoint = self.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+            let retry_safe = reason.safe_to_retry();
+            tracing::debug!(component = "proxy", route, cluster, endpoint, retry_safe, %reason, "request failed");
+        }
+        if reason == Reason::ClientGone {
+            return After::Reset;
+        }
+        let text = format!("{reason}\n");
+        // Where the body's end is not known, the next request's beginning is not either.
+        let mut keep = !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)
+            && incoming.source.is_ended()
+            && self.watched.order() == Order::None;
+        let whole = incoming.source.is_ended();
+        own_response(response, status, &text);
+        let framing = Framing::Length(text.len() as u64);
+        let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
+        let bytes = if incoming.request.method() == outrigger_wire::head::Method::Head { "" } else { text.as_str() };
+        let mut source = Source::Own(bytes.as_bytes());
+        self.watched.begin(Instant::now());
+        self.watched.wait_to_write(true);
+        let sent = poll_fn(|cx| poll_pump(cx, &mut source, &mut sink, |count| self.sent += count as u64, &mut None));
+        let sent = sent.await;
+        self.watched.wait_to_write(false);
+        match (sent, whole, keep) {
+            (Err(_), ..) => After::Reset,
+            (Ok(()), false, _) => After::Linger,
+            (Ok(()), true, true) => After::Go,
+            (Ok(()), true, false) => After::Close,
+        }
+    }
+
+    fn note(&mut self, now: Instant) {
+        self.noted = true;
+        self.reason = match (self.reason, self.watched.order()) {
+            // It did not go by itself.
+            (Some(Reason::ClientGone), Order::Cut("drain")) => Some(Reason::Stopped),
+            (Some(Reason::ClientGone), Order::Cut(_)) => Some(Reason::ClientSlow),
+            (reason, _) => reason,
+        };
+        let local = &self.downstream.local;
+        local.metrics.in_flight.dec();
+        self.watched.enter(Phase::Idle, now);
+        let duration = now - self.started;
+        // A client that went away before the response's headers has seen no code: 0.
+        let code = if self.reason == Some(Reason::ClientGone) && !self.answered { 0 } else { self.code };
+        let key = RequestKey {
+            route: self.route().map_or(u64::MAX, |route| route.id),
+            cluster: self.pool.as_ref().map_or(u64::MAX, |pool| pool.cluster.id),
+            code,
+            peer: self.peer_number(),
+        };
+        let names = RequestNames { route: self.route_name(), cluster: self.cluster_name(), peer: self.peer_name() };
+        local.metrics.request(key, &names, duration);
+        if let Some(status) = self.grpc_status {
+            local.metrics.grpc(key, &names, status);
+        }
+        if let (Some(log), Some(line), Some(at)) = (&self.snapshot.access_log, &self.line, self.at) {
+            let entry = Entry {
+                started: at,
+                duration,
+                upstream: self.upstream,
+                direction: local.shared.direction,
+                listener: &local.shared.name,
+                method: &line.method,
+                host: &line.host,
+                // Without the query: tokens and names are found there.
+                path: &line.path,
+                protocol: line.version.as_str(),
+                code,
+                reason: self.reason,
+                bytes_received: self.received,
+                bytes_sent: self.sent,
+                route: self.route_name(),
+                cluster: self.cluster_name(),
+                endpoint: self.endpoint,
+                peer: self.peer_name(),
+                downstream: self.downstream.remote,
+                request_id: &line.request_id,
+                user_agent: &line.user_agent,
+                retried: self.retried,
+            };
+            local.worker.log(log, &entry);
+        }
+    }
+
+    fn route(&self) -> Option<&Route> {
+        self.snapshot.routes.route(self.route?)
+    }
+    fn route_name(&self) -> &str {
+        self.route().map_or("", |route| route.name.as_str())
+    }
+    fn cluster_name(&self) -> &str {
+        self.pool.as_ref().map_or("", |pool| pool.cluster.name.as_str())
+    }
+    /// The other side: who calls the application, or whom it calls.
+    fn peer_name(&self) -> &str {
+        match (&self.downstream.peer, &self.endpoint_peer) {
+            (Some(peer), _) => &peer.id,
+            (None, Some(peer)) => peer,
+            (None, None) => "",
+        }
+    }
+    fn peer_number(&self) -> u64 {
+        match (&self.downstream.peer, &self.endpoint_peer) {
+            (Some(_), _) | (None, None) => self.downstream.peer_number,
+            (None, Some(peer)) => self.downstream.local.worker.peer_number(peer),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Reached unnoted when the connection is cut, or its client goes away, while the endpoint is still asked.
+        if !self.noted {
+            self.reason = self.reason.or(Some(Reason::ClientGone));
+            self.note(Instant::now());
+        }
+    }
+}
+
+/// How far the request's sending is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    On,
+    Done,
+    /// The endpoint takes no more.
+    Refused,
+}
+
+impl Line {
+    fn of(request: &Head) -> Self {
+        let field = |id| request.get(id).map(<[u8]>::to_vec).unwrap_or_default();
+        Self {
+            method: request.method_text().to_owned(),
+            path: judge::path(request).to_owned(),
+            host: field(FieldId::Host),
+            request_id: field(FieldId::XRequestId),
+            user_agent: field(FieldId::UserAgent),
+            version: request.version(),
+        }
+    }
+}
+
+/// A response of our own: plain text.
+pub(crate) fn own_response(head: &mut Head, status: http::StatusCode, text: &str) {
+    head.clear();
+    head.set_version(Version::Http11);
+    head.set_status(status.as_u16());
+    head.set_reason(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.push("Content-Type", b"text/plain; charset=utf-8");
+    head.push("Content-Length", itoa::Buffer::new().format(text.len()).as_bytes());
+}
+
+/// The status of a gRPC call, in the trailers or, when there is no message, in the head.
+fn grpc_status(response: &Head, source: &Source<'_>) -> Option<u8> {
+    let is_grpc = response.get(FieldId::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc"));
+    if !is_grpc {
+        return None;
+    }
+    let status = source.trailers().and_then(|trailers| trailers.get(FieldId::GrpcStatus));
+    let status = status.or_else(|| response.get(FieldId::GrpcStatus))?;
+    str::from_utf8(status).ok()?.parse().ok()
+}

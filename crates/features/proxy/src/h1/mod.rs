@@ -1,0 +1,3 @@
+//! HTTP/1, towards the client.
+
+pub(crate) mod server;

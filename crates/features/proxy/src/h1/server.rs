@@ -1,0 +1,270 @@
+//! A client's HTTP/1 connection: request by request to its end.
+//!
+//! In: bytes. Out: requests for the exchange. Promise: a head that breaks the rules is
+//! answered, counted and logged, and nothing behind it is read; between requests a
+//! connection holds no buffer; on drain it ends after the request under way.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use outrigger_wire::h1::{self, BodyDecoder, Framing, HeadError, Limits, Parsed};
+use outrigger_wire::head::{FieldId, Head, Version};
+
+use crate::access_log::Entry;
+use crate::body::{Source, poll_pump};
+use crate::buffer::Buffer;
+use crate::connection::Downstream;
+use crate::error::Reason;
+use crate::exchange::{After, Exchange, Incoming, own_response};
+use crate::metrics::{RequestKey, RequestNames};
+use crate::respond::{H1Responder, Responder};
+use crate::snapshot::ListenerSnapshot;
+use crate::transport::{Output, Transport};
+use crate::upstream::TRAILER_LIMITS;
+use crate::watch::{Order, Phase, Watched};
+
+/// A client is listened to for so many bytes after it was refused.
+const MOST_LINGERED: usize = 1024 * 1024;
+/// A drained connection that has had no request yet is given so long for one.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
+/// Heads a worker keeps for the next request.
+const MOST_HEADS: usize = 32;
+
+/// Room for the heads of one exchange.
+#[derive(Default)]
+pub(crate) struct Heads {
+    pub(crate) request: Head,
+    pub(crate) response: Head,
+}
+
+thread_local! {
+    static HEADS: RefCell<Vec<Box<Heads>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Heads {
+    pub(crate) fn lend() -> Box<Self> {
+        HEADS.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    pub(crate) fn take_back(heads: Box<Self>) {
+        HEADS.with_borrow_mut(|kept| {
+            if kept.len() < MOST_HEADS {
+                kept.push(heads);
+            }
+        });
+    }
+}
+
+/// A client's connection.
+pub(crate) struct Connection {
+    pub(crate) downstream: Rc<Downstream>,
+    pub(crate) watched: Rc<Watched>,
+    pub(crate) io: Transport,
+    /// What came and was not used yet.
+    pub(crate) input: Buffer,
+    pub(crate) limits: Limits,
+    /// Bytes of the head that is coming which were looked at already.
+    pub(crate) seen: usize,
+}
+
+/// What came of waiting for a head.
+enum Next {
+    /// It is there; its body is framed so.
+    Request(Framing),
+    /// It is bad.
+    Bad(HeadError),
+    /// The client has gone, or the connection is to end.
+    End,
+}
+
+impl Connection {
+    /// Serves the connection to its end.
+    pub(crate) async fn serve(mut self, snapshot: &ListenerSnapshot) {
+        let mut output = Output::default();
+        loop {
+            let mut heads = None;
+            let next = poll_fn(|cx| self.poll_next(cx, &mut output, &mut heads)).await;
+            let (next, Some(mut heads)) = (next, heads) else { break };
+            let after = match next {
+                Next::End => break,
+                Next::Request(framing) => self.exchange(framing, &mut output, &mut heads).await,
+                Next::Bad(error) => {
+                    self.refuse(snapshot, error, &mut output, &mut heads).await;
+                    After::Linger
+                }
+            };
+            Heads::take_back(heads);
+            match after {
+                After::Go => {}
+                After::Close => {
+                    let _ = poll_fn(|cx| self.io.poll_shutdown(cx)).await;
+                    break;
+                }
+                After::Linger => {
+                    self.linger().await;
+                    break;
+                }
+                After::Reset => {
+                    self.io.reset();
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Waits for the next request's head.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        output: &mut Output,
+        heads: &mut Option<Box<Heads>>,
+    ) -> Poll<Next> {
+        loop {
+            if !self.input.is_empty() {
+                if self.watched.phase() == Phase::Idle {
+                    self.watched.enter(Phase::Head, Instant::now());
+                }
+                let request = &mut heads.get_or_insert_with(Heads::lend).request;
+                match h1::parse_request(self.input.filled(), self.seen, self.limits, request) {
+                    Ok(Parsed::Complete(length)) => {
+                        self.input.consume(length);
+                        self.seen = 0;
+                        return Poll::Ready(match h1::request_framing(request) {
+                            Ok(framing) => Next::Request(framing),
+                            Err(error) => Next::Bad(error),
+                        });
+                    }
+                    Ok(Parsed::Partial) => self.seen = self.input.len(),
+                    Err(error) => return Poll::Ready(Next::Bad(error)),
+                }
+            }
+            // What has already come is read before an order to drain closes the connection.
+            match self.io.poll_fill(cx, &mut self.input) {
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    if !self.input.is_empty() {
+                        tracing::debug!(component = "proxy", remote = %self.downstream.remote, "client left within a head");
+                    }
+                    return Poll::Ready(Next::End);
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => {
+                    output.rest();
+                    if self.input.is_empty() {
+                        if let Some(heads) = heads.take() {
+                            Heads::take_back(heads);
+                        }
+                        if self.watched.order() == Order::Drain {
+                            if self.watched.handled.get() > 0 {
+                                return Poll::Ready(Next::End);
+                            }
+                            if !self.watched.draining_soon.replace(true) {
+                                // It has waited for us to accept it; its request may come any moment.
+                                self.watched.set_deadline(Instant::now().checked_add(FIRST_REQUEST));
+                            }
+                        }
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    async fn exchange(&mut self, framing: Framing, output: &mut Output, heads: &mut Heads) -> After {
+        let Heads { request, response } = heads;
+        self.watched.handled.set(self.watched.handled.get() + 1);
+        let mut decoder = BodyDecoder::new(framing, TRAILER_LIMITS);
+        let persistent = h1::persists(request);
+        let incoming = Incoming {
+            framing,
+            source: Source::h1(&self.io, &mut self.input, &mut decoder),
+            responder: Responder::H1(H1Responder {
+                io: &self.io,
+                output,
+                version: request.version(),
+                method: request.method(),
+                persistent,
+            }),
+            request,
+        };
+        let old = incoming.request.version() == Version::Http10;
+        let exchange = Exchange::new(&self.downstream, &self.watched, Instant::now());
+        // On the heap, so that a connection at rest does not hold room for it.
+        let after = Box::pin(exchange.run(incoming, response)).await;
+        match after {
+            // To a client of HTTP/1.1 a body without its end is clear; to an older one only a reset is.
+            After::Reset if !old => After::Close,
+            after => after,
+        }
+    }
+
+    /// Reads what a refused client still sends. Closing before that would reset the connection, and the reset may
+    /// overtake the answer ([RFC 9112], 9.6). The header timeout bounds it.
+    ///
+    /// [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
+    async fn linger(&mut self) {
+        if poll_fn(|cx| self.io.poll_shutdown(cx)).await.is_err() {
+            return;
+        }
+        self.watched.enter(Phase::Head, Instant::now());
+        let mut lingered = 0;
+        poll_fn(|cx| {
+            loop {
+                self.input.consume(self.input.len());
+                match ready!(self.io.poll_fill(cx, &mut self.input)) {
+                    Ok(read) if read > 0 && lingered + read <= MOST_LINGERED => lingered += read,
+                    _ => return Poll::Ready(()),
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Answers, counts and logs a request whose head is bad.
+    async fn refuse(&mut self, snapshot: &ListenerSnapshot, error: HeadError, output: &mut Output, heads: &mut Heads) {
+        let started = Instant::now();
+        let reason =
+            if error.is_too_large() { Reason::HeadersTooLarge } else { Reason::BadRequest(error.as_str()) };
+        let local = &self.downstream.local;
+        let (listener, remote) = (&local.shared.name, self.downstream.remote);
+        tracing::debug!(component = "proxy", listener, %remote, %reason, "request refused by the parser");
+        let text = format!("{reason}\n");
+        own_response(&mut heads.response, reason.status(), &text);
+        let responder = H1Responder {
+            io: &self.io,
+            output,
+            version: Version::Http11,
+            method: heads.request.method(),
+            persistent: false,
+        };
+        let framing = Framing::Length(text.len() as u64);
+        let mut sent = 0;
+        if let Ok(mut sink) = Responder::H1(responder).respond(&mut heads.response, framing, &mut false) {
+            let mut source = Source::Own(text.as_bytes());
+            let _ = poll_fn(|cx| poll_pump(cx, &mut source, &mut sink, |count| sent += count as u64, &mut None)).await;
+        }
+        let peer = self.downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
+        let code = reason.status().as_u16();
+        let key = RequestKey { route: u64::MAX, cluster: u64::MAX, code, peer: self.downstream.peer_number };
+        local.metrics.request(key, &RequestNames { route: "", cluster: "", peer }, started.elapsed());
+        if let Some(log) = &snapshot.access_log {
+            let request = &heads.request;
+            let entry = Entry {
+                started: SystemTime::now(),
+                code,
+                reason: Some(reason),
+                direction: local.shared.direction,
+                listener,
+                method: request.method_text(),
+                path: crate::judge::path(request),
+                host: request.get(FieldId::Host).unwrap_or_default(),
+                bytes_sent: sent,
+                peer,
+                ..Entry::of(remote)
+            };
+            local.worker.log(log, &entry);
+        }
+    }
+}

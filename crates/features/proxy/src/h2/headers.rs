@@ -1,0 +1,117 @@
+//! Heads of HTTP/2 messages as our own, and back ([RFC 9113], section 8.3).
+//!
+//! Promise: `:authority` and `Host` never disagree; cookies that were split are one field
+//! again; what HTTP/2 forbids is not sent.
+//!
+//! [RFC 9113]: https://www.rfc-editor.org/rfc/rfc9113
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use outrigger_wire::head::{FieldId, Head, Version};
+
+use crate::error::Reason;
+
+/// Makes a head of an HTTP/2 request.
+pub(crate) fn from_request(request: &Request<()>, head: &mut Head) -> Result<(), Reason> {
+    head.clear();
+    head.set_version(Version::Http2);
+    head.set_method(request.method().as_str());
+    let uri = request.uri();
+    if request.method() == Method::CONNECT && uri.path_and_query().is_none_or(|path| path.as_str().is_empty()) {
+        head.set_target(uri.authority().map_or("", Authority::as_str));
+    } else {
+        head.set_target(uri.path_and_query().map_or("/", PathAndQuery::as_str));
+    }
+    let own = request.headers().get(header::HOST);
+    match (uri.authority(), own) {
+        (Some(authority), Some(host)) if host.as_bytes() != authority.as_str().as_bytes() => {
+            return Err(Reason::BadRequest("`:authority` and Host disagree"));
+        }
+        (Some(authority), _) => head.push("host", authority.as_str().as_bytes()),
+        (None, Some(host)) => head.push("host", host.as_bytes()),
+        (None, None) => {}
+    }
+    push_fields(request.headers(), head, true);
+    Ok(())
+}
+
+/// Makes a head of an HTTP/2 response.
+pub(crate) fn from_response(response: &Response<impl Sized>, head: &mut Head) {
+    head.clear();
+    head.set_version(Version::Http2);
+    head.set_status(response.status().as_u16());
+    push_fields(response.headers(), head, false);
+}
+
+/// Makes a head of trailers.
+pub(crate) fn from_header_map(map: &HeaderMap, head: &mut Head) {
+    head.clear();
+    push_fields(map, head, true);
+}
+
+fn push_fields(map: &HeaderMap, head: &mut Head, is_request: bool) {
+    for (name, value) in map {
+        if is_request && (name == header::HOST || name == header::COOKIE) {
+            continue;
+        }
+        head.push(name.as_str(), value.as_bytes());
+    }
+    if is_request && let Some(first) = map.get(header::COOKIE) {
+        let mut cookies = first.as_bytes().to_vec();
+        for more in map.get_all(header::COOKIE).iter().skip(1) {
+            cookies.extend_from_slice(b"; ");
+            cookies.extend_from_slice(more.as_bytes());
+        }
+        head.push("cookie", &cookies);
+    }
+}
+
+/// Makes an HTTP/2 request of a head.
+pub(crate) fn to_request(head: &Head, secure: bool) -> Result<Request<()>, Reason> {
+    let bad = |_| Reason::BadRequest("the request cannot be said in HTTP/2");
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(head.method_text().as_bytes()).map_err(|_| bad(()))?;
+    let host = head.get(FieldId::Host).unwrap_or_default();
+    let mut parts = http::uri::Parts::default();
+    if request.method() == Method::CONNECT {
+        parts.authority = Some(Authority::try_from(head.target()).map_err(|_| bad(()))?);
+    } else {
+        parts.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Some(Authority::try_from(host).map_err(|_| bad(()))?);
+        parts.path_and_query = Some(PathAndQuery::try_from(head.target()).map_err(|_| bad(()))?);
+    }
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| bad(()))?;
+    *request.version_mut() = http::Version::HTTP_2;
+    put_fields(head, request.headers_mut());
+    Ok(request)
+}
+
+/// Makes an HTTP/2 response of a head.
+pub(crate) fn to_response(head: &Head) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(head.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+    *response.version_mut() = http::Version::HTTP_2;
+    put_fields(head, response.headers_mut());
+    response
+}
+
+/// Makes trailers of a head.
+pub(crate) fn to_header_map(head: &Head) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    put_fields(head, &mut map);
+    map
+}
+
+fn put_fields(head: &Head, map: &mut HeaderMap) {
+    map.reserve(head.len());
+    for field in head.fields() {
+        // Fields of one connection were taken out before; these two are told in other ways.
+        if matches!(field.id, FieldId::Host | FieldId::TransferEncoding | FieldId::Connection) {
+            continue;
+        }
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
+            map.append(name, value);
+        }
+    }
+}

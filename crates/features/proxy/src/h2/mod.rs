@@ -1,0 +1,4 @@
+//! HTTP/2, on both sides.
+
+pub(crate) mod headers;
+pub(crate) mod server;

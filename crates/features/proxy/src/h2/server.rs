@@ -1,0 +1,158 @@
+//! A client's HTTP/2 connection: its streams are requests like any other.
+//!
+//! In: a connection that speaks HTTP/2. Out: requests for the exchange, each in a task of
+//! its own. Promise: streams, resets and frames without use are bounded; a client that
+//! floods is cut off, counted and named; on drain the client is told twice (GOAWAY with the
+//! highest stream, then with the last one served), so that no request is lost.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Builder, SendResponse};
+use outrigger_wire::h1::Framing;
+use outrigger_wire::head::FieldId;
+use tokio::task::JoinSet;
+
+use crate::body::Source;
+use crate::connection::{Downstream, until_cut};
+use crate::error::Reason;
+use crate::exchange::{Exchange, Incoming};
+use crate::h1::server::Heads;
+use crate::h2::headers::from_request;
+use crate::respond::Responder;
+use crate::snapshot::ListenerSnapshot;
+use crate::transport::Replay;
+use crate::watch::{Order, Phase, Watched};
+
+/// Bytes of a stream that may come before the endpoint takes them.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of all streams of a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes for a stream that wait to be written.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that were reset and are still remembered, and such that we have not even looked at.
+const MOST_RESETS: usize = 50;
+const MOST_PENDING_RESETS: usize = 20;
+/// Errors of the client's making that cost it a stream each, until they cost it the connection.
+const MOST_ERRORS: usize = 100;
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(
+    downstream: Rc<Downstream>,
+    watched: &Rc<Watched>,
+    snapshot: &ListenerSnapshot,
+    io: Replay,
+) {
+    let limits = &snapshot.limits;
+    let local = &downstream.local;
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes.as_usize()).unwrap_or(u32::MAX))
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(MOST_RESETS)
+        .max_pending_accept_reset_streams(MOST_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(MOST_ERRORS))
+        .enable_connect_protocol();
+    let mut connection = match builder.handshake::<_, Bytes>(io).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::debug!(component = "proxy", listener = local.shared.name, remote = %downstream.remote, %error, "HTTP/2 not begun");
+            return;
+        }
+    };
+    let mut streams = JoinSet::new();
+    let mut draining = false;
+    let outcome = poll_fn(|cx| {
+        loop {
+            if watched.order() == Order::Drain && !draining {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            note_ended(cx, &mut streams, watched);
+            match connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    watched.enter(Phase::Busy, Instant::now());
+                    watched.handled.set(watched.handled.get() + 1);
+                    streams.spawn_local(stream(Rc::clone(&downstream), request, respond));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+    if let Err(error) = outcome {
+        let (listener, remote) = (&local.shared.name, downstream.remote);
+        if error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            local.metrics.cut("http2_flood");
+            tracing::warn!(component = "proxy", listener, %remote, %error, "client floods its HTTP/2 connection and is cut off");
+        } else {
+            tracing::debug!(component = "proxy", listener, %remote, %error, "HTTP/2 connection failed");
+        }
+    }
+}
+
+/// Forgets streams that have ended; a connection without any is at rest.
+fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched) {
+    while let Poll::Ready(Some(ended)) = streams.poll_join_next(cx) {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(component = "proxy", %error, "a request's task panicked; the others go on");
+        }
+        if streams.is_empty() {
+            watched.enter(Phase::Idle, Instant::now());
+        }
+    }
+}
+
+/// One request.
+async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let started = Instant::now();
+    let local = Rc::clone(&downstream.local);
+    let snapshot = local.snapshot();
+    let registered = local.worker.clock.register(local.shared.id, &snapshot.limits);
+    let watched = &registered.watched;
+    watched.begin(started);
+    let mut heads = Heads::lend();
+    let (parts, body) = request.into_parts();
+    let request = http::Request::from_parts(parts, ());
+    if let Err(reason) = from_request(&request, &mut heads.request) {
+        tracing::debug!(component = "proxy", listener = local.shared.name, %reason, "request refused");
+        local.metrics.refused(reason, downstream.peer_number);
+        respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        return;
+    }
+    let framing = if body.is_end_stream() {
+        Framing::Empty
+    } else {
+        let length = heads.request.get(FieldId::ContentLength);
+        length.and_then(|length| str::from_utf8(length).ok()?.parse().ok()).map_or(Framing::Chunked, Framing::Length)
+    };
+    let Heads { request, response } = &mut *heads;
+    let incoming = Incoming { request, framing, source: Source::h2(body), responder: Responder::H2(respond) };
+    let exchange = Exchange::new(&downstream, watched, started);
+    until_cut(&local, watched, async {
+        exchange.run(incoming, response).await;
+    })
+    .await;
+    Heads::take_back(heads);
+}
+
+impl crate::metrics::ListenerMetrics {
+    /// Counts a request that was refused before it was looked at.
+    fn refused(&self, reason: Reason, peer: u64) {
+        let code = reason.status().as_u16();
+        let key = crate::metrics::RequestKey { route: u64::MAX, cluster: u64::MAX, code, peer };
+        let names = crate::metrics::RequestNames { route: "", cluster: "", peer: "" };
+        self.request(key, &names, std::time::Duration::ZERO);
+    }
+}

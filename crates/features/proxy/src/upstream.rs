@@ -1,0 +1,231 @@
+//! A connection to an endpoint, and one request's use of it.
+//!
+//! In: a request's head, and the framing of its body. Out: where the body goes, and where
+//! the response comes from. Promise: a response is read strictly; what comes after a
+//! message that ended the connection's use is never taken for another.
+
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use outrigger_wire::h1::{self, BodyDecoder, Framing, Limits, Parsed};
+use outrigger_wire::head::{FieldId, Head, Method};
+
+use crate::body::{Sink, Source};
+use crate::buffer::Buffer;
+use crate::error::Reason;
+use crate::h2::headers::{from_response, to_request};
+use crate::transport::{Output, Transport};
+
+/// What an endpoint may send with a response; beyond it 502.
+const RESPONSE_LIMITS: Limits = Limits { max_bytes: 256 * 1024, max_fields: 256 };
+/// What may come behind a chunked body.
+pub(crate) const TRAILER_LIMITS: Limits = Limits { max_bytes: 16 * 1024, max_fields: 64 };
+/// Interim responses before the one that counts.
+const MOST_INFORMATIONAL: u8 = 16;
+
+/// An HTTP/1 connection to an endpoint.
+pub(crate) struct H1Connection {
+    pub(crate) io: Transport,
+    pub(crate) input: Buffer,
+    output: Output,
+    decoder: BodyDecoder,
+    /// Requests it has carried.
+    pub(crate) carried: u64,
+    pub(crate) born: Instant,
+}
+
+impl H1Connection {
+    pub(crate) fn new(io: Transport) -> Box<Self> {
+        Box::new(Self {
+            io,
+            input: Buffer::default(),
+            output: Output::default(),
+            decoder: BodyDecoder::new(Framing::Empty, TRAILER_LIMITS),
+            carried: 0,
+            born: Instant::now(),
+        })
+    }
+
+    /// Whether it can carry another request: nothing has come, not even the end.
+    pub(crate) fn is_good(&self) -> bool {
+        self.input.is_empty() && self.io.is_quiet()
+    }
+
+    /// Holds no more memory than it must.
+    pub(crate) fn rest(&mut self) {
+        self.input.rest();
+        self.output.rest();
+    }
+
+    fn open(&mut self, request: &Head, framing: Framing) -> Up<'_> {
+        self.carried += 1;
+        h1::write_request_head(request, self.output.bytes());
+        Up {
+            sink: Sink::h1(&self.io, &mut self.output, framing),
+            receiver: Receiver::H1(H1Receiver {
+                io: &self.io,
+                input: &mut self.input,
+                decoder: &mut self.decoder,
+                method: request.method(),
+                seen: 0,
+                informational: 0,
+            }),
+        }
+    }
+}
+
+/// What a request is sent with.
+pub(crate) enum Link {
+    H1(Box<H1Connection>),
+    H2(SendRequest<Bytes>),
+}
+
+impl Link {
+    /// Sends a request's head. The body goes to the sink; what is gathered there must be flushed.
+    pub(crate) fn open(&mut self, request: &Head, framing: Framing, secure: bool) -> Result<Up<'_>, Reason> {
+        match self {
+            Self::H1(connection) => Ok(connection.open(request, framing)),
+            Self::H2(sender) => {
+                let message = to_request(request, secure)?;
+                let ends = matches!(framing, Framing::Empty);
+                let (response, stream) = sender.send_request(message, ends).map_err(|_| Reason::Reset)?;
+                let sink = if ends { Sink::Ended } else { Sink::H2(stream) };
+                Ok(Up { sink, receiver: Receiver::H2 { response: Some(response), body: None, informational: 0 } })
+            }
+        }
+    }
+}
+
+/// One request's use of a connection.
+pub(crate) struct Up<'a> {
+    pub(crate) sink: Sink<'a>,
+    pub(crate) receiver: Receiver<'a>,
+}
+
+/// What came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Got {
+    /// An interim response; another will come.
+    Informational,
+    /// The response, whose body is framed so. The second is whether the connection may carry another request.
+    Response(Framing, bool),
+}
+
+/// Where a response comes from.
+pub(crate) enum Receiver<'a> {
+    H1(H1Receiver<'a>),
+    H2 { response: Option<ResponseFuture>, body: Option<h2::RecvStream>, informational: u8 },
+}
+
+pub(crate) struct H1Receiver<'a> {
+    io: &'a Transport,
+    input: &'a mut Buffer,
+    decoder: &'a mut BodyDecoder,
+    method: Method,
+    seen: usize,
+    informational: u8,
+}
+
+impl<'a> Receiver<'a> {
+    /// Waits for a head.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<Got, Reason>> {
+        match self {
+            Self::H1(receiver) => receiver.poll_head(cx, head),
+            Self::H2 { response, body, informational } => {
+                let Some(future) = response else { return Poll::Ready(Err(Reason::Reset)) };
+                if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
+                    *informational += 1;
+                    if *informational > MOST_INFORMATIONAL {
+                        return Poll::Ready(Err(Reason::Protocol("too many interim responses")));
+                    }
+                    from_response(&interim, head);
+                    return Poll::Ready(Ok(Got::Informational));
+                }
+                let outcome = ready!(std::pin::Pin::new(future).poll(cx));
+                let answer = outcome.map_err(|error| h2_reason(&error))?;
+                from_response(&answer, head);
+                let stream = answer.into_body();
+                let framing = if stream.is_end_stream() {
+                    Framing::Empty
+                } else {
+                    head.get(FieldId::ContentLength)
+                        .and_then(|length| str::from_utf8(length).ok()?.parse().ok())
+                        .map_or(Framing::Chunked, Framing::Length)
+                };
+                *body = Some(stream);
+                *response = None;
+                Poll::Ready(Ok(Got::Response(framing, true)))
+            }
+        }
+    }
+
+    /// The response's body.
+    pub(crate) fn into_source(self) -> Source<'a> {
+        match self {
+            Self::H1(receiver) => Source::h1(receiver.io, receiver.input, receiver.decoder),
+            Self::H2 { body, .. } => body.map_or(Source::Empty, Source::h2),
+        }
+    }
+
+    /// Everything that comes from here on, as it comes: the connection is a tunnel.
+    pub(crate) fn into_tunnel(self) -> Source<'a> {
+        match self {
+            Self::H1(receiver) => {
+                *receiver.decoder = BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS);
+                Source::h1(receiver.io, receiver.input, receiver.decoder)
+            }
+            Self::H2 { body, .. } => body.map_or(Source::Empty, Source::h2),
+        }
+    }
+}
+
+fn h2_reason(error: &h2::Error) -> Reason {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Reason::Refused,
+        Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => Reason::Protocol("invalid HTTP/2"),
+        _ => Reason::Reset,
+    }
+}
+
+impl H1Receiver<'_> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<Got, Reason>> {
+        loop {
+            if !self.input.is_empty() {
+                let parsed = h1::parse_response(self.input.filled(), self.seen, RESPONSE_LIMITS, head);
+                match parsed.map_err(|error| Reason::Protocol(error.as_str()))? {
+                    Parsed::Complete(length) => {
+                        self.input.consume(length);
+                        self.seen = 0;
+                        return Poll::Ready(self.judge(head));
+                    }
+                    Parsed::Partial => self.seen = self.input.len(),
+                }
+            }
+            match ready!(self.io.poll_fill(cx, self.input)) {
+                Ok(0) if self.input.is_empty() => return Poll::Ready(Err(Reason::Reset)),
+                Ok(0) => return Poll::Ready(Err(Reason::Protocol("its head was cut short"))),
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(Err(Reason::Reset)),
+            }
+        }
+    }
+
+    fn judge(&mut self, head: &mut Head) -> Result<Got, Reason> {
+        let status = head.status();
+        if (100..200).contains(&status) && status != 101 {
+            self.informational += 1;
+            if self.informational > MOST_INFORMATIONAL {
+                return Err(Reason::Protocol("too many interim responses"));
+            }
+            return Ok(Got::Informational);
+        }
+        let both = head.contains(FieldId::TransferEncoding) && head.contains(FieldId::ContentLength);
+        let framing = h1::response_framing(head, self.method).map_err(|error| Reason::Protocol(error.as_str()))?;
+        // Where a length and a coding disagree the coding holds ([RFC 9112], 6.3), but nothing behind it is trusted.
+        let keep = !both && h1::persists(head) && !matches!(framing, Framing::UntilClose);
+        *self.decoder = BodyDecoder::new(framing, TRAILER_LIMITS);
+        Ok(Got::Response(framing, keep))
+    }
+}
