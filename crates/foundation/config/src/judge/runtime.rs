@@ -1,6 +1,7 @@
 //! Rules of the sections `runtime`, `admin`, `telemetry`, `identity` and `metrics`.
 
 use super::Judge;
+use crate::units::UNIX_PATH_MAX;
 use crate::{Config, ConfigPath, ListenAddress};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
@@ -30,6 +31,18 @@ fn runtime(config: &Config, judge: &mut Judge<'_>) {
         let message = format!("`restartBackoff` ({first_shown}) is longer than `restartBackoffMax` ({longest_shown})");
         let place = judge.given_of([&first, &longest]).clone();
         judge.error("conflict", &place, message, "the wait begins with the one and grows up to the other");
+    }
+    if let Some(handover) = &runtime.handover {
+        let socket = at.key("handover").key("socket");
+        let length = handover.socket.as_os_str().len();
+        if !handover.socket.is_absolute() || length > UNIX_PATH_MAX {
+            let shown = judge.shown(&socket, &handover.socket.display());
+            let message = format!("`{shown}` cannot be the path of the keeper's socket");
+            let help = format!(
+                "write an absolute path of at most {UNIX_PATH_MAX} bytes, such as `/run/outrigger/keeper.sock`"
+            );
+            judge.error("value", &socket, message, help);
+        }
     }
 }
 

@@ -52,6 +52,9 @@ fn sockets(config: &Config) -> Vec<Socket<'_>> {
     };
     add("admin.listen".into(), tcp_or_unix(&config.admin.listen));
     add("admin.health".into(), tcp_or_unix(&config.admin.health));
+    if let Some(handover) = &config.runtime.handover {
+        add("runtime.handover.socket".into(), Address::Unix(&handover.socket));
+    }
     if let Some(metrics) = &config.metrics {
         add("metrics.listen".into(), Address::Tcp(metrics.listen));
         if let Some(statsd) = &metrics.statsd {

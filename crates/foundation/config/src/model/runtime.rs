@@ -1,6 +1,7 @@
 //! Sections `runtime`, `admin` and `telemetry`: what every pillar stands on.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub struct Runtime {
     pub restart_backoff: Duration,
     /// The longest wait before a failed component is started again.
     pub restart_backoff_max: Duration,
+    /// Hand-over of the listening sockets to the next process, by `outrigger keeper`, so that a replacement refuses no connection. Takes effect at the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Handover>,
 }
 
 impl Default for Runtime {
@@ -32,7 +36,25 @@ impl Default for Runtime {
             flush_budget: Duration::from_secs(5),
             restart_backoff: Duration::from_millis(200),
             restart_backoff_max: Duration::from_secs(30),
+            handover: None,
         }
+    }
+}
+
+/// Where listening sockets are handed over. When no keeper listens there, a start binds and a stop closes as ever.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Handover {
+    /// The unix socket of `outrigger keeper --socket PATH`, in a folder that the process, the keeper and the next process share. A lock file `PATH.lock` is made beside it.
+    pub socket: PathBuf,
+    /// How long a start waits at the keeper for the sockets of a process that still runs, before it tries to bind them itself.
+    #[serde(default = "Handover::default_wait")]
+    pub wait: Duration,
+}
+
+impl Handover {
+    fn default_wait() -> Duration {
+        Duration::from_secs(60)
     }
 }
 

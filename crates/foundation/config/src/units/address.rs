@@ -8,7 +8,7 @@ use std::str::FromStr;
 use super::{InvalidScalar, string_scalar};
 
 /// The longest path of a unix socket on Linux (`sun_path` less its closing NUL).
-const UNIX_PATH_MAX: usize = 107;
+pub(crate) const UNIX_PATH_MAX: usize = 107;
 
 /// Where we listen: `IP:PORT`, or `unix:/path` for a unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -8,7 +8,7 @@ mod name;
 mod quantity;
 
 pub use address::{HostPort, ListenAddress};
-pub(crate) use address::{is_host, nearest_address};
+pub(crate) use address::{UNIX_PATH_MAX, is_host, nearest_address};
 pub use name::{Name, SpiffeId, TrustDomain};
 pub use quantity::{ByteSize, Duration, FileMode};
 
