@@ -19,6 +19,7 @@ use crate::board::Board;
 use crate::budget::StopPlan;
 use crate::component::Component;
 use crate::environment::AppEnvironment;
+use crate::handover::Handover;
 use crate::process::{Child, Children, Exit, Limits, launch, shares_terminal};
 use crate::reload::{Outcome, Reloader};
 use crate::signals::{Received, Signals};
@@ -47,6 +48,7 @@ pub(crate) struct Parts {
     pub(crate) quit: Arc<Notify>,
     pub(crate) registry: Registry,
     pub(crate) sockets: Sockets,
+    pub(crate) handover: Option<Handover>,
     pub(crate) children: Children,
     pub(crate) environment: AppEnvironment,
     pub(crate) command: Option<Vec<OsString>>,
@@ -188,6 +190,16 @@ impl Lifecycle {
         for address in self.parts.sockets.unclaimed() {
             tracing::warn!(component = "runtime", address, "inherited socket is used by no listener");
         }
+        for address in self.parts.sockets.close_unclaimed() {
+            tracing::warn!(
+                component = "runtime",
+                address,
+                "a socket of the process before is used by no listener; closed, and connections that wait on it are reset"
+            );
+        }
+        if let Some(handover) = &mut self.parts.handover {
+            handover.confirm();
+        }
         let Some(command) = &self.parts.command else { return Ok(()) };
         let variables = self.parts.environment.variables();
         match launch(&self.parts.children, command, &variables, self.parts.limits) {
@@ -254,6 +266,7 @@ impl Lifecycle {
         let (budget, flush) = (Duration::from(runtime.shutdown_budget), Duration::from(runtime.flush_budget));
         let mut plan = StopPlan::new(begun, budget, flush, self.application_runs());
         tracing::info!(component = "runtime", cause = cause.as_str(), budget = ?budget, "stopping");
+        self.hand_over(cause).await;
         self.stop_phase(StopPhase::Inbound, &mut plan).await;
         self.stop_application(&mut plan).await;
         for phase in &StopPhase::ALL[1..] {
@@ -267,6 +280,15 @@ impl Lifecycle {
         });
         tracing::info!(component = "runtime", took = ?begun.elapsed(), code, "stopped");
         code
+    }
+
+    /// Gives the listening sockets to a keeper before anybody closes them, so that new connections wait for the next process.
+    async fn hand_over(&mut self, cause: Cause) {
+        // Without its application the pod has nobody to serve, whoever comes next.
+        let continued = matches!(cause, Cause::Signal(_) | Cause::QuitRequested);
+        if let Some(handover) = self.parts.handover.as_mut().filter(|_| continued) {
+            handover.give(&self.parts.sockets).await;
+        }
     }
 
     /// Stops the components of one phase, and waits until they rest; the supervisor aborts those that are late.

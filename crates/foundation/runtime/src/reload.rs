@@ -177,6 +177,9 @@ fn next_start_only(started_with: &Config, new: &Config) -> Vec<&'static str> {
     if started_with.runtime.workers != new.runtime.workers {
         fields.push("runtime.workers");
     }
+    if started_with.runtime.handover != new.runtime.handover {
+        fields.push("runtime.handover");
+    }
     if started_with.admin.listen != new.admin.listen {
         fields.push("admin.listen");
     }

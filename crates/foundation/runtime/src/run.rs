@@ -19,6 +19,7 @@ use crate::admin::{AdminRoutes, Api, BindError, Endpoint, Health, Servers};
 use crate::board::Board;
 use crate::component::Component;
 use crate::environment::AppEnvironment;
+use crate::handover::{Handover, Interrupted};
 use crate::lifecycle::Lifecycle;
 use crate::process::{Children, Limits, harden};
 use crate::reload::{self, Reloader};
@@ -85,7 +86,7 @@ pub fn run(options: RuntimeOptions) -> i32 {
     outrigger_telemetry::register_build_info(&registry, options.version);
     harden(&limits);
     let process = Process { begun, limits, workers, registry, log: log.clone() };
-    match process.run(options) {
+    let code = match process.run(options) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!(component = "runtime", %error, "start failed");
@@ -95,7 +96,10 @@ pub fn run(options: RuntimeOptions) -> i32 {
             }
             1
         }
-    }
+    };
+    // What the rate limit holds back in the last second would else be lost.
+    log.flush();
+    code
 }
 
 /// What exists before the runtime does.
@@ -127,7 +131,7 @@ impl Process {
         let Self { begun, limits, workers, registry, log } = self;
         let config = Arc::new(options.loaded.config);
         let components: Vec<Arc<dyn Component>> = options.components.into_iter().map(Arc::from).collect();
-        let signals = Signals::new().map_err(StartError::Signals)?;
+        let mut signals = Signals::new().map_err(StartError::Signals)?;
         let children = Children::new();
         let mut background = JoinSet::new();
         background.spawn(reap(children.clone()));
@@ -136,6 +140,16 @@ impl Process {
         let board = Board::new(&registry, faces);
         let health = Health::new(board.clone(), workers.clone());
         let sockets = Sockets::from_environment();
+        let handover = match &config.runtime.handover {
+            Some(handover) => match Handover::begin(handover, options.version, &sockets, &mut signals).await {
+                Ok(handover) => Some(handover),
+                Err(Interrupted(signal)) => {
+                    tracing::info!(component = "runtime", cause = signal.name(), "stopped before the start");
+                    return Ok(if options.command.is_none() { 0 } else { signal.exit_code() });
+                }
+            },
+            None => None,
+        };
         let admin = AdminRoutes::new();
         let quit = Arc::new(Notify::new());
         let reloader = Reloader::new(options.config_path.clone(), Arc::clone(&config), &registry, log.clone());
@@ -181,14 +195,15 @@ impl Process {
             watcher,
             quit,
             registry,
-            sockets,
+            sockets: sockets.clone(),
+            handover,
             children,
             environment,
             command: options.command,
             limits,
         });
         let code = lifecycle.run().await;
-        drop(servers);
+        servers.close(sockets.handed_over()).await;
         Ok(code)
     }
 }

@@ -55,6 +55,17 @@ impl Signals {
 }
 
 impl Received {
+    /// What a shell says of a program that this signal ended.
+    pub(crate) fn exit_code(self) -> i32 {
+        128 + match self {
+            Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
+            Self::Hangup => libc::SIGHUP,
+            Self::Quit => libc::SIGQUIT,
+            Self::Other(number) => number,
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Terminate => "SIGTERM",

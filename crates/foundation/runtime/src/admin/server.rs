@@ -21,8 +21,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_config::ListenAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
 use super::guard;
@@ -41,6 +42,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failure to accept (no file descriptors left) we wait a moment instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a request that is on its way when the process ends may take to come.
+const FIRST_REQUEST: Duration = Duration::from_millis(20);
+/// How long the last requests may take when the process ends.
+const LAST_REQUESTS: Duration = Duration::from_millis(250);
 
 /// Why an endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,7 @@ pub(crate) enum Endpoint {
 #[derive(Default)]
 pub(crate) struct Servers {
     tasks: JoinSet<()>,
+    closing: CancellationToken,
     /// Socket files to remove at the end.
     files: Vec<PathBuf>,
 }
@@ -71,6 +77,21 @@ pub(crate) struct Servers {
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
+}
+
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Cancel-safe.
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Accepted::Tcp(stream)),
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        }
+    }
 }
 
 impl Servers {
@@ -105,8 +126,19 @@ impl Servers {
         {
             tracing::debug!(component = "admin", endpoint = owner, %address, "listening");
         }
-        self.tasks.spawn(serve(listener, endpoint, Arc::clone(api)));
+        self.tasks.spawn(serve(listener, endpoint, Arc::clone(api), self.closing.clone()));
         Ok(())
+    }
+
+    /// Accepts no more, and lets requests under way be answered. Files of sockets that the next process has stay.
+    pub(crate) async fn close(mut self, handed_over: bool) {
+        if handed_over {
+            self.files.clear();
+        }
+        self.closing.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        // Those that take longer are cut off.
+        let _ = tokio::time::timeout(LAST_REQUESTS, all).await;
     }
 }
 
@@ -119,24 +151,30 @@ impl Drop for Servers {
     }
 }
 
-async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>) {
+async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>, closing: CancellationToken) {
     let mut connections = JoinSet::new();
     // By age. The health port is open to the pod's network: were new connections to wait, a few
     // dozen silent ones could keep the kubelet out, and have the application killed.
     let mut handles: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let api = Arc::clone(&api);
-        let accepted = match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                // Only a matter of speed.
-                let _ = stream.set_nodelay(true);
-                connections.spawn(connection(TokioIo::new(stream), endpoint, true, api))
-            }),
-            Listener::Unix(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| connections.spawn(connection(TokioIo::new(stream), endpoint, false, api))),
+        let accepted = tokio::select! {
+            biased;
+            () = closing.cancelled() => break,
+            accepted = listener.accept() => accepted,
         };
+        let accepted = accepted.map(|accepted| {
+            let (api, closing) = (Arc::clone(&api), closing.clone());
+            match accepted {
+                Accepted::Tcp(stream) => {
+                    // Only a matter of speed.
+                    let _ = stream.set_nodelay(true);
+                    connections.spawn(connection(TokioIo::new(stream), endpoint, true, api, closing))
+                }
+                Accepted::Unix(stream) => {
+                    connections.spawn(connection(TokioIo::new(stream), endpoint, false, api, closing))
+                }
+            }
+        });
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok(handle) => {
@@ -154,10 +192,12 @@ async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>) {
             }
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
 /// Serves one connection; `named` says that it came over TCP, where a host name can lead.
-async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>)
+async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>, closing: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -165,13 +205,26 @@ where
         let api = Arc::clone(&api);
         async move { Ok::<_, Infallible>(answer(request, endpoint, named, &api).await) }
     });
-    let served = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MOST_HEAD)
-        .max_headers(MOST_HEADERS)
-        .serve_connection(stream, service)
-        .await;
+        .max_headers(MOST_HEADERS);
+    let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = closing.cancelled() => {
+            // The first request of a connection that was accepted just now may be on its way.
+            match tokio::time::timeout(FIRST_REQUEST, connection.as_mut()).await {
+                Ok(served) => served,
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(component = "admin", %error, "connection ended");
     }

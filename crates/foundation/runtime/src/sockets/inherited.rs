@@ -11,9 +11,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::io::FdFlags;
-use rustix::net::SocketType;
-use socket2::SockRef;
+use super::bound::Bound;
 
 /// The variables of the protocol; the application must not get them.
 pub(crate) const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -30,14 +28,8 @@ pub(super) struct Inherited(Vec<InheritedSocket>);
 struct InheritedSocket {
     socket: OwnedFd,
     name: String,
-    kind: SocketType,
-    address: Address,
+    bound: Bound,
     claimed: AtomicBool,
-}
-
-enum Address {
-    Ip(SocketAddr),
-    Unix(std::path::PathBuf),
 }
 
 impl Inherited {
@@ -50,39 +42,26 @@ impl Inherited {
     }
 
     pub(super) fn tcp(&self, wanted: SocketAddr) -> Option<&OwnedFd> {
-        self.claim(|socket| {
-            socket.kind == SocketType::STREAM && matches!(socket.address, Address::Ip(a) if a == wanted)
-        })
+        self.claim(|bound| bound.is_tcp(wanted))
     }
 
     pub(super) fn udp(&self, wanted: SocketAddr) -> Option<&OwnedFd> {
-        self.claim(|socket| socket.kind == SocketType::DGRAM && matches!(socket.address, Address::Ip(a) if a == wanted))
+        self.claim(|bound| bound.is_udp(wanted))
     }
 
     pub(super) fn unix(&self, wanted: &Path) -> Option<&OwnedFd> {
-        self.claim(|socket| {
-            socket.kind == SocketType::STREAM && matches!(&socket.address, Address::Unix(path) if path == wanted)
-        })
+        self.claim(|bound| bound.is_unix(wanted))
     }
 
     pub(super) fn unclaimed(&self) -> Vec<String> {
         let unclaimed = self.0.iter().filter(|socket| !socket.claimed.load(Ordering::Relaxed));
-        unclaimed.map(|socket| format!("{} ({})", socket.address.text(), socket.name)).collect()
+        unclaimed.map(|socket| format!("{} ({})", socket.bound, socket.name)).collect()
     }
 
-    fn claim(&self, fits: impl Fn(&InheritedSocket) -> bool) -> Option<&OwnedFd> {
-        let found = self.0.iter().find(|socket| fits(socket))?;
+    fn claim(&self, fits: impl Fn(&Bound) -> bool) -> Option<&OwnedFd> {
+        let found = self.0.iter().find(|socket| fits(&socket.bound))?;
         found.claimed.store(true, Ordering::Relaxed);
         Some(&found.socket)
-    }
-}
-
-impl Address {
-    fn text(&self) -> String {
-        match self {
-            Self::Ip(address) => address.to_string(),
-            Self::Unix(path) => format!("unix:{}", path.display()),
-        }
     }
 }
 
@@ -107,22 +86,11 @@ fn take(fd: RawFd, name: String) -> Option<InheritedSocket> {
     // this runs once, before anything else could have opened a descriptor of this number.
     #[expect(unsafe_code, reason = "the protocol passes descriptors by number")]
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let described = describe(&socket);
-    let Ok((kind, address)) = described else {
+    let Ok(bound) = Bound::of(&socket) else {
         report("it is no socket we know");
         return None;
     };
-    Some(InheritedSocket { socket, name, kind, address, claimed: AtomicBool::new(false) })
-}
-
-fn describe(socket: &OwnedFd) -> std::io::Result<(SocketType, Address)> {
-    let kind = rustix::net::sockopt::socket_type(socket)?;
-    rustix::io::fcntl_setfd(socket, FdFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(socket, true)?;
-    let local = SockRef::from(socket).local_addr()?;
-    let address =
-        local.as_socket().map(Address::Ip).or_else(|| local.as_pathname().map(|path| Address::Unix(path.into())));
-    address.map(|address| (kind, address)).ok_or_else(|| std::io::ErrorKind::Unsupported.into())
+    Some(InheritedSocket { socket, name, bound, claimed: AtomicBool::new(false) })
 }
 
 #[cfg(test)]

@@ -1,18 +1,24 @@
-//! The one place where listening sockets come from: bound here, or inherited.
+//! The one place where listening sockets come from: bound here, inherited, or handed over.
 //!
 //! In: an address and the name of who wants it. Out: a socket that is nonblocking, closed
 //! on exec and listening. Promise: an address that somebody else serves is refused, even
 //! when that somebody allows sharing, and the error says who it is as far as /proc tells.
+//! What was given out and is still open can be handed over to the next process.
 
+mod adopted;
+mod bound;
 mod error;
 mod holder;
 mod inherited;
+mod ledger;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -20,26 +26,61 @@ pub use error::SocketError;
 pub use holder::Holder;
 
 pub(crate) use inherited::VARIABLES as INHERITANCE_VARIABLES;
+pub(crate) use ledger::Listening;
 
+use adopted::Adopted;
+use bound::Bound;
 use holder::Transport;
 use inherited::Inherited;
+use ledger::Ledger;
 
 /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// Gives out listening sockets. Cheap to clone. Every call blocks for microseconds only.
+///
+/// Whoever gets a socket keeps that very descriptor until he closes it (a duplicate of it is not found when sockets are
+/// handed over), and closes it when he no longer accepts.
 #[derive(Clone)]
-pub struct Sockets(Arc<Inherited>);
+pub struct Sockets(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    inherited: Inherited,
+    adopted: Adopted,
+    ledger: Ledger,
+    handed_over: AtomicBool,
+}
 
 impl Sockets {
     /// Binds everything itself.
     pub fn new() -> Self {
-        Self(Arc::new(Inherited::default()))
+        Self(Arc::default())
     }
 
     /// Takes over the sockets that systemd, or whoever started us, has passed by `LISTEN_FDS`; binds the rest.
     pub(crate) fn from_environment() -> Self {
-        Self(Arc::new(Inherited::from_environment()))
+        Self(Arc::new(Inner { inherited: Inherited::from_environment(), ..Inner::default() }))
+    }
+
+    /// Takes over sockets of the process before; returns how many can be used.
+    pub(crate) fn adopt(&self, sockets: impl Iterator<Item = OwnedFd>) -> usize {
+        self.0.adopted.add(sockets)
+    }
+
+    /// Copies of all sockets that were given out and are still open.
+    pub(crate) fn listening(&self) -> Vec<Listening> {
+        self.0.ledger.open()
+    }
+
+    /// The next process has them all: their files must stay.
+    pub(crate) fn set_handed_over(&self) {
+        self.0.handed_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a keeper has copies of all sockets, so that a client is served by the next process when we close ours.
+    pub fn handed_over(&self) -> bool {
+        self.0.handed_over.load(Ordering::Relaxed)
     }
 
     /// A TCP listener. `[::]` takes IPv4 as well.
@@ -54,6 +95,9 @@ impl Sockets {
     /// `count` TCP listeners on one address (`SO_REUSEPORT`), one per worker; the kernel spreads connections over
     /// them. Port 0 gives all of them the same free port. They must be closed before the address is asked for again.
     ///
+    /// There are more than `count` when a process with more workers has handed its own over: the kernel goes on giving
+    /// connections to each, so each of them must be accepted from.
+    ///
     /// # Errors
     /// [`SocketError`]; also when another process serves the address with `SO_REUSEPORT` itself.
     pub fn listen_tcp_shared(
@@ -63,28 +107,16 @@ impl Sockets {
         count: usize,
     ) -> Result<Vec<TcpListener>, SocketError> {
         let failed = |error| SocketError::new(owner, address, Transport::Tcp, error);
-        if let Some(inherited) = self.0.tcp(address) {
-            return (0..count.max(1))
-                .map(|_| inherited.try_clone().map(TcpListener::from))
-                .collect::<Result<_, _>>()
-                .map_err(failed);
-        }
-        // The first socket listens before it allows sharing: the kernel then refuses it when anybody
-        // else holds the address, whatever that one allows, and refuses everybody else from here on.
-        let first = tcp_socket(address).map_err(failed)?;
-        first.bind(&address.into()).and_then(|()| first.listen(BACKLOG)).map_err(failed)?;
-        let mut sockets = Vec::with_capacity(count);
-        if count > 1 {
-            first.set_reuse_port(true).map_err(failed)?;
-            let bound = first.local_addr().map_err(failed)?;
-            for _ in 1..count {
-                let socket = tcp_socket(address).map_err(failed)?;
-                socket.set_reuse_port(true).map_err(failed)?;
-                socket.bind(&bound).and_then(|()| socket.listen(BACKLOG)).map_err(failed)?;
-                sockets.push(socket);
-            }
-        }
-        sockets.insert(0, first);
+        let adopted = self.0.adopted.tcp(address);
+        let sockets = if !adopted.is_empty() {
+            regroup(adopted, address, count)
+        } else if let Some(inherited) = self.0.inherited.tcp(address) {
+            (0..count.max(1)).map(|_| Ok(inherited.try_clone()?.into())).collect()
+        } else {
+            bind_group(address, count)
+        };
+        let sockets = sockets.map_err(failed)?;
+        sockets.iter().for_each(|socket| self.0.ledger.note(owner, socket));
         Ok(sockets.into_iter().map(TcpListener::from).collect())
     }
 
@@ -95,8 +127,9 @@ impl Sockets {
     /// [`SocketError`], as for TCP.
     pub fn bind_udp(&self, owner: &str, address: SocketAddr, receive_buffer: usize) -> Result<UdpSocket, SocketError> {
         let failed = |error| SocketError::new(owner, address, Transport::Udp, error);
-        let socket = match self.0.udp(address) {
-            Some(inherited) => Socket::from(inherited.try_clone().map_err(failed)?),
+        let inherited = || self.0.inherited.udp(address).map(|socket| socket.try_clone().map(Socket::from));
+        let socket = match self.0.adopted.udp(address).map(Ok).or_else(inherited) {
+            Some(passed) => passed.map_err(failed)?,
             None => {
                 // No SO_REUSEADDR: for UDP it would let a second process take our datagrams.
                 let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))
@@ -107,6 +140,7 @@ impl Sockets {
             }
         };
         set_receive_buffer(&socket, receive_buffer);
+        self.0.ledger.note(owner, &socket);
         Ok(socket.into())
     }
 
@@ -116,28 +150,91 @@ impl Sockets {
     /// [`SocketError`]; `InUse` when somebody still listens there, `Other` when the path is no socket.
     pub fn listen_unix(&self, owner: &str, path: &Path, mode: u32) -> Result<UnixListener, SocketError> {
         let failed = |error| SocketError::new_unix(owner, path, error);
-        if let Some(inherited) = self.0.unix(path) {
-            return inherited.try_clone().map(UnixListener::from).map_err(failed);
-        }
-        remove_stale(path).map_err(failed)?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).map_err(failed)?;
-        socket.bind(&SockAddr::unix(path).map_err(failed)?).map_err(failed)?;
-        // Nobody can connect between bind and listen, so the mode is in force in time.
-        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(failed)?;
-        socket.listen(BACKLOG).map_err(failed)?;
+        let inherited = || self.0.inherited.unix(path).map(|socket| socket.try_clone().map(Socket::from));
+        // A socket whose file is gone is reached by nobody.
+        let adopted = self.0.adopted.unix(path).filter(|_| path.exists());
+        let passed = adopted.map(Ok).or_else(inherited);
+        let socket = passed.unwrap_or_else(|| bind_unix(path, mode)).map_err(failed)?;
+        self.0.ledger.note(owner, &socket);
         Ok(socket.into())
     }
 
     /// Sockets that were inherited and asked for by nobody: their addresses.
     pub(crate) fn unclaimed(&self) -> Vec<String> {
-        self.0.unclaimed()
+        self.0.inherited.unclaimed()
     }
+
+    /// Closes the sockets that were handed over and asked for by nobody; returns their addresses.
+    pub(crate) fn close_unclaimed(&self) -> Vec<String> {
+        self.0.adopted.close_rest()
+    }
+}
+
+/// Whether a descriptor is a listening or datagram socket, as are all that are handed over.
+pub(crate) fn is_listening(socket: &OwnedFd) -> bool {
+    Bound::of(socket).is_ok()
 }
 
 impl Default for Sockets {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn bind_group(address: SocketAddr, count: usize) -> std::io::Result<Vec<Socket>> {
+    // The first socket listens before it allows sharing: the kernel then refuses it when anybody
+    // else holds the address, whatever that one allows, and refuses everybody else from here on.
+    let first = tcp_socket(address)?;
+    first.bind(&address.into())?;
+    first.listen(BACKLOG)?;
+    let mut sockets = vec![first];
+    add_members(&mut sockets, address, count)?;
+    Ok(sockets)
+}
+
+/// Adds listeners to those on an address until there are `count`.
+fn add_members(sockets: &mut Vec<Socket>, address: SocketAddr, count: usize) -> std::io::Result<()> {
+    if sockets.len() >= count {
+        return Ok(());
+    }
+    sockets[0].set_reuse_port(true)?;
+    let bound = sockets[0].local_addr()?;
+    while sockets.len() < count {
+        let socket = tcp_socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&bound)?;
+        socket.listen(BACKLOG)?;
+        sockets.push(socket);
+    }
+    Ok(())
+}
+
+/// The listeners that another process had on an address, made `count` or more.
+fn regroup(mut sockets: Vec<Socket>, address: SocketAddr, count: usize) -> std::io::Result<Vec<Socket>> {
+    for socket in &sockets {
+        // The length of the backlog may have changed between versions.
+        socket.listen(BACKLOG)?;
+    }
+    let handed_over = sockets.len();
+    if let Err(error) = add_members(&mut sockets, address, count) {
+        // A process of another user bound them, so the kernel lets nobody join; workers then share them.
+        tracing::info!(component = "runtime", %address, %error, "workers share the sockets that were handed over");
+        for index in sockets.len()..count {
+            let shared = sockets[index % handed_over].try_clone()?;
+            sockets.push(shared);
+        }
+    }
+    Ok(sockets)
+}
+
+fn bind_unix(path: &Path, mode: u32) -> std::io::Result<Socket> {
+    remove_stale(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    // Nobody can connect between bind and listen, so the mode is in force in time.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
 }
 
 fn tcp_socket(address: SocketAddr) -> std::io::Result<Socket> {

@@ -74,6 +74,8 @@ struct Run {
     abort: AbortHandle,
     stop: StopSource,
     deadline: Option<Instant>,
+    /// Its deadline has passed; its end is only a matter of being noticed.
+    aborted: bool,
 }
 
 impl Supervisor {
@@ -217,7 +219,7 @@ impl Supervisor {
         let component = Arc::clone(&self.units[index].component);
         let abort = self.running.spawn(CatchPanic::new(async move { component.run(context).await }));
         let unit = &mut self.units[index];
-        unit.run = Some(Run { task: abort.id(), abort, stop: source, deadline: None });
+        unit.run = Some(Run { task: abort.id(), abort, stop: source, deadline: None, aborted: false });
         unit.retry_at = None;
         unit.ready_since = None;
     }
@@ -227,6 +229,7 @@ impl Supervisor {
         let unit = &mut self.units[index];
         unit.retry_at = None;
         match &mut unit.run {
+            Some(run) if run.aborted => {}
             Some(run) => {
                 run.stop.request(deadline);
                 run.deadline = Some(run.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
@@ -309,6 +312,7 @@ impl Supervisor {
             {
                 unit.counters.iter().for_each(|counters| counters.overdue.inc());
                 tracing::error!(component = name, "component did not stop by its deadline and was aborted");
+                run.aborted = true;
                 run.abort.abort();
             }
         }

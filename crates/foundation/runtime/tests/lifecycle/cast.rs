@@ -14,7 +14,7 @@ pub(crate) struct Actor {
     needs: &'static [&'static str],
 }
 
-pub(crate) const ACTORS: [Actor; 9] = [
+pub(crate) const ACTORS: [Actor; 11] = [
     Actor { name: "inbound", phase: StopPhase::Inbound, needs: &["secrets"] },
     Actor { name: "outbound", phase: StopPhase::Outbound, needs: &[] },
     Actor { name: "secrets", phase: StopPhase::Secrets, needs: &[] },
@@ -23,6 +23,8 @@ pub(crate) const ACTORS: [Actor; 9] = [
     Actor { name: "panicking", phase: StopPhase::Logs, needs: &[] },
     Actor { name: "stubborn", phase: StopPhase::Inbound, needs: &[] },
     Actor { name: "worker", phase: StopPhase::Outbound, needs: &[] },
+    Actor { name: "server", phase: StopPhase::Inbound, needs: &[] },
+    Actor { name: "hoarder", phase: StopPhase::Secrets, needs: &[] },
     Actor { name: "metrics", phase: StopPhase::Metrics, needs: &[] },
 ];
 
@@ -64,7 +66,8 @@ impl Component for Actor {
                 }
                 "failing" => return Err("the dog ate it".into()),
                 "panicking" => panic!("a mouse"),
-                "stubborn" => {
+                "server" => return crate::server::run(&ctx, note).await,
+                "stubborn" | "hoarder" => {
                     ctx.status.ready();
                     return std::future::pending().await;
                 }

@@ -7,6 +7,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where what it needs is missing")]
 
 mod cast;
+mod handover;
+mod load;
+mod server;
 mod stage;
 
 use std::ffi::OsString;
@@ -417,6 +420,30 @@ fn an_inherited_socket_is_used_and_not_passed_on() {
     assert_eq!(exchange(TcpStream::connect(address).unwrap(), "GET /version HTTP/1.0\r\n\r\n").unwrap().0, 200);
     outrigger.until("the list of descriptors", |o| o.diary().iter().any(|line| line.contains(" 2 -> ")));
     assert!(!outrigger.diary().iter().any(|line| line.contains("socket:")), "{:?}", outrigger.diary());
+}
+
+#[test]
+fn a_second_signal_hastens_and_a_third_abandons() {
+    let stage = Stage::new("stubborn,hoarder");
+    stage.write_config("runtime: { shutdownBudget: 10m, flushBudget: 5m }\n");
+    let mut outrigger = stage.start();
+    outrigger.until("ready", |o| o.log().contains(" ready"));
+    outrigger.signal("TERM");
+    outrigger.until("the stop", |o| o.log().contains("stopping"));
+    // What drains is waited for no longer; what flushes is.
+    outrigger.signal("TERM");
+    outrigger.until("the second one", |o| o.log().contains("second signal"));
+    outrigger.until("the end of the drain", |o| {
+        o.metric("outrigger_component_stops_overdue_total{component=\"stubborn\"} 1")
+    });
+    assert!(outrigger.metric("outrigger_component_stops_overdue_total{component=\"hoarder\"} 0"));
+    assert!(outrigger.child.try_wait().unwrap().is_none());
+    let begun = Instant::now();
+    outrigger.signal("TERM");
+    assert_eq!(outrigger.exit_code(), 0, "{}", outrigger.log());
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    assert!(outrigger.log().contains("nothing is waited for\n"), "{}", outrigger.log());
+    assert!(outrigger.log().contains("hoarder"), "{}", outrigger.log());
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub(crate) struct Stage {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) cast: &'static str,
     pub(crate) command: Vec<String>,
+    environment: Vec<(&'static str, String)>,
 }
 
 pub(crate) struct Outrigger {
@@ -22,13 +23,18 @@ pub(crate) struct Outrigger {
 
 impl Stage {
     pub(crate) fn new(cast: &'static str) -> Self {
-        let stage = Self { folder: tempfile::tempdir().unwrap(), cast, command: Vec::new() };
+        let stage = Self { folder: tempfile::tempdir().unwrap(), cast, command: Vec::new(), environment: Vec::new() };
         stage.write_config("");
         stage
     }
 
     pub(crate) fn shell(mut self, script: &str) -> Self {
         self.command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
+        self
+    }
+
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
         self
     }
 
@@ -50,6 +56,7 @@ impl Stage {
         command.args(["--exact", "process", "--nocapture", "--test-threads=1"]);
         command.env("TEST_CONFIG", self.path("outrigger.yaml")).env("TEST_DIARY", self.path("diary"));
         command.env("TEST_CAST", self.cast).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if !self.command.is_empty() {
             command.env("TEST_COMMAND", self.command.join("\x1f"));
         }
