@@ -18,6 +18,17 @@ Exit codes:
   126/127  `run -- CMD`: CMD cannot be executed / was not found
   N        `run -- CMD`: CMD's own exit code, or 128 + the signal that ended it";
 
+const KEEPER_HELP: &str = "\
+Start it before the worker is told to stop; both name the same socket (`runtime.handover.socket` in the
+worker's config), and run as the same user. It ends by itself.
+
+Exit codes:
+  0  the next worker has the sockets
+  1  it could not start
+  2  the command line is wrong
+  3  no worker came for the sockets, or a signal came first: they were closed
+  4  no worker gave any";
+
 /// Every Kubernetes sidecar in one process: mTLS proxy, log forwarder, secrets, metrics.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version = output::VERSION, after_help = EXIT_CODES, arg_required_else_help = true)]
@@ -32,6 +43,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show the main job on a small shop of two pods; needs nothing but this executable
     Demo(DemoArgs),
+    /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
+    #[command(after_help = KEEPER_HELP)]
+    Keeper(KeeperArgs),
     /// Check a config file; reports all mistakes at once
     Validate(ValidateArgs),
     /// Print the effective config with every default filled in and secrets masked
@@ -64,6 +78,22 @@ pub(crate) struct RunArgs {
     /// Command to start once everything is ready; its exit code becomes ours
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeeperArgs {
+    /// The unix socket to meet the workers at; its folder must exist
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// How long sockets are held for a worker that does not come
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub(crate) wait: Duration,
+    /// How long it waits to be given sockets
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub(crate) idle: Duration,
+    /// How its own log is written
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) log_format: Format,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@
 mod check;
 mod cli;
 mod demo;
+mod keeper;
 mod output;
 mod shop;
 mod sidecar;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => sidecar::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Validate(args) => check::validate(&args),
         Command::Config(args) => check::effective(&args),
         Command::Schema(args) => check::schema(args.format),
