@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::pool::Idle;
+use tokio::sync::Notify;
+
+use crate::pool::{Idle, Shared};
 
 /// An endpoint that failed is avoided for so long, doubling up to [`LONGEST_AVOIDANCE`].
 const AVOIDANCE: Duration = Duration::from_millis(200);
@@ -22,6 +24,11 @@ pub(crate) struct Endpoint {
     pub(crate) under_way: Cell<u32>,
     /// Connections kept for the next request.
     pub(crate) idle: RefCell<Vec<Idle>>,
+    /// Connections that carry many requests.
+    pub(crate) shared: RefCell<Vec<Rc<Shared>>>,
+    /// One such is being made, and those who wait for it.
+    pub(crate) connecting: Cell<bool>,
+    pub(crate) connected_now: Notify,
     /// The cluster has it no longer; connections to it are not kept.
     pub(crate) retired: Cell<bool>,
     failures: Cell<u32>,
@@ -34,6 +41,9 @@ impl Endpoint {
             address,
             under_way: Cell::new(0),
             idle: RefCell::default(),
+            shared: RefCell::default(),
+            connecting: Cell::new(false),
+            connected_now: Notify::new(),
             retired: Cell::new(false),
             failures: Cell::new(0),
             avoid_until: Cell::new(None),

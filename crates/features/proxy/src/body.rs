@@ -141,7 +141,7 @@ impl<'a> Source<'a> {
     pub(crate) fn trailers(&self) -> Option<&Head> {
         match self {
             Self::Empty | Self::Own(_) => None,
-            Self::H1(source) => source.decoder.trailers().filter(|trailers| trailers.len() > 0),
+            Self::H1(source) => source.decoder.trailers().filter(|trailers| !trailers.is_empty()),
             Self::H2(source) => source.trailers.as_deref(),
         }
     }
@@ -157,10 +157,8 @@ impl H1Source<'_> {
                 return Poll::Ready(Ok(false));
             }
             if !self.buffer.is_empty() {
-                let decoded = self
-                    .decoder
-                    .decode(self.buffer.filled())
-                    .map_err(|error| Broken::Invalid(error.as_str()))?;
+                let decoded =
+                    self.decoder.decode(self.buffer.filled()).map_err(|error| Broken::Invalid(error.as_str()))?;
                 self.run = decoded.data.len();
                 self.behind = decoded.consumed - decoded.data.end;
                 let before = if self.run == 0 { decoded.consumed } else { decoded.data.start };

@@ -16,12 +16,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::buffer::Buffer;
-use crate::h1;
 use crate::listener::LocalListener;
 use crate::snapshot::ListenerSnapshot;
-use crate::tls::{ALPN, Peer};
-use crate::transport::Transport;
+use crate::tls::{self, Peer};
+use crate::transport::{Replay, Transport};
 use crate::watch::{Order, Phase, Watched};
+use crate::{h1, h2};
 
 /// What the requests of one connection know of it.
 pub(crate) struct Downstream {
@@ -42,10 +42,11 @@ pub(crate) async fn connection(
     let _open = local.metrics.connection();
     let _ = stream.set_nodelay(true);
     match &snapshot.tls {
-        None => http(local, snapshot, watched, stream.into(), remote, None).await,
+        None => http(local, snapshot, watched, stream.into(), remote, None, false).await,
         Some(policy) => match watched.unless_cut(local.handshake(snapshot, policy, stream, remote)).await {
             Ok(Some((stream, peer))) => {
-                http(local, snapshot, watched, stream.into(), remote, Some(peer)).await;
+                let http2 = tls::is_http2(stream.get_ref().1.alpn_protocol());
+                http(local, snapshot, watched, stream.into(), remote, Some(peer), http2).await;
             }
             Ok(None) => {}
             Err("header_timeout") => {
@@ -77,7 +78,7 @@ impl LocalListener {
             }
             Rc::clone(&cache.1)
         };
-        let config = match cache.get(&identity, |identity| identity.server_config(policy, ALPN)) {
+        let config = match cache.get(&identity, |identity| identity.server_config(policy, tls::SERVER)) {
             Ok(config) => config,
             Err(error) => {
                 tracing::error!(component = "proxy", listener, %error, "cannot make a TLS config");
@@ -109,9 +110,15 @@ async fn http(
     io: Transport,
     remote: SocketAddr,
     peer: Option<Peer>,
+    http2: bool,
 ) {
     let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
     let downstream = Rc::new(Downstream { local: Rc::clone(local), remote, peer, peer_number });
+    if http2 {
+        let io = Replay { io, ahead: Buffer::default() };
+        until_cut(local, watched, h2::server::serve(downstream, watched, snapshot, io)).await;
+        return;
+    }
     let limits = Limits {
         max_bytes: snapshot.limits.max_header_bytes.as_usize(),
         max_fields: snapshot.limits.max_headers as usize,

@@ -13,14 +13,66 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::balance::Endpoint;
 use crate::error::Reason;
-use crate::pool::{Connection, Pool};
-use crate::tls::ALPN;
-use crate::upstream::{H1Connection, Link};
+use crate::pool::{Connection, Pool, Shared};
+use crate::tls;
+use crate::transport::Transport;
+use crate::upstream::{H1Connection, Link, Speech};
+
+/// Bytes of a stream, and of all streams, that may come before the client takes them.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes for a stream that wait to be written.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Header bytes an endpoint may send with a response.
+const MOST_HEADER_BYTES: u32 = 256 * 1024;
+
+/// A byte stream to an endpoint, with the generation of our certificate and whom the endpoint's names.
+struct Dialled {
+    io: Transport,
+    generation: u64,
+    peer: Option<Rc<str>>,
+}
 
 impl Pool {
-    /// Connects to an endpoint. Cancel-safe: a connection under way is dropped.
+    /// Connects to an endpoint for HTTP/1. Cancel-safe: a connection under way is dropped.
     pub(crate) async fn dial(&self, address: SocketAddr) -> Result<Connection, Reason> {
+        let Dialled { io, generation, peer } = self.reach(address, Speech::Http1).await?;
+        Ok(Connection { link: Link::H1(H1Connection::new(io)), generation, peer })
+    }
+
+    /// Connects to an endpoint for HTTP/2. Cancel-safe.
+    pub(crate) async fn dial_http2(self: &Rc<Self>, endpoint: &Endpoint) -> Result<Rc<Shared>, Reason> {
+        let Dialled { io, generation, peer } = self.reach(endpoint.address, Speech::Http2).await?;
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(MOST_HEADER_BYTES);
+        let (sender, connection) = builder.handshake(io).await.map_err(|error| {
+            tracing::debug!(component = "proxy", cluster = self.cluster.name, %error, "HTTP/2 not begun");
+            Reason::ConnectFailure
+        })?;
+        let shared = Shared::new(sender, generation, peer);
+        let (pool, ending) = (Rc::downgrade(self), Rc::downgrade(&shared));
+        // The requests on it hear of an error themselves. It ends when nobody can send on it any more.
+        self.drivers.borrow_mut().spawn_local(async move {
+            let _ = connection.await;
+            if let Some(shared) = ending.upgrade() {
+                shared.end();
+            }
+            if let Some(pool) = pool.upgrade() {
+                pool.closed(1);
+            }
+        });
+        Ok(shared)
+    }
+
+    /// Connects, and encrypts when the cluster says so.
+    async fn reach(&self, address: SocketAddr, speech: Speech) -> Result<Dialled, Reason> {
         let cluster = &self.cluster.name;
         let stream = TcpStream::connect(address).await.map_err(|error| {
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
@@ -28,18 +80,17 @@ impl Pool {
         })?;
         let _ = stream.set_nodelay(true);
         if self.cluster.config.tls.is_none() {
-            return Ok(Connection { link: Link::H1(H1Connection::new(stream.into())), generation: 0, peer: None });
+            return Ok(Dialled { io: stream.into(), generation: 0, peer: None });
         }
         let snapshot = self.snapshot().ok_or(Reason::TlsFailure)?;
-        let config = self.tls_config(&snapshot)?;
+        let config = self.tls_config(&snapshot, speech)?;
         // The identity is in the URI SAN; an address as the name keeps SNI out of the handshake.
         let name = ServerName::from(address.ip());
         match TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => {
                 self.metrics.handshake("ok");
                 let peer = peer_id(stream.get_ref().1.peer_certificates()).map(|id| Rc::from(id.as_str()));
-                let link = Link::H1(H1Connection::new(stream.into()));
-                Ok(Connection { link, generation: snapshot.generation, peer })
+                Ok(Dialled { io: stream.into(), generation: snapshot.generation, peer })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));
@@ -50,10 +101,14 @@ impl Pool {
         }
     }
 
-    fn tls_config(&self, snapshot: &Snapshot) -> Result<Arc<ClientConfig>, Reason> {
+    fn tls_config(&self, snapshot: &Snapshot, speech: Speech) -> Result<Arc<ClientConfig>, Reason> {
         let cluster = &self.cluster.name;
         let expected = self.cluster.config.tls.as_ref().map(|tls| tls.spiffe_ids.as_slice()).unwrap_or_default();
-        self.tls.get(snapshot, |snapshot| snapshot.client_config(expected, ALPN)).map_err(|error| {
+        let (configs, alpn) = match speech {
+            Speech::Http1 => (&self.tls, tls::HTTP1),
+            Speech::Http2 => (&self.tls_http2, tls::HTTP2),
+        };
+        configs.get(snapshot, |snapshot| snapshot.client_config(expected, alpn)).map_err(|error| {
             tracing::error!(component = "proxy", cluster, %error, "cannot make a TLS config");
             Reason::TlsFailure
         })

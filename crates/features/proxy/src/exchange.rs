@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use outrigger_config::ClusterProtocol;
 use outrigger_wire::h1::Framing;
 use outrigger_wire::head::{FieldId, Head, Version};
 
@@ -24,7 +25,7 @@ use crate::pool::{Lease, Pool};
 use crate::respond::Responder;
 use crate::route::Route;
 use crate::snapshot::LocalSnapshot;
-use crate::upstream::{Got, Receiver, Up};
+use crate::upstream::{Got, Receiver, Speech, Up};
 use crate::watch::{Order, Phase, Watched};
 use crate::{headers, judge};
 
@@ -35,6 +36,8 @@ pub(crate) struct Incoming<'a> {
     pub(crate) framing: Framing,
     pub(crate) source: Source<'a>,
     pub(crate) responder: Responder<'a>,
+    /// The protocol that the client wants to change to.
+    pub(crate) upgrade: Option<String>,
 }
 
 /// What becomes of an HTTP/1 connection after a request.
@@ -150,7 +153,7 @@ impl Exchange {
         self.pool = Some(Rc::clone(&pool));
         self.watched.set_deadline(timeout.and_then(|timeout| self.started.checked_add(timeout)));
 
-        let upgrade = headers::asked_upgrade(request).map(str::to_owned);
+        let upgrade = incoming.upgrade.take();
         headers::strip_hop_by_hop(request);
         headers::tell_peer(request, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
         if !request.contains(FieldId::Host) {
@@ -168,11 +171,16 @@ impl Exchange {
         if matches!(framing, Framing::Chunked) {
             request.push("Transfer-Encoding", b"chunked");
         }
+        let speech = match (pool.cluster.config.protocol, request.version()) {
+            (ClusterProtocol::Http2, _) if upgrade.is_none() => Speech::Http2,
+            (ClusterProtocol::Auto, Version::Http2) if is_grpc(request) => Speech::Http2,
+            _ => Speech::Http1,
+        };
         request.set_version(Version::Http11);
 
         let mut fresh = false;
         loop {
-            let mut lease = self.in_time(pool.checkout(fresh)).await??;
+            let mut lease = self.in_time(pool.checkout(fresh, speech)).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, upgrade.is_some(), response).await? {
@@ -234,7 +242,8 @@ impl Exchange {
             Err(Reason::Reset) if reused => return Ok(Try::Stale(Reason::Reset)),
             up => up?,
         };
-        let mut sending = Sending::On;
+        // What a client sends before its upgrade was agreed to must not reach the endpoint as a request.
+        let mut sending = if upgrade && !incoming.source.is_ended() { Sending::Held } else { Sending::On };
         let head = poll_fn(|cx| self.poll_answer(cx, incoming, &mut sink, &mut receiver, &mut sending, response)).await;
         let (body, mut reusable) = match head {
             Ok(head) => head,
@@ -281,7 +290,9 @@ impl Exchange {
             if sending == Sending::Done {
                 return incoming.source.poll_gone(cx).map(|()| Err(Reason::ClientGone));
             }
-            if let Poll::Ready(Err(reason)) = self.poll_send(cx, incoming, &mut sink, &mut sending) {
+            if sending == Sending::On
+                && let Poll::Ready(Err(reason)) = self.poll_send(cx, incoming, &mut sink, &mut sending)
+            {
                 return Poll::Ready(Err(reason));
             }
             Poll::Pending
@@ -325,6 +336,9 @@ impl Exchange {
             return Poll::Ready(Err(if client { Reason::ClientSlow } else { Reason::Timeout }));
         }
         self.watched.keep_waker(cx.waker());
+        if *sending == Sending::Held {
+            let _ = sink.poll_flush(cx);
+        }
         if *sending == Sending::On
             && let Poll::Ready(Err(reason)) = self.poll_send(cx, incoming, sink, sending)
         {
@@ -343,7 +357,7 @@ impl Exchange {
         }
         let _ = incoming.responder.poll_flush(cx);
         if incoming.responder.poll_reset(cx).is_ready()
-            || (*sending != Sending::On && incoming.source.poll_gone(cx).is_ready())
+            || (*sending == Sending::Done && incoming.source.poll_gone(cx).is_ready())
         {
             return Poll::Ready(Err(Reason::ClientGone));
         }
@@ -392,9 +406,13 @@ impl Exchange {
         let mut from_endpoint = receiver.into_tunnel();
         incoming.source.become_tunnel();
         let (mut there, mut back) = (false, false);
+        self.watched.be_patient();
         let outcome = poll_fn(|cx| {
             if !there {
-                let moved = |count| self.received += count as u64;
+                let moved = |count| {
+                    self.received += count as u64;
+                    self.watched.be_patient();
+                };
                 match poll_pump(cx, &mut incoming.source, &mut up, moved, &mut None) {
                     Poll::Ready(Ok(())) => there = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
@@ -402,7 +420,11 @@ impl Exchange {
                 }
             }
             if !back {
-                match poll_pump(cx, &mut from_endpoint, &mut down, |count| self.sent += count as u64, &mut None) {
+                let moved = |count| {
+                    self.sent += count as u64;
+                    self.watched.be_patient();
+                };
+                match poll_pump(cx, &mut from_endpoint, &mut down, moved, &mut None) {
                     Poll::Ready(Ok(())) => back = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
                     Poll::Pending => {}
@@ -548,6 +570,8 @@ impl Drop for Exchange {
 enum Sending {
     On,
     Done,
+    /// It waits for the endpoint's consent.
+    Held,
     /// The endpoint takes no more.
     Refused,
 }
@@ -578,11 +602,16 @@ pub(crate) fn own_response(head: &mut Head, status: http::StatusCode, text: &str
 
 /// The status of a gRPC call, in the trailers or, when there is no message, in the head.
 fn grpc_status(response: &Head, source: &Source<'_>) -> Option<u8> {
-    let is_grpc = response.get(FieldId::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc"));
-    if !is_grpc {
+    if !is_grpc(response) {
         return None;
     }
     let status = source.trailers().and_then(|trailers| trailers.get(FieldId::GrpcStatus));
     let status = status.or_else(|| response.get(FieldId::GrpcStatus))?;
     str::from_utf8(status).ok()?.parse().ok()
+}
+
+/// Whether a message is gRPC's, which needs HTTP/2 all the way; gRPC-Web is made to do without.
+fn is_grpc(head: &Head) -> bool {
+    let kind = head.get(FieldId::ContentType).unwrap_or_default();
+    kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
 }

@@ -12,13 +12,8 @@ use outrigger_wire::head::{FieldId, Head};
 const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
 
 /// Fields that belong to one connection, but for `Connection` and `TE`.
-const HOP_BY_HOP: [FieldId; 5] = [
-    FieldId::KeepAlive,
-    FieldId::ProxyConnection,
-    FieldId::TransferEncoding,
-    FieldId::Upgrade,
-    FieldId::Http2Settings,
-];
+const HOP_BY_HOP: [FieldId; 5] =
+    [FieldId::KeepAlive, FieldId::ProxyConnection, FieldId::TransferEncoding, FieldId::Upgrade, FieldId::Http2Settings];
 
 /// The protocol a client asks to change to and cannot do without. HTTP/2 and TLS are offers a server is free to
 /// ignore ([RFC 9110], 7.8), and some clients make them with every request.
@@ -46,10 +41,14 @@ pub(crate) fn strip_hop_by_hop(head: &mut Head) {
     // Most messages have no `Connection` at all, or one that names only itself.
     if head.contains(FieldId::Connection) {
         let named: Vec<String> = tokens(head, FieldId::Connection)
-            .filter(|name| !name.is_empty() && !["close", "keep-alive"].iter().any(|word| name.eq_ignore_ascii_case(word)))
+            .filter(|name| {
+                !name.is_empty() && !["close", "keep-alive"].iter().any(|word| name.eq_ignore_ascii_case(word))
+            })
             // A client must not make us drop fields that say where the message ends or goes.
             .filter(|name| {
-                !["host", "content-length", FORWARDED_CLIENT_CERT, "te"].iter().any(|word| name.eq_ignore_ascii_case(word))
+                !["host", "content-length", FORWARDED_CLIENT_CERT, "te"]
+                    .iter()
+                    .any(|word| name.eq_ignore_ascii_case(word))
             })
             .map(str::to_owned)
             .collect();

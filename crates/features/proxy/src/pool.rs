@@ -6,12 +6,15 @@
 //! connection made with an older certificate is not used for a new request.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use outrigger_identity::{Identities, Snapshot};
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -22,8 +25,10 @@ use crate::cluster::Cluster;
 use crate::error::Reason;
 use crate::metrics::ClusterMetrics;
 use crate::tls::PerGeneration;
-use crate::upstream::Link;
+use crate::upstream::{Link, Speech};
 
+/// Requests at once on one HTTP/2 connection, whatever the endpoint allows.
+const MOST_STREAMS: usize = 1000;
 /// Endpoints tried for one request when none of them can be reached.
 const MOST_TRIES: usize = 3;
 
@@ -32,6 +37,7 @@ pub(crate) struct Pool {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) metrics: ClusterMetrics,
     pub(crate) tls: PerGeneration<ClientConfig>,
+    pub(crate) tls_http2: PerGeneration<ClientConfig>,
     identity: RefCell<Identity>,
     state: RefCell<State>,
     /// Connections there are, idle or busy.
@@ -53,6 +59,55 @@ pub(crate) struct Idle {
     since: Instant,
 }
 
+/// A connection to an endpoint that carries many requests at once.
+pub(crate) struct Shared {
+    pub(crate) sender: SendRequest<Bytes>,
+    pub(crate) generation: u64,
+    pub(crate) peer: Option<Rc<str>>,
+    /// Requests under way on it.
+    streams: Cell<u32>,
+    /// It carries no new request.
+    ended: Cell<bool>,
+}
+
+impl Shared {
+    pub(crate) fn new(sender: SendRequest<Bytes>, generation: u64, peer: Option<Rc<str>>) -> Rc<Self> {
+        Rc::new(Self { sender, generation, peer, streams: Cell::new(0), ended: Cell::new(false) })
+    }
+
+    /// It carries no new request.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+    }
+
+    /// Whether it takes another request made with this certificate.
+    fn has_room(&self, generation: u64) -> bool {
+        let most = self.sender.current_max_send_streams().min(MOST_STREAMS);
+        !self.ended.get() && self.generation == generation && (self.streams.get() as usize) < most
+    }
+}
+
+/// A request's place on a shared connection, given back when dropped.
+pub(crate) struct OpenStream(Rc<Shared>);
+
+impl OpenStream {
+    fn take(shared: &Rc<Shared>) -> Self {
+        shared.streams.set(shared.streams.get() + 1);
+        Self(Rc::clone(shared))
+    }
+
+    /// The connection failed: nobody else is to try it.
+    pub(crate) fn give_up(&self) {
+        self.0.end();
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
 /// A connection to an endpoint.
 pub(crate) struct Connection {
     pub(crate) link: Link,
@@ -67,7 +122,7 @@ impl Connection {
     fn is_good(&self) -> bool {
         match &self.link {
             Link::H1(connection) => connection.is_good(),
-            Link::H2(_) => true,
+            Link::H2(..) => true,
         }
     }
 }
@@ -79,6 +134,7 @@ impl Pool {
             cluster,
             metrics,
             tls: PerGeneration::default(),
+            tls_http2: PerGeneration::default(),
             identity: RefCell::new(Identity::new(identities)),
             state: RefCell::new(State {
                 addresses: Arc::default(),
@@ -92,18 +148,17 @@ impl Pool {
 
     /// A connection for one request. `fresh` asks for a new one, after a kept one turned out stale.
     /// Cancel-safe: what was counted is given back.
-    pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool) -> Result<Lease, Reason> {
+    pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool, speech: Speech) -> Result<Lease, Reason> {
         let generation = self.generation()?;
         let mut failed = 0;
         loop {
             let mut ticket = Ticket::take(self, self.choose()?);
-            if !fresh {
-                if let Some(connection) = ticket.idle(generation) {
-                    return Ok(Lease { ticket, connection, reused: true, keep: true });
-                }
-            }
-            match self.connect(&mut ticket).await {
-                Ok(connection) => return Ok(Lease { ticket, connection, reused: false, keep: true }),
+            let outcome = match speech {
+                Speech::Http1 => self.one_for_itself(&mut ticket, generation, fresh).await,
+                Speech::Http2 => self.one_with_others(&mut ticket, generation, fresh).await,
+            };
+            match outcome {
+                Ok((connection, reused)) => return Ok(Lease { ticket, connection, reused, keep: true }),
                 Err(Reason::Overflow) => return Err(Reason::Overflow),
                 Err(reason) => {
                     ticket.endpoint.failed(Instant::now());
@@ -123,6 +178,11 @@ impl Pool {
         let generation = self.generation().ok();
         let mut closed = 0;
         for endpoint in &self.state.borrow().endpoints {
+            endpoint.shared.borrow_mut().retain(|shared| {
+                // One without requests is closed by letting go of its last sender.
+                let rests = shared.streams.get() == 0;
+                !shared.ended.get() && (!rests || Some(shared.generation) == generation)
+            });
             endpoint.idle.borrow_mut().retain(|idle| {
                 let keep = idle.connection.is_good()
                     && now.saturating_duration_since(idle.since) < timeout
@@ -169,14 +229,74 @@ impl Pool {
         Ok(Rc::clone(&endpoints[index]))
     }
 
-    async fn connect(self: &Rc<Self>, ticket: &mut Ticket) -> Result<Connection, Reason> {
+    /// An HTTP/1 connection, and whether it carried a request before.
+    async fn one_for_itself(
+        self: &Rc<Self>,
+        ticket: &mut Ticket,
+        generation: u64,
+        fresh: bool,
+    ) -> Result<(Connection, bool), Reason> {
+        if !fresh && let Some(connection) = ticket.idle(generation) {
+            return Ok((connection, true));
+        }
+        let connection = self.connect(ticket, self.dial(ticket.endpoint.address)).await?;
+        Ok((connection, false))
+    }
+
+    /// A place on an HTTP/2 connection. Requests that come while one is made wait for it.
+    async fn one_with_others(
+        self: &Rc<Self>,
+        ticket: &mut Ticket,
+        generation: u64,
+        fresh: bool,
+    ) -> Result<(Connection, bool), Reason> {
+        let endpoint = Rc::clone(&ticket.endpoint);
+        let mut fresh = fresh;
+        loop {
+            let found = {
+                let mut shared = endpoint.shared.borrow_mut();
+                shared.retain(|one| !one.ended.get());
+                shared.iter().find(|one| !fresh && one.has_room(generation)).map(OpenStream::take)
+            };
+            if let Some(stream) = found {
+                let mut sender = stream.0.sender.clone();
+                let reused = stream.0.streams.get() > 0;
+                if std::future::poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
+                    stream.give_up();
+                    continue;
+                }
+                let peer = stream.0.peer.clone();
+                return Ok((Connection { link: Link::H2(sender, stream), generation, peer }, reused));
+            }
+            if endpoint.connecting.replace(true) {
+                // Another request makes one just now.
+                endpoint.connected_now.notified().await;
+                fresh = false;
+                continue;
+            }
+            let guard = Connecting(&endpoint);
+            let made = self.connect(ticket, self.dial_http2(&endpoint)).await;
+            drop(guard);
+            let shared = made?;
+            // From here on the connection's driver counts it.
+            ticket.open = false;
+            endpoint.shared.borrow_mut().push(shared);
+            fresh = false;
+        }
+    }
+
+    async fn connect<C>(
+        self: &Rc<Self>,
+        ticket: &mut Ticket,
+        dial: impl Future<Output = Result<C, Reason>>,
+    ) -> Result<C, Reason> {
         if self.open.get() >= self.cluster.config.pool.max_connections && !self.make_room() {
             self.metrics.overflow.inc();
             return Err(Reason::Overflow);
         }
         ticket.open();
         let timeout = Duration::from(self.cluster.config.connect_timeout);
-        let outcome = tokio::time::timeout(timeout, self.dial(ticket.endpoint.address)).await;
+        let outcome = tokio::time::timeout(timeout, dial).await;
         let outcome = outcome.unwrap_or(Err(Reason::ConnectTimeout));
         if outcome.is_ok() {
             self.metrics.connected.inc();
@@ -196,7 +316,7 @@ impl Pool {
         idle.is_some()
     }
 
-    fn closed(&self, count: u32) {
+    pub(crate) fn closed(&self, count: u32) {
         if count > 0 {
             self.open.set(self.open.get() - count);
             self.metrics.open.add(-f64::from(count));
@@ -227,6 +347,7 @@ impl State {
             .iter()
             .map(|gone| {
                 gone.retired.set(true);
+                gone.shared.take();
                 gone.idle.take().len() as u32
             })
             .sum()
@@ -306,6 +427,16 @@ impl Drop for Ticket {
     }
 }
 
+/// Nobody else makes an HTTP/2 connection to the endpoint meanwhile.
+struct Connecting<'a>(&'a Endpoint);
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.connected_now.notify_waiters();
+    }
+}
+
 /// A connection for one request. Dropped, it is closed; settled, it is kept.
 pub(crate) struct Lease {
     ticket: Ticket,
@@ -338,12 +469,15 @@ impl Lease {
         if !self.keep || self.ticket.endpoint.retired.get() {
             return;
         }
-        if let Link::H1(connection) = &mut self.connection.link {
-            if !connection.input.is_empty() {
-                return;
-            }
-            connection.rest();
+        let Link::H1(connection) = &mut self.connection.link else { return };
+        let limits = &pool.cluster.config.pool;
+        let worn = limits.max_requests > 0 && connection.carried >= limits.max_requests;
+        let age = Duration::from(limits.max_age);
+        let old = !age.is_zero() && now.saturating_duration_since(connection.born) >= age;
+        if worn || old || !connection.input.is_empty() {
+            return;
         }
+        connection.rest();
         let endpoint = Rc::clone(&self.ticket.endpoint);
         let mut idle = endpoint.idle.borrow_mut();
         if idle.len() < pool.cluster.config.pool.max_idle as usize {

@@ -362,6 +362,7 @@ mod tests {
                 endpoints: vec!["127.0.0.1:1".parse().unwrap()],
                 tls: None,
                 connect_timeout: outrigger_config::Duration::from_secs(1),
+                protocol: outrigger_config::ClusterProtocol::Auto,
                 pool: outrigger_config::Pool::default(),
             };
             Some(crate::cluster::Clusters::default().obtain(&config))

@@ -5,8 +5,20 @@ use std::sync::Arc;
 
 use outrigger_identity::Snapshot;
 
-/// What two Outriggers speak within TLS.
-pub(crate) const ALPN: &[&[u8]] = &[b"http/1.1"];
+/// What a listener takes within TLS, in its order of preference. The first ones are what two Outriggers know one
+/// another by.
+pub(crate) const SERVER: &[&[u8]] = &[OUTRIGGER_HTTP2, OUTRIGGER_HTTP1, b"h2", b"http/1.1"];
+/// What an endpoint is offered for HTTP/1, and for HTTP/2.
+pub(crate) const HTTP1: &[&[u8]] = &[OUTRIGGER_HTTP1, b"http/1.1"];
+pub(crate) const HTTP2: &[&[u8]] = &[OUTRIGGER_HTTP2, b"h2"];
+
+const OUTRIGGER_HTTP1: &[u8] = b"outrigger-http/1.1";
+const OUTRIGGER_HTTP2: &[u8] = b"outrigger-h2";
+
+/// Whether HTTP/2 was agreed on.
+pub(crate) fn is_http2(protocol: Option<&[u8]>) -> bool {
+    matches!(protocol, Some(OUTRIGGER_HTTP2 | b"h2"))
+}
 
 /// A rustls config made once per certificate.
 pub(crate) struct PerGeneration<C>(RefCell<Option<(u64, Arc<C>)>>);

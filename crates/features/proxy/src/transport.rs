@@ -169,12 +169,7 @@ impl Output {
     }
 
     /// Takes some of `data`: gathers it when it is small, else writes it with what is gathered.
-    pub(crate) fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        io: &Transport,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, io: &Transport, data: &[u8]) -> Poll<io::Result<usize>> {
         if self.bytes.len() - self.written + data.len() <= SMALL {
             self.bytes.extend_from_slice(data);
             return Poll::Ready(Ok(data.len()));

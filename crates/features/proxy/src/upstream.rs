@@ -16,6 +16,7 @@ use crate::body::{Sink, Source};
 use crate::buffer::Buffer;
 use crate::error::Reason;
 use crate::h2::headers::{from_response, to_request};
+use crate::pool::OpenStream;
 use crate::transport::{Output, Transport};
 
 /// What an endpoint may send with a response; beyond it 502.
@@ -79,7 +80,14 @@ impl H1Connection {
 /// What a request is sent with.
 pub(crate) enum Link {
     H1(Box<H1Connection>),
-    H2(SendRequest<Bytes>),
+    H2(SendRequest<Bytes>, OpenStream),
+}
+
+/// What is spoken with an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speech {
+    Http1,
+    Http2,
 }
 
 impl Link {
@@ -87,10 +95,15 @@ impl Link {
     pub(crate) fn open(&mut self, request: &Head, framing: Framing, secure: bool) -> Result<Up<'_>, Reason> {
         match self {
             Self::H1(connection) => Ok(connection.open(request, framing)),
-            Self::H2(sender) => {
+            Self::H2(sender, place) => {
                 let message = to_request(request, secure)?;
                 let ends = matches!(framing, Framing::Empty);
-                let (response, stream) = sender.send_request(message, ends).map_err(|_| Reason::Reset)?;
+                let (response, stream) = sender.send_request(message, ends).map_err(|error| {
+                    if error.is_go_away() || error.is_io() {
+                        place.give_up();
+                    }
+                    Reason::Reset
+                })?;
                 let sink = if ends { Sink::Ended } else { Sink::H2(stream) };
                 Ok(Up { sink, receiver: Receiver::H2 { response: Some(response), body: None, informational: 0 } })
             }
@@ -184,6 +197,8 @@ impl<'a> Receiver<'a> {
 fn h2_reason(error: &h2::Error) -> Reason {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Reason::Refused,
+        // It ends the connection, and says that this stream was none of those it looked at.
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Reason::Refused,
         Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => Reason::Protocol("invalid HTTP/2"),
         _ => Reason::Reset,
     }

@@ -108,6 +108,13 @@ impl Watched {
         }
     }
 
+    /// Bytes moved in a tunnel: it may rest for so long from now.
+    pub(crate) fn be_patient(&self) {
+        let patience = after(Instant::now(), self.idle_timeout);
+        self.patience.set(patience);
+        self.clock.mind(patience);
+    }
+
     fn set_patience(&self) {
         let waiting = self.waiting_to_read.get() || self.waiting_to_write.get();
         let patience = if waiting { after(Instant::now(), self.idle_timeout) } else { None };

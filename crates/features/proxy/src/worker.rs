@@ -89,6 +89,18 @@ impl Worker {
         self.random.borrow_mut().next()
     }
 
+    /// Sixteen random bytes in base64, as a WebSocket's handshake wants them ([RFC 6455], 4.1).
+    ///
+    /// [RFC 6455]: https://www.rfc-editor.org/rfc/rfc6455
+    pub(crate) fn websocket_key(&self) -> String {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut key: String = (0..21).map(|_| char::from(DIGITS[(self.random() >> 26) as usize])).collect();
+        // The last digit of sixteen bytes carries two bits.
+        key.push(char::from(DIGITS[(self.random() >> 30 << 4) as usize]));
+        key.push_str("==");
+        key
+    }
+
     /// A number for a peer's identity, for the caches of metric handles.
     pub(crate) fn peer_number(&self, id: &str) -> u64 {
         let mut peers = self.peers.borrow_mut();

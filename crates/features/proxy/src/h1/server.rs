@@ -22,9 +22,10 @@ use crate::exchange::{After, Exchange, Incoming, own_response};
 use crate::metrics::{RequestKey, RequestNames};
 use crate::respond::{H1Responder, Responder};
 use crate::snapshot::ListenerSnapshot;
-use crate::transport::{Output, Transport};
+use crate::transport::{Output, Replay, Transport};
 use crate::upstream::TRAILER_LIMITS;
 use crate::watch::{Order, Phase, Watched};
+use crate::{h2, headers};
 
 /// A client is listened to for so many bytes after it was refused.
 const MOST_LINGERED: usize = 1024 * 1024;
@@ -41,6 +42,7 @@ pub(crate) struct Heads {
 }
 
 thread_local! {
+    #[expect(clippy::vec_box, reason = "heads are handed out and taken back without being moved")]
     static HEADS: RefCell<Vec<Box<Heads>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -76,9 +78,16 @@ enum Next {
     Request(Framing),
     /// It is bad.
     Bad(HeadError),
+    /// The client speaks HTTP/2.
+    Http2,
     /// The client has gone, or the connection is to end.
     End,
 }
+
+/// What a client of HTTP/2 says first ([RFC 9113], 3.4).
+///
+/// [RFC 9113]: https://www.rfc-editor.org/rfc/rfc9113
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Connection {
     /// Serves the connection to its end.
@@ -90,10 +99,16 @@ impl Connection {
             let (next, Some(mut heads)) = (next, heads) else { break };
             let after = match next {
                 Next::End => break,
+                Next::Http2 => {
+                    // On the heap, so that connections of HTTP/1 do not hold room for it.
+                    let io = Replay { io: self.io, ahead: self.input };
+                    return Box::pin(h2::server::serve(self.downstream, &self.watched, snapshot, io)).await;
+                }
                 Next::Request(framing) => self.exchange(framing, &mut output, &mut heads).await,
                 Next::Bad(error) => {
                     self.refuse(snapshot, error, &mut output, &mut heads).await;
-                    After::Linger
+                    // Who speaks something else altogether would not understand the answer.
+                    if error == HeadError::NotHttp { After::Close } else { After::Linger }
                 }
             };
             Heads::take_back(heads);
@@ -116,18 +131,26 @@ impl Connection {
     }
 
     /// Waits for the next request's head.
-    fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-        output: &mut Output,
-        heads: &mut Option<Box<Heads>>,
-    ) -> Poll<Next> {
+    fn poll_next(&mut self, cx: &mut Context<'_>, output: &mut Output, heads: &mut Option<Box<Heads>>) -> Poll<Next> {
         loop {
             if !self.input.is_empty() {
                 if self.watched.phase() == Phase::Idle {
                     self.watched.enter(Phase::Head, Instant::now());
                 }
                 let request = &mut heads.get_or_insert_with(Heads::lend).request;
+                if self.input.filled()[0] == PREFACE[0] && self.watched.handled.get() == 0 {
+                    let count = self.input.len().min(PREFACE.len());
+                    if count == PREFACE.len() && self.input.filled().starts_with(PREFACE) {
+                        return Poll::Ready(Next::Http2);
+                    }
+                    // `PR` is enough: no method begins so.
+                    if count >= 3 && count < PREFACE.len() && self.input.filled() == &PREFACE[..count] {
+                        match ready!(self.io.poll_fill(cx, &mut self.input)) {
+                            Ok(read) if read > 0 => continue,
+                            _ => return Poll::Ready(Next::End),
+                        }
+                    }
+                }
                 match h1::parse_request(self.input.filled(), self.seen, self.limits, request) {
                     Ok(Parsed::Complete(length)) => {
                         self.input.consume(length);
@@ -178,6 +201,7 @@ impl Connection {
         let mut decoder = BodyDecoder::new(framing, TRAILER_LIMITS);
         let persistent = h1::persists(request);
         let incoming = Incoming {
+            upgrade: headers::asked_upgrade(request).map(str::to_owned),
             framing,
             source: Source::h1(&self.io, &mut self.input, &mut decoder),
             responder: Responder::H1(H1Responder {
@@ -225,8 +249,7 @@ impl Connection {
     /// Answers, counts and logs a request whose head is bad.
     async fn refuse(&mut self, snapshot: &ListenerSnapshot, error: HeadError, output: &mut Output, heads: &mut Heads) {
         let started = Instant::now();
-        let reason =
-            if error.is_too_large() { Reason::HeadersTooLarge } else { Reason::BadRequest(error.as_str()) };
+        let reason = if error.is_too_large() { Reason::HeadersTooLarge } else { Reason::BadRequest(error.as_str()) };
         let local = &self.downstream.local;
         let (listener, remote) = (&local.shared.name, self.downstream.remote);
         tracing::debug!(component = "proxy", listener, %remote, %reason, "request refused by the parser");
@@ -241,7 +264,9 @@ impl Connection {
         };
         let framing = Framing::Length(text.len() as u64);
         let mut sent = 0;
-        if let Ok(mut sink) = Responder::H1(responder).respond(&mut heads.response, framing, &mut false) {
+        if error != HeadError::NotHttp
+            && let Ok(mut sink) = Responder::H1(responder).respond(&mut heads.response, framing, &mut false)
+        {
             let mut source = Source::Own(text.as_bytes());
             let _ = poll_fn(|cx| poll_pump(cx, &mut source, &mut sink, |count| sent += count as u64, &mut None)).await;
         }

@@ -41,12 +41,7 @@ const MOST_PENDING_RESETS: usize = 20;
 const MOST_ERRORS: usize = 100;
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    downstream: Rc<Downstream>,
-    watched: &Rc<Watched>,
-    snapshot: &ListenerSnapshot,
-    io: Replay,
-) {
+pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, snapshot: &ListenerSnapshot, io: Replay) {
     let limits = &snapshot.limits;
     let local = &downstream.local;
     let mut builder = Builder::new();
@@ -115,6 +110,8 @@ fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched
 }
 
 /// One request.
+///
+/// [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
 async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let started = Instant::now();
     let local = Rc::clone(&downstream.local);
@@ -123,7 +120,12 @@ async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, 
     let watched = &registered.watched;
     watched.begin(started);
     let mut heads = Heads::lend();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let protocol = parts.extensions.remove::<h2::ext::Protocol>();
+    if protocol.is_some() {
+        // Extended CONNECT ([RFC 8441]): what HTTP/1.1 says as GET with Upgrade.
+        parts.method = http::Method::GET;
+    }
     let request = http::Request::from_parts(parts, ());
     if let Err(reason) = from_request(&request, &mut heads.request) {
         tracing::debug!(component = "proxy", listener = local.shared.name, %reason, "request refused");
@@ -131,14 +133,21 @@ async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, 
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         return;
     }
-    let framing = if body.is_end_stream() {
+    if protocol.as_ref().is_some_and(|protocol| protocol.as_str() == "websocket") {
+        // HTTP/2 does without the key, HTTP/1.1 does not.
+        let key = local.worker.websocket_key();
+        heads.request.set("sec-websocket-key", key.as_bytes());
+    }
+    let framing = if body.is_end_stream() || protocol.is_some() {
         Framing::Empty
     } else {
         let length = heads.request.get(FieldId::ContentLength);
         length.and_then(|length| str::from_utf8(length).ok()?.parse().ok()).map_or(Framing::Chunked, Framing::Length)
     };
+    let upgrade = protocol.map(|protocol| protocol.as_str().to_owned());
     let Heads { request, response } = &mut *heads;
-    let incoming = Incoming { request, framing, source: Source::h2(body), responder: Responder::H2(respond) };
+    let (source, responder) = (Source::h2(body), Responder::H2(respond));
+    let incoming = Incoming { request, framing, source, responder, upgrade };
     let exchange = Exchange::new(&downstream, watched, started);
     until_cut(&local, watched, async {
         exchange.run(incoming, response).await;

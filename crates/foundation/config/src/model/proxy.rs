@@ -210,9 +210,25 @@ pub struct Cluster {
     /// Time to connect, TLS handshake included.
     #[serde(default = "default_connect_timeout")]
     pub connect_timeout: Duration,
+    /// What is spoken with the endpoints.
+    #[serde(default)]
+    pub protocol: ClusterProtocol,
     /// Connections kept for the next request.
     #[serde(default)]
     pub pool: Pool,
+}
+
+/// What is spoken with a cluster's endpoints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClusterProtocol {
+    /// HTTP/2 for gRPC, which needs it, HTTP/1.1 for everything else, whatever the client speaks.
+    #[default]
+    Auto,
+    /// HTTP/1.1 always.
+    Http1,
+    /// HTTP/2 always, in plain text with prior knowledge: many requests share few connections.
+    Http2,
 }
 
 fn default_connect_timeout() -> Duration {
@@ -240,11 +256,22 @@ pub struct Pool {
     /// Connections per worker and cluster, idle or busy; beyond it requests get 503.
     #[schemars(range(min = 1, max = 100_000))]
     pub max_connections: u32,
+    /// A connection this old is not used for another request, so that traffic follows endpoints that move behind one
+    /// address; `0s` turns it off.
+    pub max_age: Duration,
+    /// A connection is closed after so many requests; 0 turns it off.
+    pub max_requests: u64,
 }
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { max_idle: 100, idle_timeout: Duration::from_secs(60), max_connections: 1024 }
+        Self {
+            max_idle: 100,
+            idle_timeout: Duration::from_secs(60),
+            max_connections: 1024,
+            max_age: Duration::from_secs(0),
+            max_requests: 0,
+        }
     }
 }
 

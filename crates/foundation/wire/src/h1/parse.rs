@@ -181,6 +181,7 @@ fn version(text: &[u8]) -> Result<Version, HeadError> {
         b"HTTP/1.0" => Ok(Version::Http10),
         // A higher minor version is read as the highest known one ([RFC 9110], 2.5).
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit() => Ok(Version::Http11),
+        _ if text.len() < 5 || !text[..5].eq_ignore_ascii_case(b"HTTP/") => Err(HeadError::NotHttp),
         _ => Err(HeadError::BadVersion),
     }
 }
@@ -191,7 +192,7 @@ fn status_line(bytes: &[u8], head: &mut Head) -> Result<usize, HeadError> {
     let (Some(version_text), Some(rest)) = (text.get(..8), text.get(8..)) else {
         return Err(HeadError::BadStatusLine);
     };
-    let version = version(version_text)?;
+    let version = version(version_text).map_err(|_| HeadError::BadStatusLine)?;
     let digits = match rest {
         [b' ', a, b, c] => [*a, *b, *c],
         [b' ', a, b, c, b' ', ..] => [*a, *b, *c],
@@ -287,7 +288,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", BadFieldValue),
             ("GET / HTTP/1.1\r\nX: a\x7fb\r\n\r\n", BadFieldValue),
             ("GET  / HTTP/1.1\r\n\r\n", BadRequestLine),
-            ("GET /  HTTP/1.1\r\n\r\n", BadVersion),
+            ("GET /  HTTP/1.1\r\n\r\n", NotHttp),
+            ("INVALID CONNECTION PREFACE\r\n\r\n", NotHttp),
             ("GET / HTTP/1.1 \r\n\r\n", BadVersion),
             ("GET / HTTP/2.0\r\n\r\n", BadVersion),
             ("GET / http/1.1\r\n\r\n", BadVersion),
