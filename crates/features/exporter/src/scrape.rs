@@ -33,6 +33,10 @@ const LAST_ANSWER: Duration = Duration::from_secs(15);
 /// The same when the process stops: others wait.
 const STOP_ANSWER: Duration = Duration::from_secs(1);
 
+/// Time for the first request of a connection that was accepted just before the stop: it is on its way, and hyper
+/// would close the connection on it.
+const FIRST_REQUEST: Duration = Duration::from_millis(20);
+
 const INDEX: &str =
     "<!doctype html><title>Outrigger</title><h1>Outrigger</h1><p><a href=\"/metrics\">Metrics</a></p>\n";
 
@@ -51,7 +55,10 @@ pub(crate) async fn serve(stream: TcpStream, registry: Registry, stop: Stop) {
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = tokio::time::sleep(MAX_AGE) => finish(connection, LAST_ANSWER).await,
-        () = stop.requested() => finish(connection, STOP_ANSWER).await,
+        () = stop.requested() => match tokio::time::timeout(FIRST_REQUEST, connection.as_mut()).await {
+            Ok(ended) => ended,
+            Err(_) => finish(connection, STOP_ANSWER).await,
+        },
     };
     if let Err(error) = ended {
         tracing::debug!(component = "metrics", %error, "scrape connection failed");
