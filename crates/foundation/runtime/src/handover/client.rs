@@ -4,7 +4,7 @@
 //! there, is somebody else's, or does not answer costs no more than its timeout.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -54,11 +54,7 @@ pub(super) fn give(path: &Path, from: &str, sockets: &[Passed]) -> Result<(), Cl
     let mut descriptors = sockets.iter().map(|socket| socket.socket.as_fd());
     for message in messages {
         let part: Vec<_> = descriptors.by_ref().take(message.descriptors()).collect();
-        if let Err(error) = send(&stream, &message, &part) {
-            // It may have said why before it hung up.
-            let reason = Inbox::default().receive(&stream).map(|(answer, _)| refusal(answer));
-            return Err(reason.unwrap_or_else(|_| ChannelError::Io(error).into()));
-        }
+        say(&stream, &message, &part)?;
     }
     match Inbox::default().receive(&stream)?.0 {
         Message::Kept { sockets: count } if count == sockets.len() => Ok(()),
@@ -69,7 +65,7 @@ pub(super) fn give(path: &Path, from: &str, sockets: &[Passed]) -> Result<(), Cl
 /// Asks for the sockets that the keeper has.
 pub(super) fn take(path: &Path, from: &str) -> Result<Taken, ClientError> {
     let stream = connect(path)?;
-    send(&stream, &Message::Take { from: from.to_owned() }, &[]).map_err(ChannelError::Io)?;
+    say(&stream, &Message::Take { from: from.to_owned() }, &[])?;
     let (mut inbox, mut all) = (Inbox::default(), Vec::new());
     loop {
         match inbox.receive(&stream)? {
@@ -90,6 +86,14 @@ pub(super) fn take(path: &Path, from: &str) -> Result<Taken, ClientError> {
 /// Tells the keeper that what was taken is in use.
 pub(super) fn confirm(link: &UnixStream) -> io::Result<()> {
     send(link, &Message::Ready, &[])
+}
+
+/// Sends a message; when the keeper has hung up, it may have said why before.
+fn say(stream: &UnixStream, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+    send(stream, message, descriptors).map_err(|error| {
+        let reason = Inbox::default().receive(stream).map(|(answer, _)| refusal(answer));
+        reason.unwrap_or_else(|_| ChannelError::Io(error).into())
+    })
 }
 
 fn refusal(answer: Message) -> ClientError {
