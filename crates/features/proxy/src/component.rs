@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
-use outrigger_config::{Config, Direction, Listener as ListenerConfig, Proxy};
+use outrigger_config::{Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Proxy};
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy};
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, SocketError, StopPhase};
@@ -272,11 +272,7 @@ impl<'a> Running<'a> {
     /// The clusters that the routes of these listeners name.
     fn clusters(&self, proxy: Option<&Proxy>, listeners: &[&ListenerConfig]) -> HashMap<String, Arc<Cluster>> {
         let named = |name: &str| {
-            listeners
-                .iter()
-                .flat_map(|listener| &listener.routes)
-                .flat_map(|route| &route.backend_refs)
-                .any(|backend| backend.name.as_str() == name)
+            listeners.iter().flat_map(|listener| listener.backend_refs()).any(|backend| backend.name.as_str() == name)
         };
         proxy
             .map(|proxy| proxy.clusters.as_slice())
@@ -312,8 +308,12 @@ impl<'a> Running<'a> {
     ) -> ListenerSnapshot {
         ListenerSnapshot {
             generation: self.component.shared.generation.fetch_add(1, Relaxed),
-            routes: RouteTable::compile(&config.routes, |name| clusters.get(name).cloned()),
+            protocol: config.protocol,
+            detect_timeout: config.detect_timeout.into(),
+            proxy_protocol: config.proxy_protocol,
+            routes: RouteTable::of(config, |name| clusters.get(name).cloned()),
             tls: config.tls.as_ref().map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
+            permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
             access_log,
         }

@@ -1,6 +1,7 @@
 //! One client's connection: perhaps decrypted, served request by request, ended in time.
 //!
-//! In: an accepted connection. Out: its protocol's server. Promise: a client that is slow
+//! In: an accepted connection. Out: its protocol's server, found by what the listener's config,
+//! ALPN or the first bytes say. Promise: a client that is slow
 //! with its headers, rests too long or does not take its answer is cut, and the cut counted.
 
 use std::future::{Future, poll_fn};
@@ -8,27 +9,53 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use outrigger_config::ListenerProtocol;
 use outrigger_identity::{PeerPolicy, peer_id, tls_error_reason, tls_error_text};
 use outrigger_wire::h1::Limits;
+use outrigger_wire::preamble::{self, Preamble};
+use outrigger_wire::sniff::{Sniff, sniff};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::buffer::Buffer;
+use crate::dial::Ends;
 use crate::listener::LocalListener;
+use crate::route::RouteTable;
 use crate::snapshot::ListenerSnapshot;
-use crate::tls::{self, Peer};
+use crate::tls::{self, Agreed, Peer};
 use crate::transport::{Replay, Transport};
+use crate::upstream::Speech;
 use crate::watch::{Order, Phase, Watched};
-use crate::{h1, h2};
+use crate::{h1, h2, tcp};
+
+/// The longest TLS ClientHello; those with several key shares and a ticket take about 2 KiB.
+const MOST_HELLO: usize = 16 * 1024;
+/// How long it is remembered that servers behind a listener speak first.
+const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// What the requests of one connection know of it.
 pub(crate) struct Downstream {
     pub(crate) local: Rc<LocalListener>,
     pub(crate) remote: SocketAddr,
+    /// Who called, and which address of ours.
+    pub(crate) ends: Ends,
     pub(crate) peer: Option<Peer>,
     pub(crate) peer_number: u64,
+}
+
+/// A connection whose protocol is known.
+struct Front {
+    io: Transport,
+    /// What was read to find out.
+    input: Buffer,
+    ends: Ends,
+    peer: Option<Peer>,
+    speech: Speech,
+    /// The route of a connection that is carried as it comes.
+    route: Option<u32>,
 }
 
 /// Serves a connection to its end.
@@ -41,31 +68,178 @@ pub(crate) async fn connection(
 ) {
     let _open = local.metrics.connection();
     let _ = stream.set_nodelay(true);
-    match &snapshot.tls {
-        None => http(local, snapshot, watched, stream.into(), remote, None, false).await,
-        Some(policy) => match watched.unless_cut(local.handshake(snapshot, policy, stream, remote)).await {
-            Ok(Some((stream, peer))) => {
-                let http2 = tls::is_http2(stream.get_ref().1.alpn_protocol());
-                http(local, snapshot, watched, stream.into(), remote, Some(peer), http2).await;
-            }
-            Ok(None) => {}
+    let is_simple = snapshot.tls.is_none() && snapshot.protocol == ListenerProtocol::Http && !snapshot.proxy_protocol;
+    let front = if is_simple {
+        // Nothing to find out: the HTTP server sees by itself which version it is.
+        let ends = Ends { client: remote, local: local.shared.address };
+        let (io, input) = (stream.into(), Buffer::default());
+        Front { io, input, ends, peer: None, speech: Speech::Http1, route: None }
+    } else {
+        // On the heap, so that the connection does not hold room for it afterwards.
+        match watched.unless_cut(Box::pin(local.find_out(snapshot, stream, remote))).await {
+            Ok(Some(front)) => front,
+            Ok(None) => return,
             Err("header_timeout") => {
                 local.metrics.handshake("timeout");
                 tracing::debug!(component = "proxy", listener = local.shared.name, %remote, "TLS handshake took too long");
+                return;
             }
-            Err(_) => {}
-        },
+            Err(_) => return,
+        }
+    };
+    let Front { io, input, ends, peer, speech, route } = front;
+    let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
+    let downstream = Rc::new(Downstream { local: Rc::clone(local), remote: ends.client, ends, peer, peer_number });
+    match speech {
+        Speech::Http1 => {
+            let limits = Limits {
+                max_bytes: snapshot.limits.max_header_bytes.as_usize(),
+                max_fields: snapshot.limits.max_headers as usize,
+            };
+            let watched_ = Rc::clone(watched);
+            let connection = h1::server::Connection { downstream, watched: watched_, io, input, limits, seen: 0 };
+            until_cut(local, watched, connection.serve(snapshot)).await;
+        }
+        Speech::Http2 => {
+            let io = Replay { io, ahead: input };
+            let serving = Box::pin(h2::server::serve(downstream, watched, snapshot, io));
+            until_cut(local, watched, serving).await;
+        }
+        Speech::Tcp => {
+            let relay = Box::pin(tcp::relay(downstream, watched, io, input, route));
+            until_cut(local, watched, relay).await;
+        }
     }
 }
 
 impl LocalListener {
+    /// Reads what tells the protocol. Nothing when the connection is not to be served; that was noted.
+    async fn find_out(&self, snapshot: &ListenerSnapshot, stream: TcpStream, remote: SocketAddr) -> Option<Front> {
+        let local = stream.local_addr().unwrap_or(self.shared.address);
+        let mut ends = Ends { client: remote, local };
+        let mut io = Transport::from(stream);
+        let mut input = Buffer::default();
+        if snapshot.proxy_protocol {
+            ends = self.read_preamble(&io, &mut input, ends).await?;
+        }
+        let mut peer = None;
+        let mut agreed = Agreed::Nothing;
+        if let Some(policy) = &snapshot.tls
+            && (!snapshot.permissive || self.speaks_tls(&io, &mut input).await?)
+        {
+            let stream = self.handshake(snapshot, policy, Replay { io, ahead: input }, ends.client).await?;
+            agreed = Agreed::of(stream.0.get_ref().1.alpn_protocol());
+            peer = Some(stream.1);
+            io = stream.0.into();
+            input = Buffer::default();
+        }
+        let routes = &snapshot.routes;
+        let (speech, route) = match (snapshot.protocol, agreed) {
+            (ListenerProtocol::Http, Agreed::Http2) | (ListenerProtocol::Auto, Agreed::Http2) => (Speech::Http2, None),
+            (ListenerProtocol::Http, _) | (ListenerProtocol::Auto, Agreed::Http1) => (Speech::Http1, None),
+            (ListenerProtocol::Tcp, _) | (ListenerProtocol::Auto, Agreed::Tcp) => (Speech::Tcp, routes.tcp()),
+            (ListenerProtocol::Tls, _) => (Speech::Tcp, self.route_of_tls(&io, &mut input, routes, ends.client).await?),
+            (ListenerProtocol::Auto, Agreed::Nothing) => {
+                let speech = self.detect(snapshot, &io, &mut input).await?;
+                (speech, routes.tcp())
+            }
+        };
+        Some(Front { io, input, ends, peer, speech, route })
+    }
+
+    /// Reads more; `None` is the end.
+    async fn read_more(&self, io: &Transport, input: &mut Buffer) -> Option<()> {
+        match poll_fn(|cx| io.poll_fill(cx, input)).await {
+            Ok(count) if count > 0 => Some(()),
+            _ => None,
+        }
+    }
+
+    async fn read_preamble(&self, io: &Transport, input: &mut Buffer, ends: Ends) -> Option<Ends> {
+        loop {
+            self.read_more(io, input).await?;
+            match preamble::parse(input.filled()) {
+                Ok(Preamble::Partial) => {}
+                Ok(Preamble::Complete(length, told)) => {
+                    input.consume(length);
+                    return Some(told.map_or(ends, |(client, local)| Ends { client, local }));
+                }
+                Err(error) => {
+                    let listener = &self.shared.name;
+                    self.metrics.cut("proxy_protocol");
+                    tracing::warn!(component = "proxy", listener, remote = %ends.client, %error, "connection refused");
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn speaks_tls(&self, io: &Transport, input: &mut Buffer) -> Option<bool> {
+        if input.is_empty() {
+            self.read_more(io, input).await?;
+        }
+        Some(input.filled()[0] == 0x16)
+    }
+
+    /// Finds out what a client speaks that was not told by ALPN.
+    async fn detect(&self, snapshot: &ListenerSnapshot, io: &Transport, input: &mut Buffer) -> Option<Speech> {
+        if self.server_first.get().is_some_and(|until| Instant::now() < until) && input.is_empty() {
+            return Some(Speech::Tcp);
+        }
+        let deadline = Instant::now() + snapshot.detect_timeout;
+        loop {
+            match sniff(input.filled()) {
+                Sniff::Http1 => return Some(Speech::Http1),
+                Sniff::Http2Preface => return Some(Speech::Http2),
+                Sniff::Tls | Sniff::ProxyV1 | Sniff::ProxyV2 | Sniff::Unknown => return Some(Speech::Tcp),
+                Sniff::Undecided => {}
+            }
+            match tokio::time::timeout_at(deadline.into(), self.read_more(io, input)).await {
+                Ok(more) => more?,
+                Err(_) if input.is_empty() => {
+                    self.server_first.set(Instant::now().checked_add(REMEMBERED));
+                    return Some(Speech::Tcp);
+                }
+                Err(_) => return Some(Speech::Tcp),
+            }
+        }
+    }
+
+    /// The route for the name that a TLS client asks for; what it sent stays in `input`.
+    async fn route_of_tls(
+        &self,
+        io: &Transport,
+        input: &mut Buffer,
+        routes: &RouteTable,
+        remote: SocketAddr,
+    ) -> Option<Option<u32>> {
+        let listener = &self.shared.name;
+        loop {
+            if input.len() > MOST_HELLO {
+                self.metrics.cut("tls_hello");
+                tracing::debug!(component = "proxy", listener, %remote, "TLS ClientHello too long");
+                return None;
+            }
+            self.read_more(io, input).await?;
+            match tls::server_name(input.filled()) {
+                Ok(None) => {}
+                Ok(Some(name)) => return Some(routes.sni(name.as_deref())),
+                Err(error) => {
+                    self.metrics.cut("tls_hello");
+                    tracing::debug!(component = "proxy", listener, %remote, %error, "no TLS ClientHello");
+                    return None;
+                }
+            }
+        }
+    }
+
     async fn handshake(
         &self,
         snapshot: &ListenerSnapshot,
         policy: &PeerPolicy,
-        stream: TcpStream,
+        stream: Replay,
         remote: SocketAddr,
-    ) -> Option<(TlsStream<TcpStream>, Peer)> {
+    ) -> Option<(TlsStream<Replay>, Peer)> {
         let listener = &self.shared.name;
         let Some(identity) = self.worker.identities.current() else {
             self.metrics.handshake("no_identity");
@@ -101,37 +275,6 @@ impl LocalListener {
             }
         }
     }
-}
-
-async fn http(
-    local: &Rc<LocalListener>,
-    snapshot: &ListenerSnapshot,
-    watched: &Rc<Watched>,
-    io: Transport,
-    remote: SocketAddr,
-    peer: Option<Peer>,
-    http2: bool,
-) {
-    let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
-    let downstream = Rc::new(Downstream { local: Rc::clone(local), remote, peer, peer_number });
-    if http2 {
-        let io = Replay { io, ahead: Buffer::default() };
-        until_cut(local, watched, h2::server::serve(downstream, watched, snapshot, io)).await;
-        return;
-    }
-    let limits = Limits {
-        max_bytes: snapshot.limits.max_header_bytes.as_usize(),
-        max_fields: snapshot.limits.max_headers as usize,
-    };
-    let connection = h1::server::Connection {
-        downstream,
-        watched: Rc::clone(watched),
-        io,
-        input: Buffer::default(),
-        limits,
-        seen: 0,
-    };
-    until_cut(local, watched, connection.serve(snapshot)).await;
 }
 
 /// Serves a connection until its end, or until it is cut.

@@ -7,9 +7,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use outrigger_config::ProxyProtocol;
 use outrigger_identity::{Snapshot, peer_id, tls_error_reason, tls_error_text};
+use outrigger_wire::preamble;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -28,23 +31,30 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Header bytes an endpoint may send with a response.
 const MOST_HEADER_BYTES: u32 = 256 * 1024;
 
+/// Who called whom, for a PROXY protocol header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) client: SocketAddr,
+    pub(crate) local: SocketAddr,
+}
+
 /// A byte stream to an endpoint, with the generation of our certificate and whom the endpoint's names.
-struct Dialled {
-    io: Transport,
+pub(crate) struct Dialled {
+    pub(crate) io: Transport,
     generation: u64,
-    peer: Option<Rc<str>>,
+    pub(crate) peer: Option<Rc<str>>,
 }
 
 impl Pool {
     /// Connects to an endpoint for HTTP/1. Cancel-safe: a connection under way is dropped.
-    pub(crate) async fn dial(&self, address: SocketAddr) -> Result<Connection, Reason> {
-        let Dialled { io, generation, peer } = self.reach(address, Speech::Http1).await?;
+    pub(crate) async fn dial(&self, address: SocketAddr, ends: Option<Ends>) -> Result<Connection, Reason> {
+        let Dialled { io, generation, peer } = self.reach(address, Speech::Http1, ends).await?;
         Ok(Connection { link: Link::H1(H1Connection::new(io)), generation, peer })
     }
 
     /// Connects to an endpoint for HTTP/2. Cancel-safe.
     pub(crate) async fn dial_http2(self: &Rc<Self>, endpoint: &Endpoint) -> Result<Rc<Shared>, Reason> {
-        let Dialled { io, generation, peer } = self.reach(endpoint.address, Speech::Http2).await?;
+        let Dialled { io, generation, peer } = self.reach(endpoint.address, Speech::Http2, None).await?;
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
@@ -72,13 +82,26 @@ impl Pool {
     }
 
     /// Connects, and encrypts when the cluster says so.
-    async fn reach(&self, address: SocketAddr, speech: Speech) -> Result<Dialled, Reason> {
+    pub(crate) async fn reach(
+        &self,
+        address: SocketAddr,
+        speech: Speech,
+        ends: Option<Ends>,
+    ) -> Result<Dialled, Reason> {
         let cluster = &self.cluster.name;
-        let stream = TcpStream::connect(address).await.map_err(|error| {
+        let mut stream = TcpStream::connect(address).await.map_err(|error| {
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
             Reason::ConnectFailure
         })?;
         let _ = stream.set_nodelay(true);
+        if let (Some(version), Some(ends)) = (self.cluster.config.proxy_protocol, ends) {
+            let mut header = Vec::new();
+            match version {
+                ProxyProtocol::V1 => preamble::write_v1(ends.client, ends.local, &mut header),
+                ProxyProtocol::V2 => preamble::write_v2(ends.client, ends.local, &mut header),
+            }
+            stream.write_all(&header).await.map_err(|_| Reason::ConnectFailure)?;
+        }
         if self.cluster.config.tls.is_none() {
             return Ok(Dialled { io: stream.into(), generation: 0, peer: None });
         }
@@ -107,6 +130,7 @@ impl Pool {
         let (configs, alpn) = match speech {
             Speech::Http1 => (&self.tls, tls::HTTP1),
             Speech::Http2 => (&self.tls_http2, tls::HTTP2),
+            Speech::Tcp => (&self.tls_tcp, tls::TCP),
         };
         configs.get(snapshot, |snapshot| snapshot.client_config(expected, alpn)).map_err(|error| {
             tracing::error!(component = "proxy", cluster, %error, "cannot make a TLS config");

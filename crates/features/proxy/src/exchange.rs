@@ -180,7 +180,7 @@ impl Exchange {
 
         let mut fresh = false;
         loop {
-            let mut lease = self.in_time(pool.checkout(fresh, speech)).await??;
+            let mut lease = self.in_time(pool.checkout(fresh, speech, self.downstream.ends)).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, upgrade.is_some(), response).await? {

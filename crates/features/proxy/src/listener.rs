@@ -5,12 +5,12 @@
 //! is counted, and never spins; what waited in the backlog when the listener was drained
 //! is still served.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
@@ -33,6 +33,8 @@ pub(crate) struct LocalListener {
     pub(crate) metrics: Rc<ListenerMetrics>,
     /// TLS configs for the listener's config with this generation.
     pub(crate) tls: RefCell<(u64, Rc<PerGeneration<ServerConfig>>)>,
+    /// Until when it is held that servers behind it speak first.
+    pub(crate) server_first: Cell<Option<Instant>>,
     /// The listener's config as this worker saw it last.
     snapshot: RefCell<Rc<LocalSnapshot>>,
 }
@@ -42,7 +44,7 @@ pub(crate) async fn serve(shared: Arc<Listener>, socket: std::net::TcpListener, 
     let metrics = ListenerMetrics::new(&worker.families, shared.direction, &shared.name);
     let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
     let tls = RefCell::new((u64::MAX, Rc::default()));
-    let local = Rc::new(LocalListener { shared, worker, metrics, tls, snapshot });
+    let local = Rc::new(LocalListener { shared, worker, metrics, tls, server_first: Cell::new(None), snapshot });
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
     local.accept_until_drained(&socket, &mut connections).await;

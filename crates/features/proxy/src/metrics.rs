@@ -17,6 +17,9 @@ pub(crate) struct Families {
     requests: CounterFamily,
     durations: HistogramFamily,
     grpc: CounterFamily,
+    tcp: CounterFamily,
+    tcp_received: CounterFamily,
+    tcp_sent: CounterFamily,
     in_flight: GaugeFamily,
     connections: GaugeFamily,
     connections_total: CounterFamily,
@@ -47,6 +50,21 @@ impl Families {
                 "outrigger_grpc_requests_total",
                 "gRPC calls answered, by the status in their trailers.",
                 &["direction", "listener", "route", "cluster", "grpc_status", "peer"],
+            ),
+            tcp: registry.counter(
+                "outrigger_tcp_connections_closed_total",
+                "TCP connections that were carried, at their end; flags tell why one broke off.",
+                &["direction", "listener", "route", "cluster", "flags", "peer"],
+            ),
+            tcp_received: registry.counter(
+                "outrigger_tcp_received_bytes_total",
+                "Bytes from clients over TCP connections that have ended.",
+                &["direction", "listener", "route", "cluster"],
+            ),
+            tcp_sent: registry.counter(
+                "outrigger_tcp_sent_bytes_total",
+                "Bytes to clients over TCP connections that have ended.",
+                &["direction", "listener", "route", "cluster"],
             ),
             in_flight: registry.gauge("outrigger_http_requests_in_flight", "Requests being answered.", &["listener"]),
             connections: registry.gauge("outrigger_downstream_connections_active", "Open connections.", &["listener"]),
@@ -211,6 +229,15 @@ impl ListenerMetrics {
                 self.families.grpc.with(&labels)
             })
             .inc();
+    }
+
+    /// Counts a TCP connection that has ended.
+    pub(crate) fn tcp(&self, names: &RequestNames<'_>, flags: &str, received: u64, sent: u64) {
+        let place = [self.direction, &self.listener, names.route, names.cluster];
+        let labels = [self.direction, &self.listener, names.route, names.cluster, flags, names.peer];
+        self.families.tcp.with(&labels).inc();
+        self.families.tcp_received.with(&place).add(received);
+        self.families.tcp_sent.with(&place).add(sent);
     }
 
     /// Counts a TLS handshake.

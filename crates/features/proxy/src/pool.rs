@@ -22,9 +22,11 @@ use tokio::task::JoinSet;
 
 use crate::balance::{Balancer, Endpoint, LeastRequest, Random};
 use crate::cluster::Cluster;
+use crate::dial::{Dialled, Ends};
 use crate::error::Reason;
 use crate::metrics::ClusterMetrics;
 use crate::tls::PerGeneration;
+use crate::transport::Transport;
 use crate::upstream::{Link, Speech};
 
 /// Requests at once on one HTTP/2 connection, whatever the endpoint allows.
@@ -38,6 +40,7 @@ pub(crate) struct Pool {
     pub(crate) metrics: ClusterMetrics,
     pub(crate) tls: PerGeneration<ClientConfig>,
     pub(crate) tls_http2: PerGeneration<ClientConfig>,
+    pub(crate) tls_tcp: PerGeneration<ClientConfig>,
     identity: RefCell<Identity>,
     state: RefCell<State>,
     /// Connections there are, idle or busy.
@@ -135,6 +138,7 @@ impl Pool {
             metrics,
             tls: PerGeneration::default(),
             tls_http2: PerGeneration::default(),
+            tls_tcp: PerGeneration::default(),
             identity: RefCell::new(Identity::new(identities)),
             state: RefCell::new(State {
                 addresses: Arc::default(),
@@ -148,14 +152,14 @@ impl Pool {
 
     /// A connection for one request. `fresh` asks for a new one, after a kept one turned out stale.
     /// Cancel-safe: what was counted is given back.
-    pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool, speech: Speech) -> Result<Lease, Reason> {
+    pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool, speech: Speech, ends: Ends) -> Result<Lease, Reason> {
         let generation = self.generation()?;
         let mut failed = 0;
         loop {
             let mut ticket = Ticket::take(self, self.choose()?);
             let outcome = match speech {
-                Speech::Http1 => self.one_for_itself(&mut ticket, generation, fresh).await,
                 Speech::Http2 => self.one_with_others(&mut ticket, generation, fresh).await,
+                Speech::Http1 | Speech::Tcp => self.one_for_itself(&mut ticket, generation, fresh, ends).await,
             };
             match outcome {
                 Ok((connection, reused)) => return Ok(Lease { ticket, connection, reused, keep: true }),
@@ -164,6 +168,28 @@ impl Pool {
                     ticket.endpoint.failed(Instant::now());
                     failed += 1;
                     // As many endpoints as there are may be tried, within one connect timeout each.
+                    if failed >= self.state.borrow().endpoints.len().min(MOST_TRIES) {
+                        return Err(reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A connection of a client's own, for bytes as they come. Cancel-safe.
+    pub(crate) async fn tunnel(self: &Rc<Self>, ends: Ends) -> Result<Tunnel, Reason> {
+        let mut failed = 0;
+        loop {
+            let mut ticket = Ticket::take(self, self.choose()?);
+            let reach = self.reach(ticket.endpoint.address, Speech::Tcp, Some(ends));
+            match self.connect(&mut ticket, reach).await {
+                Ok(Dialled { io, peer, .. }) => {
+                    return Ok(Tunnel { address: ticket.endpoint.address, io, peer, _ticket: ticket });
+                }
+                Err(Reason::Overflow) => return Err(Reason::Overflow),
+                Err(reason) => {
+                    ticket.endpoint.failed(Instant::now());
+                    failed += 1;
                     if failed >= self.state.borrow().endpoints.len().min(MOST_TRIES) {
                         return Err(reason);
                     }
@@ -235,11 +261,17 @@ impl Pool {
         ticket: &mut Ticket,
         generation: u64,
         fresh: bool,
+        ends: Ends,
     ) -> Result<(Connection, bool), Reason> {
-        if !fresh && let Some(connection) = ticket.idle(generation) {
+        // One that tells a client's address is that client's alone.
+        let shared = self.cluster.config.proxy_protocol.is_none();
+        if shared
+            && !fresh
+            && let Some(connection) = ticket.idle(generation)
+        {
             return Ok((connection, true));
         }
-        let connection = self.connect(ticket, self.dial(ticket.endpoint.address)).await?;
+        let connection = self.connect(ticket, self.dial(ticket.endpoint.address, Some(ends))).await?;
         Ok((connection, false))
     }
 
@@ -427,6 +459,14 @@ impl Drop for Ticket {
     }
 }
 
+/// A connection for bytes as they come, counted until dropped.
+pub(crate) struct Tunnel {
+    pub(crate) address: SocketAddr,
+    pub(crate) io: Transport,
+    pub(crate) peer: Option<Rc<str>>,
+    _ticket: Ticket,
+}
+
 /// Nobody else makes an HTTP/2 connection to the endpoint meanwhile.
 struct Connecting<'a>(&'a Endpoint);
 
@@ -471,10 +511,11 @@ impl Lease {
         }
         let Link::H1(connection) = &mut self.connection.link else { return };
         let limits = &pool.cluster.config.pool;
+        let own = pool.cluster.config.proxy_protocol.is_some();
         let worn = limits.max_requests > 0 && connection.carried >= limits.max_requests;
         let age = Duration::from(limits.max_age);
         let old = !age.is_zero() && now.saturating_duration_since(connection.born) >= age;
-        if worn || old || !connection.input.is_empty() {
+        if own || worn || old || !connection.input.is_empty() {
             return;
         }
         connection.rest();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use outrigger_config::{PathMatch, PathMatchType, Route as RouteConfig, RouteMatch};
+use outrigger_config::{BackendRef, Listener, PathMatch, PathMatchType, Route as RouteConfig, RouteMatch};
 
 use crate::cluster::Cluster;
 
@@ -28,18 +28,23 @@ pub(crate) struct Route {
 impl Route {
     /// Compiles a route; `cluster` finds what it names, which validation has assured.
     pub(crate) fn compile(config: &RouteConfig, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
+        let timeout = Duration::from(config.timeouts.request);
+        let timeout = (!timeout.is_zero()).then_some(timeout);
+        Self { timeout, ..Self::to(&config.name, &config.backend_refs, cluster) }
+    }
+
+    /// A route without conditions.
+    fn to(name: &str, backend_refs: &[BackendRef], cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
-        let backends: Vec<_> = config
-            .backend_refs
+        let backends: Vec<_> = backend_refs
             .iter()
             .filter(|backend| backend.weight > 0)
             .filter_map(|backend| Some((cluster(&backend.name)?, backend.weight)))
             .collect();
-        let timeout = Duration::from(config.timeouts.request);
         Self {
             id: IDS.fetch_add(1, Relaxed),
-            name: config.name.to_string(),
-            timeout: (!timeout.is_zero()).then_some(timeout),
+            name: name.to_owned(),
+            timeout: None,
             total_weight: backends.iter().map(|(_, weight)| u64::from(*weight)).sum(),
             backends,
         }
@@ -69,6 +74,12 @@ pub(crate) struct RouteTable {
     /// Suffixes with their dot (`.example.com`), longest first.
     wildcards: Vec<(String, PathTable)>,
     any: PathTable,
+    /// The route of connections that are carried as they come.
+    tcp: Option<u32>,
+    /// Routes of undecrypted TLS: names asked for, suffixes, and that of all others.
+    sni: HashMap<String, u32>,
+    sni_wildcards: Vec<(String, u32)>,
+    sni_any: Option<u32>,
 }
 
 #[derive(Default)]
@@ -79,7 +90,51 @@ struct PathTable {
 }
 
 impl RouteTable {
-    /// Compiles a listener's routes.
+    /// Compiles a listener's routes of all kinds.
+    pub(crate) fn of(listener: &Listener, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
+        let mut table = Self::compile(&listener.routes, &cluster);
+        if let Some(route) = &listener.tcp_route {
+            table.tcp = Some(table.add(Route::to(&route.name, &route.backend_refs, &cluster)));
+        }
+        for route in &listener.tls_routes {
+            let number = table.add(Route::to(&route.name, &route.backend_refs, &cluster));
+            if route.hostnames.is_empty() {
+                table.sni_any.get_or_insert(number);
+            }
+            for host in &route.hostnames {
+                let host = host.to_ascii_lowercase();
+                match host.strip_prefix('*') {
+                    Some(suffix) => table.sni_wildcards.push((suffix.to_owned(), number)),
+                    None => drop(table.sni.entry(host).or_insert(number)),
+                }
+            }
+        }
+        table.sni_wildcards.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        table
+    }
+
+    fn add(&mut self, route: Route) -> u32 {
+        self.routes.push(route);
+        (self.routes.len() - 1) as u32
+    }
+
+    /// The number of the route of connections that are carried as they come.
+    pub(crate) fn tcp(&self) -> Option<u32> {
+        self.tcp
+    }
+
+    /// The number of the route of a TLS connection whose client asks for `name`.
+    pub(crate) fn sni(&self, name: Option<&str>) -> Option<u32> {
+        let Some(name) = name else { return self.sni_any };
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let wild = || {
+            let mut suffixes = self.sni_wildcards.iter();
+            suffixes.find(|(suffix, _)| name.len() > suffix.len() && name.ends_with(suffix)).map(|(_, number)| *number)
+        };
+        self.sni.get(&name).copied().or_else(wild).or(self.sni_any)
+    }
+
+    /// Compiles a listener's HTTP routes.
     pub(crate) fn compile(routes: &[RouteConfig], cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         let mut table = Self::default();
         for (number, config) in (0..).zip(routes) {
@@ -363,6 +418,7 @@ mod tests {
                 tls: None,
                 connect_timeout: outrigger_config::Duration::from_secs(1),
                 protocol: outrigger_config::ClusterProtocol::Auto,
+                proxy_protocol: None,
                 pool: outrigger_config::Pool::default(),
             };
             Some(crate::cluster::Clusters::default().obtain(&config))

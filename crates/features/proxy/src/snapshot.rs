@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_config::{Direction, Listener as ListenerConfig, ListenerLimits};
+use outrigger_config::{Direction, Listener as ListenerConfig, ListenerLimits, ListenerProtocol};
 use outrigger_identity::PeerPolicy;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,8 +37,13 @@ pub(crate) struct Listener {
 /// What a reload may change under a bound socket.
 pub(crate) struct ListenerSnapshot {
     pub(crate) generation: u64,
+    pub(crate) protocol: ListenerProtocol,
+    pub(crate) detect_timeout: Duration,
+    pub(crate) proxy_protocol: bool,
     pub(crate) routes: RouteTable,
     pub(crate) tls: Option<PeerPolicy>,
+    /// Plain text is taken beside TLS.
+    pub(crate) permissive: bool,
     pub(crate) limits: ListenerLimits,
     pub(crate) access_log: Option<Arc<AccessLog>>,
 }

@@ -7,17 +7,55 @@ use outrigger_identity::Snapshot;
 
 /// What a listener takes within TLS, in its order of preference. The first ones are what two Outriggers know one
 /// another by.
-pub(crate) const SERVER: &[&[u8]] = &[OUTRIGGER_HTTP2, OUTRIGGER_HTTP1, b"h2", b"http/1.1"];
+pub(crate) const SERVER: &[&[u8]] = &[OUTRIGGER_HTTP2, OUTRIGGER_HTTP1, OUTRIGGER_TCP, b"h2", b"http/1.1"];
 /// What an endpoint is offered for HTTP/1, and for HTTP/2.
 pub(crate) const HTTP1: &[&[u8]] = &[OUTRIGGER_HTTP1, b"http/1.1"];
 pub(crate) const HTTP2: &[&[u8]] = &[OUTRIGGER_HTTP2, b"h2"];
 
+/// And for anything else.
+pub(crate) const TCP: &[&[u8]] = &[OUTRIGGER_TCP];
+
+const OUTRIGGER_TCP: &[u8] = b"outrigger-tcp";
 const OUTRIGGER_HTTP1: &[u8] = b"outrigger-http/1.1";
 const OUTRIGGER_HTTP2: &[u8] = b"outrigger-h2";
 
-/// Whether HTTP/2 was agreed on.
-pub(crate) fn is_http2(protocol: Option<&[u8]>) -> bool {
-    matches!(protocol, Some(OUTRIGGER_HTTP2 | b"h2"))
+/// What was agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Agreed {
+    Http1,
+    Http2,
+    Tcp,
+    Nothing,
+}
+
+impl Agreed {
+    /// What a protocol's name means.
+    pub(crate) fn of(protocol: Option<&[u8]>) -> Self {
+        match protocol {
+            Some(OUTRIGGER_HTTP1 | b"http/1.1") => Self::Http1,
+            Some(OUTRIGGER_HTTP2 | b"h2") => Self::Http2,
+            Some(OUTRIGGER_TCP) => Self::Tcp,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+/// The name that a client asks for in its ClientHello; the outer `None` when that has not come whole.
+pub(crate) fn server_name(bytes: &[u8]) -> Result<Option<Option<String>>, rustls::Error> {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match acceptor.read_tls(&mut rest) {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => return Ok(Some(accepted.client_hello().server_name().map(str::to_owned))),
+            Err((error, _)) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// A rustls config made once per certificate.

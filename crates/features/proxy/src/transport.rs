@@ -17,7 +17,7 @@ use crate::buffer::Buffer;
 /// What the bytes go over.
 enum Kind {
     Plain(TcpStream),
-    Accepted(Box<server::TlsStream<TcpStream>>),
+    Accepted(Box<server::TlsStream<Replay>>),
     Connected(Box<client::TlsStream<TcpStream>>),
 }
 
@@ -30,8 +30,8 @@ impl From<TcpStream> for Transport {
     }
 }
 
-impl From<server::TlsStream<TcpStream>> for Transport {
-    fn from(stream: server::TlsStream<TcpStream>) -> Self {
+impl From<server::TlsStream<Replay>> for Transport {
+    fn from(stream: server::TlsStream<Replay>) -> Self {
         Self(RefCell::new(Kind::Accepted(Box::new(stream))))
     }
 }
@@ -111,7 +111,7 @@ impl Transport {
     pub(crate) fn with_tcp<R>(&self, look: impl FnOnce(&TcpStream) -> R) -> R {
         match &*self.0.borrow() {
             Kind::Plain(stream) => look(stream),
-            Kind::Accepted(stream) => look(stream.get_ref().0),
+            Kind::Accepted(stream) => stream.get_ref().0.io.with_tcp(look),
             Kind::Connected(stream) => look(stream.get_ref().0),
         }
     }

@@ -88,6 +88,7 @@ pub(crate) enum Link {
 pub(crate) enum Speech {
     Http1,
     Http2,
+    Tcp,
 }
 
 impl Link {

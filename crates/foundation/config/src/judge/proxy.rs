@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use super::Judge;
 use crate::diagnostic::Problem;
-use crate::{ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, PathMatchType, Proxy, Route, SpiffeId};
+use crate::{
+    BackendRef, ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy, Route,
+    SpiffeId,
+};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     let Some(proxy) = &config.proxy else { return };
@@ -56,6 +59,8 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
         let message = "`maxHeaderBytes` is out of range";
         judge.error("value", &limits.key("maxHeaderBytes"), message, "it must be between `1KiB` and `1MiB`");
     }
+    judge.not_zero(&at.key("detectTimeout"), listener.detect_timeout);
+    protocol_rules(proxy, listener, at, judge);
     let routes = at.key("routes");
     let named = listener.routes.iter().enumerate();
     judge.unique(
@@ -69,24 +74,83 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
     shadowed_routes(listener, &routes, judge);
 }
 
+/// A listener's protocol needs the routes of its kind, and no others.
+fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+    use ListenerProtocol::{Auto, Http, Tcp, Tls};
+    let word = match listener.protocol {
+        Http => "http",
+        Auto => "auto",
+        Tcp => "tcp",
+        Tls => "tls",
+    };
+    for (key, given, wanted) in [
+        ("routes", !listener.routes.is_empty(), matches!(listener.protocol, Http | Auto)),
+        ("tcpRoute", listener.tcp_route.is_some(), matches!(listener.protocol, Tcp | Auto)),
+        ("tlsRoutes", !listener.tls_routes.is_empty(), listener.protocol == Tls),
+    ] {
+        let place = at.key(key);
+        if judge.checked.is_blurred_within(&place) || judge.checked.is_blurred(&at.key("protocol")) {
+            continue;
+        }
+        if wanted && !given {
+            let message = format!("a listener with `protocol: {word}` needs `{key}`");
+            let span = judge.key_span(at);
+            let problem = Problem::error("missing", span, place, message);
+            judge.report(problem.help(format!("add `{key}` that name clusters in `backendRefs`")));
+        } else if given && !wanted {
+            let message = format!("`{key}` is never used with `protocol: {word}`");
+            judge.warning("unused", &place, message, "remove it, or change the listener's `protocol`");
+        }
+    }
+    if listener.protocol == Tls
+        && listener.tls.is_some()
+    {
+        let message = "`protocol: tls` carries TLS undecrypted, so the listener has no TLS of its own";
+        judge.error("conflict", &at.key("tls"), message, "remove `tls`, or use `protocol: tcp` to decrypt");
+    }
+    if let Some(route) = &listener.tcp_route {
+        backend_rules(proxy, listener, &route.backend_refs, &at.key("tcpRoute"), judge);
+    }
+    let routes = at.key("tlsRoutes");
+    let named = listener.tls_routes.iter().enumerate();
+    judge.unique(
+        "route name",
+        "give each a name of its own",
+        named.map(|(i, route)| (routes.index(i).key("name"), route.name.clone())),
+    );
+    for (index, route) in listener.tls_routes.iter().enumerate() {
+        backend_rules(proxy, listener, &route.backend_refs, &routes.index(index), judge);
+    }
+}
+
 fn route_rules(proxy: &Proxy, listener: &Listener, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
+    backend_rules(proxy, listener, &route.backend_refs, at, judge);
+}
+
+fn backend_rules(
+    proxy: &Proxy,
+    listener: &Listener,
+    backend_refs: &[BackendRef],
+    at: &ConfigPath,
+    judge: &mut Judge<'_>,
+) {
     let home = ConfigPath::from("proxy.clusters");
     let clusters = proxy.clusters.iter().enumerate();
     let known: Vec<_> = clusters.map(|(i, cluster)| (home.index(i).key("name"), cluster.name.as_str())).collect();
     let backends = at.key("backendRefs");
-    for (index, backend) in route.backend_refs.iter().enumerate() {
+    for (index, backend) in backend_refs.iter().enumerate() {
         let at = backends.index(index).key("name");
         if judge.known("cluster", &at, &backend.name, &known, &home) {
             sends_to_itself(proxy, listener, &backend.name, &at, judge);
         }
     }
-    let named = route.backend_refs.iter().enumerate();
+    let named = backend_refs.iter().enumerate();
     judge.unique(
         "backend",
         "add up their weights in one",
         named.map(|(i, backend)| (backends.index(i).key("name"), backend.name.clone())),
     );
-    if !route.backend_refs.is_empty() && route.backend_refs.iter().all(|backend| backend.weight == 0) {
+    if !backend_refs.is_empty() && backend_refs.iter().all(|backend| backend.weight == 0) {
         let first = backends.index(0).key("weight");
         if !judge.checked.is_blurred_within(&backends) {
             judge.error(
@@ -232,8 +296,7 @@ fn unused_clusters(proxy: &Proxy, judge: &mut Judge<'_>) {
     if judge.checked.is_blurred_within(&ConfigPath::from("proxy.listeners")) {
         return;
     }
-    let routes = proxy.listeners.iter().flat_map(|listener| &listener.routes);
-    let used: HashSet<_> = routes.flat_map(|route| &route.backend_refs).map(|backend| &backend.name).collect();
+    let used: HashSet<_> = proxy.listeners.iter().flat_map(Listener::backend_refs).map(|backend| &backend.name).collect();
     if used.iter().any(|name| !proxy.clusters.iter().any(|cluster| cluster.name == **name)) {
         return; // A mistyped reference, reported already, may have meant any of them.
     }

@@ -37,15 +37,85 @@ pub struct Listener {
     /// `IP:PORT` to listen on.
     #[schemars(extend("format" = "socket-address"))]
     pub address: SocketAddr,
+    /// What is spoken on it.
+    #[serde(default)]
+    pub protocol: ListenerProtocol,
     /// TLS on this listener; absent means plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
-    /// Which requests go where; the most specific match wins, in the Gateway API's order of precedence.
-    #[schemars(length(min = 1))]
+    /// Which requests go where; the most specific match wins, in the Gateway API's order of precedence. For `http` and `auto`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// Where connections go that are carried as they come. For `tcp` and `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_route: Option<TcpRoute>,
+    /// Where TLS connections go that are carried undecrypted, by the name the client asks for (SNI). For `tls`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls_routes: Vec<TlsRoute>,
+    /// With `auto`: a client that is silent for so long gets a connection to the cluster at once, for in some
+    /// protocols (MySQL, SMTP) the server speaks first. Remembered for a while, so that others need not wait.
+    #[serde(default = "default_detect_timeout")]
+    pub detect_timeout: Duration,
+    /// Whether each connection begins with a PROXY protocol header (v1 or v2) that tells the client's address.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// Bounds on what one client may use.
     #[serde(default)]
     pub limits: ListenerLimits,
+}
+
+impl Listener {
+    /// All backends that its routes of any kind name.
+    pub fn backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
+        let http = self.routes.iter().map(|route| &route.backend_refs);
+        let tcp = self.tcp_route.iter().map(|route| &route.backend_refs);
+        http.chain(tcp).chain(self.tls_routes.iter().map(|route| &route.backend_refs)).flatten()
+    }
+}
+
+fn default_detect_timeout() -> Duration {
+    Duration::from_millis(100)
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerProtocol {
+    /// HTTP/1 or HTTP/2, told by ALPN or by the first bytes.
+    #[default]
+    Http,
+    /// HTTP when the first bytes are, else TCP.
+    Auto,
+    /// Bytes, carried as they come.
+    Tcp,
+    /// TLS, carried undecrypted and routed by SNI.
+    Tls,
+}
+
+/// Where TCP connections go.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpRoute {
+    /// A label of its metrics.
+    pub name: Name,
+    /// Clusters that take the connections, by weight.
+    #[schemars(length(min = 1))]
+    pub backend_refs: Vec<BackendRef>,
+}
+
+/// Where TLS connections go, by the name the client asks for.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsRoute {
+    /// Unique within its listener; a label of its metrics.
+    pub name: Name,
+    /// Names asked for (SNI), exact or `*.suffix`; empty means all, also clients that ask for none.
+    #[serde(default)]
+    #[schemars(schema_with = "hostnames")]
+    pub hostnames: Vec<String>,
+    /// Clusters that take the connections, by weight.
+    #[schemars(length(min = 1))]
+    pub backend_refs: Vec<BackendRef>,
 }
 
 /// As the application sees it.
@@ -75,6 +145,8 @@ pub enum ListenerTlsMode {
     /// mTLS: a certificate of the trust domain, with a SPIFFE ID.
     #[default]
     Strict,
+    /// mTLS from those who speak TLS, plain text from all others: for the time in which clients move to mTLS.
+    Permissive,
 }
 
 /// Bounds on what one client may use.
@@ -213,9 +285,23 @@ pub struct Cluster {
     /// What is spoken with the endpoints.
     #[serde(default)]
     pub protocol: ClusterProtocol,
+    /// A PROXY protocol header before everything else, which tells endpoints the client's address. Connections are not
+    /// shared by clients then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Connections kept for the next request.
     #[serde(default)]
     pub pool: Pool,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// A binary header.
+    V2,
 }
 
 /// What is spoken with a cluster's endpoints.
