@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use outrigger_config::ListenerProtocol;
 use outrigger_identity::{PeerPolicy, peer_id, tls_error_reason, tls_error_text};
 use outrigger_wire::h1::Limits;
-use outrigger_wire::preamble::{self, Preamble};
+use outrigger_wire::preamble::{self, Origin, Parsed};
 use outrigger_wire::sniff::{Sniff, sniff};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -159,10 +159,15 @@ impl LocalListener {
         loop {
             self.read_more(io, input).await?;
             match preamble::parse(input.filled()) {
-                Ok(Preamble::Partial) => {}
-                Ok(Preamble::Complete(length, told)) => {
-                    input.consume(length);
-                    return Some(told.map_or(ends, |(client, local)| Ends { client, local }));
+                Ok(Parsed::Partial) => {}
+                Ok(Parsed::Complete(preamble)) => {
+                    let told = match preamble.origin {
+                        Origin::Proxied { source, destination } => Ends { client: source, local: destination },
+                        Origin::Local | Origin::Unknown => ends,
+                    };
+                    let consumed = preamble.consumed;
+                    input.consume(consumed);
+                    return Some(told);
                 }
                 Err(error) => {
                     let listener = &self.shared.name;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use outrigger_config::ProxyProtocol;
 use outrigger_identity::{Snapshot, peer_id, tls_error_reason, tls_error_text};
-use outrigger_wire::preamble;
+use outrigger_wire::preamble::{self, Extras};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
@@ -97,8 +97,11 @@ impl Pool {
         if let (Some(version), Some(ends)) = (self.cluster.config.proxy_protocol, ends) {
             let mut header = Vec::new();
             match version {
-                ProxyProtocol::V1 => preamble::write_v1(ends.client, ends.local, &mut header),
-                ProxyProtocol::V2 => preamble::write_v2(ends.client, ends.local, &mut header),
+                ProxyProtocol::V1 => preamble::encode_v1(ends.client, ends.local, &mut header),
+                ProxyProtocol::V2 => {
+                    // Without extras nothing can be too long.
+                    let _ = preamble::encode_v2(ends.client, ends.local, Extras::default(), &mut header);
+                }
             }
             stream.write_all(&header).await.map_err(|_| Reason::ConnectFailure)?;
         }

@@ -5,6 +5,7 @@
 //! sent a second time only when the endpoint cannot have acted on the first; every request
 //! is counted once.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -81,7 +82,8 @@ pub(crate) struct Exchange {
     line: Option<Box<Line>>,
 }
 
-/// What the access log says of a request's head; kept only when there is a log.
+/// What the access log says of a request's head; kept only when there is a log, and used again by the next request.
+#[derive(Default)]
 struct Line {
     method: String,
     path: String,
@@ -129,7 +131,7 @@ impl Exchange {
         self.watched.begin(self.started);
         if self.snapshot.access_log.is_some() {
             self.at = Some(SystemTime::now());
-            self.line = Some(Box::new(Line::of(incoming.request)));
+            self.line = Some(Line::of(incoming.request));
         }
         let after = match self.forward(&mut incoming, response).await {
             Ok(after) => after,
@@ -528,6 +530,9 @@ impl Exchange {
             };
             local.worker.log(log, &entry);
         }
+        if let Some(line) = self.line.take() {
+            Line::take_back(line);
+        }
     }
 
     fn route(&self) -> Option<&Route> {
@@ -576,17 +581,41 @@ enum Sending {
     Refused,
 }
 
+/// Lines a worker keeps for the next request.
+const MOST_LINES: usize = 64;
+
+thread_local! {
+    #[expect(clippy::vec_box, reason = "lines are handed out and taken back without being moved")]
+    static LINES: RefCell<Vec<Box<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Line {
-    fn of(request: &Head) -> Self {
-        let field = |id| request.get(id).map(<[u8]>::to_vec).unwrap_or_default();
-        Self {
-            method: request.method_text().to_owned(),
-            path: judge::path(request).to_owned(),
-            host: field(FieldId::Host),
-            request_id: field(FieldId::XRequestId),
-            user_agent: field(FieldId::UserAgent),
-            version: request.version(),
+    fn of(request: &Head) -> Box<Self> {
+        let mut line = LINES.with_borrow_mut(Vec::pop).unwrap_or_default();
+        line.method.clear();
+        line.method.push_str(request.method_text());
+        line.path.clear();
+        line.path.push_str(judge::path(request));
+        for (kept, id) in [
+            (&mut line.host, FieldId::Host),
+            (&mut line.request_id, FieldId::XRequestId),
+            (&mut line.user_agent, FieldId::UserAgent),
+        ] {
+            kept.clear();
+            kept.extend_from_slice(request.get(id).unwrap_or_default());
         }
+        line.version = request.version();
+        line
+    }
+
+    fn take_back(line: Box<Self>) {
+        // While the thread ends there is nobody to keep it for.
+        let _ = LINES.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < MOST_LINES {
+                kept.push(line);
+            }
+        });
     }
 }
 

@@ -7,5 +7,10 @@
 //!
 //! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
 
+mod bytes;
 pub mod h1;
 pub mod head;
+pub mod hello;
+pub mod path;
+pub mod preamble;
+pub mod sniff;
