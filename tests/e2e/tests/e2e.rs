@@ -11,6 +11,8 @@ mod cli;
 mod demo;
 #[path = "e2e/faults.rs"]
 mod faults;
+#[path = "e2e/handover.rs"]
+mod handover;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/metrics.rs"]
