@@ -9,7 +9,7 @@ use std::ops::Range;
 use memchr::memchr;
 
 use super::{Framing, Limits, Parsed, parse_fields};
-use crate::head::{FieldId, Head};
+use crate::head::{FieldId, FieldRef, Head};
 
 /// A chunk's first line may have so many bytes, extension included.
 const LONGEST_CHUNK_LINE: usize = 256;
@@ -26,6 +26,7 @@ pub enum BodyError {
     ChunkLineTooLong,
     TooManyExtensions,
     BadTrailer,
+    TrailersTooLarge,
     CutShort,
 }
 
@@ -38,6 +39,7 @@ impl BodyError {
             Self::ChunkLineTooLong => "a chunk's first line is too long",
             Self::TooManyExtensions => "too many bytes of chunk extensions",
             Self::BadTrailer => "invalid trailers",
+            Self::TrailersTooLarge => "the trailers are too large",
             Self::CutShort => "the body was cut short",
         }
     }
@@ -147,36 +149,27 @@ impl BodyDecoder {
                     _ => return Err(BodyError::BadChunkEnd),
                 },
                 State::ChunkSize => {
-                    let Some(end) = memchr(b'\n', rest) else {
-                        self.check_line(rest)?;
+                    let window = &rest[..rest.len().min(LONGEST_CHUNK_LINE + 2)];
+                    let Some(end) = memchr(b'\n', window) else {
+                        check_line(window)?;
                         return Ok(nothing(at));
                     };
-                    let line = rest[..end].strip_suffix(b"\r").ok_or(BodyError::BadChunkSize)?;
-                    let size = self.chunk_size(line)?;
+                    let size = self.chunk_size(&window[..end])?;
                     at += end + 1;
                     self.state = if size == 0 { State::Trailers } else { State::Chunk(size) };
                 }
                 State::Trailers => {
-                    if rest.is_empty() {
-                        return Ok(nothing(at));
+                    match rest {
+                        [] | [b'\r'] => return Ok(nothing(at)),
+                        // Nearly all bodies end so, and need no room for trailers.
+                        [b'\r', b'\n', ..] => at += 2,
+                        _ => match self.read_trailers(rest)? {
+                            Parsed::Partial => return Ok(nothing(at)),
+                            Parsed::Complete(length) => at += length,
+                        },
                     }
-                    let mut head = self.trailers.take().unwrap_or_default();
-                    let parsed = parse_fields(rest, self.seen, self.limits, &mut head);
-                    match parsed.map_err(|_| BodyError::BadTrailer)? {
-                        Parsed::Partial => {
-                            self.seen = rest.len();
-                            return Ok(nothing(at));
-                        }
-                        Parsed::Complete(length) => {
-                            at += length;
-                            drop_forbidden(&mut head);
-                            if !head.is_empty() {
-                                self.trailers = Some(head);
-                            }
-                            self.state = State::Done;
-                            return Ok(nothing(at));
-                        }
-                    }
+                    self.state = State::Done;
+                    return Ok(nothing(at));
                 }
             }
         }
@@ -193,21 +186,28 @@ impl BodyDecoder {
         }
     }
 
-    fn check_line(&self, beginning: &[u8]) -> Result<(), BodyError> {
-        if beginning.len() > LONGEST_CHUNK_LINE {
-            return Err(BodyError::ChunkLineTooLong);
+    fn read_trailers(&mut self, bytes: &[u8]) -> Result<Parsed, BodyError> {
+        let head = self.trailers.get_or_insert_default();
+        let parsed = parse_fields(bytes, self.seen, self.limits, head).map_err(|error| match error.is_too_large() {
+            true => BodyError::TrailersTooLarge,
+            false => BodyError::BadTrailer,
+        })?;
+        match parsed {
+            Parsed::Partial => self.seen = bytes.len(),
+            Parsed::Complete(_) => {
+                head.retain(|field| !is_forbidden_trailer(field));
+                if head.is_empty() {
+                    self.trailers = None;
+                }
+            }
         }
-        // What cannot become a size is refused before its line's end comes.
-        match beginning.first() {
-            Some(first) if !first.is_ascii_hexdigit() => Err(BodyError::BadChunkSize),
-            _ => Ok(()),
-        }
+        Ok(parsed)
     }
 
+    /// The size in a chunk's first line, which ends with the byte before a line feed.
     fn chunk_size(&mut self, line: &[u8]) -> Result<u64, BodyError> {
-        if line.len() > LONGEST_CHUNK_LINE {
-            return Err(BodyError::ChunkLineTooLong);
-        }
+        check_line(line)?;
+        let line = line.strip_suffix(b"\r").ok_or(BodyError::BadChunkSize)?;
         let end = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
         let (digits, extension) = line.split_at(end);
         if digits.is_empty() || digits.len() > 16 {
@@ -229,36 +229,69 @@ impl BodyDecoder {
     }
 }
 
+/// Refuses what cannot become a chunk's first line, before its end comes.
+fn check_line(beginning: &[u8]) -> Result<(), BodyError> {
+    match beginning.first() {
+        Some(first) if !first.is_ascii_hexdigit() => Err(BodyError::BadChunkSize),
+        // Its carriage return is not counted.
+        _ if beginning.len() > LONGEST_CHUNK_LINE + 1 => Err(BodyError::ChunkLineTooLong),
+        _ => Ok(()),
+    }
+}
+
 fn nothing(consumed: usize) -> Decoded {
     Decoded { consumed, data: consumed..consumed }
 }
 
-/// Takes out what must not come behind a body ([RFC 9110], 6.5.1): framing, routing, and what a proxy adds itself.
-fn drop_forbidden(trailers: &mut Head) {
-    trailers.retain(|field| {
-        !matches!(
-            field.id,
-            FieldId::ContentLength
-                | FieldId::TransferEncoding
-                | FieldId::Host
-                | FieldId::Connection
-                | FieldId::Te
-                | FieldId::Trailer
-                | FieldId::Upgrade
-                | FieldId::KeepAlive
-                | FieldId::ProxyConnection
-                | FieldId::Expect
-                | FieldId::Authorization
-                | FieldId::Cookie
-                | FieldId::SetCookie
-                | FieldId::ContentType
-                | FieldId::Forwarded
-                | FieldId::XForwardedFor
-                | FieldId::XForwardedProto
-                | FieldId::XForwardedHost
-                | FieldId::XForwardedClientCert
-        )
-    });
+/// Whether a field must not come behind a body ([RFC 9110], 6.5.1): what frames, routes, authenticates, or says how
+/// to read what came before; and what a proxy says itself.
+///
+/// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+fn is_forbidden_trailer(field: FieldRef<'_>) -> bool {
+    const NAMED: [&str; 16] = [
+        "age",
+        "authentication-info",
+        "cache-control",
+        "content-encoding",
+        "content-range",
+        "expires",
+        "location",
+        "max-forwards",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "range",
+        "vary",
+        "warning",
+        "www-authenticate",
+    ];
+    match field.id {
+        FieldId::ContentLength
+        | FieldId::TransferEncoding
+        | FieldId::Host
+        | FieldId::Connection
+        | FieldId::Te
+        | FieldId::Trailer
+        | FieldId::Upgrade
+        | FieldId::KeepAlive
+        | FieldId::ProxyConnection
+        | FieldId::Http2Settings
+        | FieldId::Expect
+        | FieldId::Date
+        | FieldId::RetryAfter
+        | FieldId::Authorization
+        | FieldId::Cookie
+        | FieldId::SetCookie
+        | FieldId::ContentType
+        | FieldId::Forwarded
+        | FieldId::XForwardedFor
+        | FieldId::XForwardedProto
+        | FieldId::XForwardedHost
+        | FieldId::XForwardedClientCert => true,
+        FieldId::Other => NAMED.iter().any(|name| name.eq_ignore_ascii_case(field.name)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,11 @@ pub enum HeadError {
     RepeatedTransferEncoding,
     LengthAndCoding,
     CodingInHttp10,
+    MissingHost,
+    RepeatedHost,
+    BadHost,
+    BadAuthority,
+    TargetNotForMethod,
 }
 
 impl HeadError {
@@ -49,6 +54,11 @@ impl HeadError {
             Self::RepeatedTransferEncoding => "more than one Transfer-Encoding",
             Self::LengthAndCoding => "both Content-Length and Transfer-Encoding",
             Self::CodingInHttp10 => "Transfer-Encoding in HTTP/1.0",
+            Self::MissingHost => "no Host",
+            Self::RepeatedHost => "more than one Host",
+            Self::BadHost => "invalid Host",
+            Self::BadAuthority => "invalid authority in the request target",
+            Self::TargetNotForMethod => "a request target of this form is not for this method",
         }
     }
 

@@ -48,6 +48,10 @@ pub fn request_framing(head: &Head) -> Result<Framing, HeadError> {
 pub fn response_framing(head: &mut Head, method: Method) -> Result<Framing, HeadError> {
     let status = head.status();
     if head.contains(FieldId::TransferEncoding) {
+        // Its framing is faulty, whatever else it says ([RFC 9112], 6.1).
+        if head.version() == Version::Http10 {
+            return Err(HeadError::CodingInHttp10);
+        }
         coding(head)?;
         head.remove(FieldId::ContentLength);
     }
@@ -172,6 +176,12 @@ mod tests {
             assert_eq!(response_framing(&mut head, method), expected, "{status} {fields:?}");
             assert_eq!(head.len(), left, "{fields:?}");
         }
+    }
+
+    #[test]
+    fn a_response_of_http_1_0_has_no_coding() {
+        let mut old = head(Version::Http10, 200, &[(LENGTH, "3"), (CODING, "chunked")]);
+        assert_eq!(response_framing(&mut old, Method::Get), Err(HeadError::CodingInHttp10));
     }
 
     #[test]

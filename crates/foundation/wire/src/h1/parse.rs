@@ -93,8 +93,7 @@ pub fn parse_request(bytes: &[u8], seen: usize, limits: Limits, head: &mut Head)
     };
     let bytes = &bytes[skipped..];
     // What cannot become a request is refused at once, not when its end comes.
-    if seen == 0
-        && let Some(first) = bytes.first()
+    if let Some(first) = bytes.first()
         && CLASSES[usize::from(*first)] & TOKEN == 0
     {
         return Err(HeadError::BadRequestLine);
@@ -133,6 +132,8 @@ pub fn parse_fields(bytes: &[u8], seen: usize, limits: Limits, head: &mut Head) 
 
 /// The length of a head, its empty line included, when all of it is there. Line ends are judged on the way.
 fn find_end(bytes: &[u8], seen: usize, limits: Limits) -> Result<Option<usize>, HeadError> {
+    // What lies beyond the limit is not looked at, so that it does not matter how much has come.
+    let bytes = &bytes[..bytes.len().min(limits.max_bytes)];
     // The end may straddle what was seen.
     let mut at = seen.min(bytes.len()).saturating_sub(3);
     while let Some(found) = memchr(b'\n', &bytes[at..]) {
@@ -141,7 +142,7 @@ fn find_end(bytes: &[u8], seen: usize, limits: Limits) -> Result<Option<usize>, 
             return Err(HeadError::BareLf);
         }
         if end >= 3 && bytes[end - 2] == b'\n' {
-            return if end < limits.max_bytes { Ok(Some(end + 1)) } else { Err(HeadError::TooLarge) };
+            return Ok(Some(end + 1));
         }
         at = end + 1;
     }
