@@ -98,22 +98,27 @@ macro_rules! fields {
         impl FieldId {
             /// The number of the field of this name, in whatever case.
             pub fn of(name: &[u8]) -> Self {
-                $(
-                    if name.len() == $name.len() && name.eq_ignore_ascii_case($name.as_bytes()) {
-                        return Self::$id;
+                // By length first: few names share one.
+                let (Some(known), Some(last)) = (BY_LENGTH.get(name.len()), name.last()) else { return Self::Other };
+                for (end, own, id) in known {
+                    // Most that are not the same differ in their last letter.
+                    if *end == last.to_ascii_lowercase() && name.eq_ignore_ascii_case(own.as_bytes()) {
+                        return *id;
                     }
-                )*
+                }
                 Self::Other
             }
 
             /// The field's name in lower case; empty for [`Self::Other`].
-            pub fn name(self) -> &'static str {
+            pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$id => $name,)*
                     Self::Other => "",
                 }
             }
         }
+
+        const ALL: &[FieldId] = &[$(FieldId::$id,)*];
     };
 }
 
@@ -152,6 +157,29 @@ fields! {
     GrpcStatus = "grpc-status",
     GrpcMessage = "grpc-message",
     GrpcTimeout = "grpc-timeout",
+}
+
+/// The last letter of a known field's name, the name, and the number. No name ends with NUL.
+type Known = (u8, &'static str, FieldId);
+/// The known fields by the length of their names.
+static BY_LENGTH: [[Known; MOST_OF_A_LENGTH]; LONGEST_NAME + 1] = by_length();
+/// `x-forwarded-client-cert`.
+const LONGEST_NAME: usize = 23;
+const MOST_OF_A_LENGTH: usize = 5;
+
+/// Does not compile when a constant above is too small.
+const fn by_length() -> [[Known; MOST_OF_A_LENGTH]; LONGEST_NAME + 1] {
+    let mut table = [[(0, "", FieldId::Other); MOST_OF_A_LENGTH]; LONGEST_NAME + 1];
+    let mut counts = [0; LONGEST_NAME + 1];
+    let mut at = 0;
+    while at < ALL.len() {
+        let name = ALL[at].name();
+        let length = name.len();
+        table[length][counts[length]] = (name.as_bytes()[length - 1], name, ALL[at]);
+        counts[length] += 1;
+        at += 1;
+    }
+    table
 }
 
 impl FieldId {
@@ -322,6 +350,15 @@ impl Head {
         self.push_spans(id, name, value);
     }
 
+    /// Adds a field that is known, by its name in lower case. Its value must be valid; [`FieldId::Other`] adds nothing.
+    pub fn push_known(&mut self, id: FieldId, value: &[u8]) {
+        if id != FieldId::Other {
+            let name = self.add(id.name().as_bytes());
+            let value = self.add(value);
+            self.push_spans(id, name, value);
+        }
+    }
+
     /// Replaces all values of a field by one, at the place of the first.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         let first = self.fields.iter().position(|field| self.str(field.name).eq_ignore_ascii_case(name));
@@ -366,6 +403,11 @@ impl Head {
             kept
         });
         self.present = present;
+    }
+
+    /// Names and values as bytes, for writing: nobody has to see again that names are ASCII.
+    pub(crate) fn raw_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|field| (self.bytes(field.name), self.bytes(field.value)))
     }
 
     /// Makes it a copy of another.
@@ -470,10 +512,16 @@ mod tests {
     #[test]
     fn every_known_name_has_its_number_and_they_fit_one_word() {
         assert!((FieldId::Other as u8) < 64);
-        for name in ["Transfer-Encoding", "grpc-status", "TE", "x-forwarded-client-cert"] {
-            let id = FieldId::of(name.as_bytes());
-            assert!(id.name().eq_ignore_ascii_case(name), "{name}");
+        for id in ALL {
+            for name in [id.name().to_owned(), id.name().to_uppercase()] {
+                assert_eq!(FieldId::of(name.as_bytes()), *id, "{name}");
+            }
+            assert_eq!(FieldId::of(id.name().replacen(|_: char| true, "-", 1).as_bytes()), FieldId::Other, "{id:?}");
+            let mut head = Head::default();
+            head.push_known(*id, b"v");
+            assert!(head.contains(*id) && head.get_named(id.name()) == Some(b"v"), "{id:?}");
         }
+        assert_eq!(FieldId::of(&[b'x'; 300]), FieldId::Other);
         assert_eq!(FieldId::of(b"x-other"), FieldId::Other);
         assert_eq!(FieldId::of(b""), FieldId::Other);
     }

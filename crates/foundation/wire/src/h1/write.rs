@@ -68,10 +68,10 @@ fn version(head: &Head) -> &'static [u8] {
 }
 
 fn write_fields(head: &Head, out: &mut Vec<u8>) {
-    for field in head.fields() {
-        out.extend_from_slice(field.name.as_bytes());
+    for (name, value) in head.raw_fields() {
+        out.extend_from_slice(name);
         out.extend_from_slice(b": ");
-        out.extend_from_slice(field.value);
+        out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     }
 }
