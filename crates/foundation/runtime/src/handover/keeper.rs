@@ -6,20 +6,20 @@
 //! when its time is over.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use outrigger_config::{MetricsRegistry, OwnLog};
 use outrigger_telemetry::Registry;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::channel::{ChannelError, Inbox, send, trusted_peer};
 use super::client::Passed;
 use super::message::{Message, gather};
+use super::stop_signals::StopSignals;
 use super::{PATIENCE, lean};
 use crate::sockets::{SocketError, Sockets, is_listening};
 
@@ -91,7 +91,7 @@ enum OpenError {
 struct Keeper {
     listener: UnixListener,
     path: PathBuf,
-    signals: OwnedFd,
+    signals: StopSignals,
     wait: Duration,
     clients: Vec<Client>,
     held: Vec<Passed>,
@@ -132,7 +132,7 @@ impl Keeper {
         if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
             tracing::warn!(component = "keeper", %error, "cannot raise the limit of open files");
         }
-        let signals = stop_signals().map_err(OpenError::Signals)?;
+        let signals = StopSignals::take_over().map_err(OpenError::Signals)?;
         let listener = Sockets::new().listen_unix("--socket", &path, 0o600)?;
         tracing::info!(component = "keeper", socket = %path.display(), ?idle, ?wait, "waiting for a worker's sockets");
         let until = Instant::now() + idle;
@@ -204,7 +204,10 @@ impl Keeper {
     fn next(&self) -> Ready {
         let deadline = self.clients.iter().filter_map(|client| client.until).fold(self.until, Instant::min);
         let timeout = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-        let mut waiting = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let mut waiting = vec![
+            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
         waiting.extend(self.clients.iter().map(|client| PollFd::new(&client.stream, PollFlags::IN)));
         if let Err(error) = poll(&mut waiting, timeout.as_ref()) {
             if error != rustix::io::Errno::INTR {
@@ -349,7 +352,6 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        STOP.store(-1, Ordering::Relaxed);
         // It may be gone already.
         let _ = std::fs::remove_file(&self.path);
     }
@@ -370,32 +372,4 @@ fn not_now(reason: &'static str) -> ChannelError {
 fn refuse(stream: &UnixStream, reason: &str) {
     // It may not listen any more.
     let _ = send(stream, &Message::Refused { reason: reason.to_owned() }, &[]);
-}
-
-/// What a signal's handler writes to.
-static STOP: AtomicI32 = AtomicI32::new(-1);
-
-/// A descriptor that is readable once a signal to stop has come; none of them ends the process by itself any more.
-fn stop_signals() -> io::Result<OwnedFd> {
-    let told = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    STOP.store(told.as_raw_fd(), Ordering::Relaxed);
-    let handler: extern "C" fn(libc::c_int) = note_signal;
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
-        // SAFETY: the handler does nothing but write(2), which is safe in a signal handler.
-        #[expect(unsafe_code, reason = "without a runtime, signals are had from the C library")]
-        let before = unsafe { libc::signal(signal, handler as libc::sighandler_t) };
-        if before == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(told)
-}
-
-extern "C" fn note_signal(_: libc::c_int) {
-    let one = 1_u64.to_ne_bytes();
-    // SAFETY: the bytes live until the call returns. The descriptor is the keeper's eventfd; when that is closed, -1.
-    #[expect(unsafe_code, reason = "nothing but bare system calls is allowed in a signal handler")]
-    unsafe {
-        libc::write(STOP.load(Ordering::Relaxed), one.as_ptr().cast(), one.len());
-    }
 }

@@ -37,6 +37,7 @@ pub(crate) mod keeper;
 mod lean;
 mod message;
 mod presence;
+mod stop_signals;
 mod worker;
 
 pub(crate) use worker::{Handover, Interrupted};

@@ -5,6 +5,7 @@
 //! listening after its owner has closed it, and its clients waiting for nobody; so a
 //! socket is remembered by its number and its inode, which the kernel gives no other.
 
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use parking_lot::Mutex;
@@ -42,9 +43,10 @@ impl Ledger {
         entries.push(Entry { owner: owner.to_owned(), number, inode });
     }
 
-    /// Copies of all that are open.
+    /// Copies of all that are open, each once, however many share it.
     pub(super) fn open(&self) -> Vec<Listening> {
-        self.0.lock().iter().filter_map(Entry::copy).collect()
+        let mut seen = HashSet::new();
+        self.0.lock().iter().filter_map(|entry| entry.copy().filter(|_| seen.insert(entry.inode))).collect()
     }
 }
 
@@ -99,17 +101,18 @@ mod tests {
         ledger.note("one", &listener);
         // The same number again replaces what was noted before.
         ledger.note("two", &listener);
+        let shared = listener.try_clone().unwrap();
+        ledger.note("three", &shared);
         let open = ledger.open();
         assert_eq!(open.len(), 1);
         assert_eq!((open[0].owner.as_str(), open[0].kind), ("two", "tcp"));
         assert_eq!(open[0].address, address.to_string());
-        drop(open);
-        drop(listener);
+        drop((open, listener, shared));
         assert!(ledger.open().is_empty());
         // Nothing of it holds the address.
         drop(TcpListener::bind(address).unwrap());
         let another = TcpListener::bind("127.0.0.1:0").unwrap();
-        ledger.note("three", &another);
+        ledger.note("four", &another);
         assert_eq!(ledger.0.lock().len(), 1, "what is closed is forgotten");
     }
 }

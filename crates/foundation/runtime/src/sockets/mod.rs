@@ -8,6 +8,7 @@
 mod adopted;
 mod bound;
 mod error;
+mod group;
 mod holder;
 mod inherited;
 mod ledger;
@@ -30,6 +31,7 @@ pub(crate) use ledger::Listening;
 
 use adopted::Adopted;
 use bound::Bound;
+use group::{bind_group, dual_stack, regroup};
 use holder::Transport;
 use inherited::Inherited;
 use ledger::Ledger;
@@ -181,52 +183,6 @@ impl Default for Sockets {
     }
 }
 
-fn bind_group(address: SocketAddr, count: usize) -> std::io::Result<Vec<Socket>> {
-    // The first socket listens before it allows sharing: the kernel then refuses it when anybody
-    // else holds the address, whatever that one allows, and refuses everybody else from here on.
-    let first = tcp_socket(address)?;
-    first.bind(&address.into())?;
-    first.listen(BACKLOG)?;
-    let mut sockets = vec![first];
-    add_members(&mut sockets, address, count)?;
-    Ok(sockets)
-}
-
-/// Adds listeners to those on an address until there are `count`.
-fn add_members(sockets: &mut Vec<Socket>, address: SocketAddr, count: usize) -> std::io::Result<()> {
-    if sockets.len() >= count {
-        return Ok(());
-    }
-    sockets[0].set_reuse_port(true)?;
-    let bound = sockets[0].local_addr()?;
-    while sockets.len() < count {
-        let socket = tcp_socket(address)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&bound)?;
-        socket.listen(BACKLOG)?;
-        sockets.push(socket);
-    }
-    Ok(())
-}
-
-/// The listeners that another process had on an address, made `count` or more.
-fn regroup(mut sockets: Vec<Socket>, address: SocketAddr, count: usize) -> std::io::Result<Vec<Socket>> {
-    for socket in &sockets {
-        // The length of the backlog may have changed between versions.
-        socket.listen(BACKLOG)?;
-    }
-    let handed_over = sockets.len();
-    if let Err(error) = add_members(&mut sockets, address, count) {
-        // A process of another user bound them, so the kernel lets nobody join; workers then share them.
-        tracing::info!(component = "runtime", %address, %error, "workers share the sockets that were handed over");
-        for index in sockets.len()..count {
-            let shared = sockets[index % handed_over].try_clone()?;
-            sockets.push(shared);
-        }
-    }
-    Ok(sockets)
-}
-
 fn bind_unix(path: &Path, mode: u32) -> std::io::Result<Socket> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
@@ -235,22 +191,6 @@ fn bind_unix(path: &Path, mode: u32) -> std::io::Result<Socket> {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
     socket.listen(BACKLOG)?;
     Ok(socket)
-}
-
-fn tcp_socket(address: SocketAddr) -> std::io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // Connections of an earlier run in TIME_WAIT must not keep us from listening; a listener still does.
-    socket.set_reuse_address(true)?;
-    dual_stack(&socket, address)?;
-    Ok(socket)
-}
-
-/// `[::]` means every address of the machine, so it takes IPv4 too, whatever `net.ipv6.bindv6only` says.
-fn dual_stack(socket: &Socket, address: SocketAddr) -> std::io::Result<()> {
-    match address {
-        SocketAddr::V6(v6) => socket.set_only_v6(!v6.ip().is_unspecified()),
-        SocketAddr::V4(_) => Ok(()),
-    }
 }
 
 fn set_receive_buffer(socket: &Socket, bytes: usize) {
@@ -283,6 +223,7 @@ mod tests {
     use std::collections::HashSet;
     use std::net::TcpStream;
 
+    use super::group::tcp_socket;
     use super::*;
 
     fn loopback() -> SocketAddr {
@@ -384,5 +325,62 @@ mod tests {
         }
         let ports: HashSet<u16> = [listener.local_addr(), udp.local_addr()].map(|a| a.unwrap().port()).into();
         assert!(!ports.contains(&0));
+    }
+
+    #[test]
+    fn what_is_handed_over_is_found_by_its_address_and_then_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let before = Sockets::new();
+        let tcp = before.listen_tcp_shared("proxy", loopback(), 2).unwrap();
+        let udp = before.bind_udp("statsd", loopback(), 65536).unwrap();
+        let unix = before.listen_unix("admin", &path, 0o600).unwrap();
+        let unwanted = before.listen_tcp("gone", loopback()).unwrap();
+        let closed = before.listen_tcp("closed", loopback()).unwrap();
+        drop(closed);
+        let listening = before.listening();
+        let kinds: Vec<_> = listening.iter().map(|one| (one.owner.as_str(), one.kind)).collect();
+        assert_eq!(kinds, [("proxy", "tcp"), ("proxy", "tcp"), ("statsd", "udp"), ("admin", "unix"), ("gone", "tcp")]);
+        let (address, datagrams) = (tcp[0].local_addr().unwrap(), udp.local_addr().unwrap());
+        let gone = unwanted.local_addr().unwrap();
+        let clients: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
+        UdpSocket::bind(loopback()).unwrap().send_to(b"x", datagrams).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+
+        let after = Sockets::new();
+        assert_eq!(after.adopt(listening.into_iter().map(|one| one.socket)), 5);
+        drop((tcp, udp, unix, unwanted));
+        let tcp = after.listen_tcp_shared("proxy", address, 2).unwrap();
+        let accepted: usize = tcp.iter().map(|one| std::iter::from_fn(|| one.accept().ok()).count()).sum();
+        assert_eq!(accepted, clients.len(), "none was reset");
+        assert_eq!(after.bind_udp("statsd", datagrams, 65536).unwrap().recv(&mut [0]).unwrap(), 1);
+        assert!(after.listen_unix("admin", &path, 0o600).unwrap().accept().is_ok());
+        assert_eq!(after.close_unclaimed(), [gone.to_string()]);
+        assert!(TcpStream::connect(gone).is_err());
+        // Like any other from here on: closed by whoever has it, and bound again.
+        drop(tcp);
+        assert!(TcpStream::connect(address).is_err());
+        assert!(after.listen_tcp_shared("proxy", address, 2).is_ok());
+    }
+
+    #[test]
+    fn a_unix_socket_whose_file_is_gone_is_bound_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let before = Sockets::new();
+        let _unix = before.listen_unix("admin", &path, 0o600).unwrap();
+        let after = Sockets::new();
+        after.adopt(before.listening().into_iter().map(|one| one.socket));
+        std::fs::remove_file(&path).unwrap();
+        let _unix = after.listen_unix("admin", &path, 0o600).unwrap();
+        assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_listening_socket_is_not_adopted() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let file: OwnedFd = tempfile::tempfile().unwrap().into();
+        assert!(!is_listening(&file));
+        assert_eq!(Sockets::new().adopt([file, one.into()].into_iter()), 0);
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Actor {
     needs: &'static [&'static str],
 }
 
-pub(crate) const ACTORS: [Actor; 11] = [
+pub(crate) const ACTORS: [Actor; 12] = [
     Actor { name: "inbound", phase: StopPhase::Inbound, needs: &["secrets"] },
     Actor { name: "outbound", phase: StopPhase::Outbound, needs: &[] },
     Actor { name: "secrets", phase: StopPhase::Secrets, needs: &[] },
@@ -25,6 +25,7 @@ pub(crate) const ACTORS: [Actor; 11] = [
     Actor { name: "worker", phase: StopPhase::Outbound, needs: &[] },
     Actor { name: "server", phase: StopPhase::Inbound, needs: &[] },
     Actor { name: "hoarder", phase: StopPhase::Secrets, needs: &[] },
+    Actor { name: "chatty", phase: StopPhase::Identity, needs: &[] },
     Actor { name: "metrics", phase: StopPhase::Metrics, needs: &[] },
 ];
 
@@ -93,6 +94,9 @@ impl Component for Actor {
                         note(&format!("{} sees {level}", self.name));
                     }
                 }
+            }
+            for word in ["so", "long", "and", "thanks"].into_iter().filter(|_| self.name == "chatty") {
+                tracing::warn!("{word}");
             }
             note(&format!("{} stopped", self.name));
             Ok(())

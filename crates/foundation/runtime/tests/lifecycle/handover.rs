@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use outrigger_config::OwnLog;
@@ -92,9 +93,7 @@ struct Roll {
 
 impl Roll {
     fn new() -> Self {
-        // Found free and let go; the workers must bind them themselves.
-        let free = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
-        let [address, admin] = free.map(|listener| listener.local_addr().unwrap());
+        let [address, admin] = [free_address(), free_address()];
         Self { folder: tempfile::tempdir().unwrap(), address, admin }
     }
 
@@ -117,6 +116,16 @@ impl Roll {
         fs::write(stage.path("outrigger.yaml"), text).unwrap();
         stage.start()
     }
+}
+
+/// Where nobody listens now, below the range from which the kernel takes the ports of clients.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 71).unwrap() * 97;
+    let mut ports = (0..7000).map(|_| 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 7000);
+    let free =
+        |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok() && UdpSocket::bind(("127.0.0.1", *port)).is_ok();
+    SocketAddr::from(([127, 0, 0, 1], ports.find(free).unwrap()))
 }
 
 fn until_serving(worker: &Outrigger, roll: &Roll) {
@@ -274,6 +283,36 @@ fn a_keeper_that_nobody_comes_to_closes_the_sockets_and_says_so() {
     let roll = Roll::new();
     let mut keeper = Keeper::start(roll.folder.path(), LONG, Duration::from_millis(50));
     assert_eq!(keeper.exit_code(), 4, "{}", keeper.log());
+}
+
+#[test]
+fn a_worker_that_is_slow_to_become_ready_keeps_what_it_took() {
+    let roll = Roll::new();
+    let mut worker = roll.worker(2);
+    until_serving(&worker, &roll);
+    let mut keeper = Keeper::start(roll.folder.path(), Duration::from_secs(2), LONG);
+    worker.signal("TERM");
+    assert_eq!(worker.exit_code(), 0);
+    let slow = roll.worker_as("server,failing", 2);
+    slow.until("it to take the sockets", |slow| slow.log().contains("took over sockets"));
+    assert_eq!(keeper.exit_code(), 0, "{}", keeper.log());
+    assert!(keeper.log().contains("has not become ready"), "{}", keeper.log());
+    assert!(get(roll.address).unwrap().ends_with(&slow.child.id().to_string()));
+}
+
+#[test]
+fn a_listener_that_the_next_worker_does_not_want_is_closed() {
+    let roll = Roll::new();
+    let mut worker = roll.worker(2);
+    until_serving(&worker, &roll);
+    let mut keeper = roll.keeper();
+    worker.signal("TERM");
+    assert_eq!(worker.exit_code(), 0);
+    let without = roll.worker_as("outbound", 2);
+    assert_eq!(keeper.exit_code(), 0, "{}", keeper.log());
+    assert!(without.log().contains("is used by no listener; closed"), "{}", without.log());
+    without.until("the port to be free", |_| TcpStream::connect(roll.address).is_err());
+    assert!(TcpListener::bind(roll.address).is_ok());
 }
 
 #[test]

@@ -447,6 +447,17 @@ fn a_second_signal_hastens_and_a_third_abandons() {
 }
 
 #[test]
+fn what_the_logs_rate_limit_held_back_is_summed_up_at_the_end() {
+    let stage = Stage::new("chatty");
+    stage.write_config("telemetry: { log: { rateLimit: 1 } }\n");
+    let mut outrigger = stage.start();
+    outrigger.until_ready();
+    outrigger.signal("TERM");
+    assert_eq!(outrigger.exit_code(), 0);
+    assert!(outrigger.log().contains("suppressed=3"), "{}", outrigger.log());
+}
+
+#[test]
 fn an_idle_process_sleeps() {
     let outrigger = Stage::new("inbound,outbound,secrets,worker").start();
     outrigger.until_ready();
