@@ -56,6 +56,13 @@ impl Cluster {
         cluster
     }
 
+    /// The same cluster with `address` as its only endpoint.
+    pub(crate) fn toward(&self, address: SocketAddr) -> Self {
+        let cluster = Self::new(&self.config);
+        cluster.addresses.store(Arc::new(vec![address]));
+        Self { id: self.id, ..cluster }
+    }
+
     /// Where requests may go now.
     pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
         self.addresses.load_full()

@@ -12,10 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
-use outrigger_config::{Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Proxy};
+use outrigger_config::{
+    Cluster as ClusterConfig, Config, Direction, DotSegments, EscapedSlashes, Listener as ListenerConfig,
+    ListenerTlsMode, PathNormalization, Proxy,
+};
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy};
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, SocketError, StopPhase};
+use outrigger_wire::path;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -207,7 +211,8 @@ impl<'a> Running<'a> {
         self.close(|name, _| !configs.iter().any(|config| config.name.as_str() == name)).await;
         let mut moved = Vec::new();
         for config in configs {
-            let snapshot = self.snapshot(config, &clusters, access_log.clone());
+            let all = proxy.map_or(&[][..], |proxy| &proxy.clusters);
+            let snapshot = self.snapshot(config, all, &clusters, access_log.clone());
             match self.listeners.get(config.name.as_str()) {
                 Some(listener) if listener.address == config.address => listener.update(snapshot),
                 Some(_) => moved.push((config, snapshot)),
@@ -258,7 +263,7 @@ impl<'a> Running<'a> {
 
     /// Waits, a little, until all workers have closed a listener's sockets.
     async fn released(&self, listener: &Listener) {
-        let _ = tokio::time::timeout(RELEASE, listener.released(self.ctx.workers.count())).await;
+        let _ = tokio::time::timeout(RELEASE, listener.released()).await;
     }
 
     fn access_log(&self, proxy: &Proxy) -> Result<Option<Arc<AccessLog>>, Error> {
@@ -278,7 +283,10 @@ impl<'a> Running<'a> {
             .map(|proxy| proxy.clusters.as_slice())
             .unwrap_or_default()
             .iter()
-            .filter(|cluster| named(&cluster.name))
+            .filter(|cluster| {
+                named(&cluster.name)
+                    || (listeners.iter().any(|one| one.redirected) && !cluster.virtual_addresses.is_empty())
+            })
             .map(|cluster| (cluster.name.to_string(), self.component.shared.clusters.obtain(cluster)))
             .collect()
     }
@@ -303,6 +311,7 @@ impl<'a> Running<'a> {
     fn snapshot(
         &self,
         config: &ListenerConfig,
+        all: &[ClusterConfig],
         clusters: &HashMap<String, Arc<Cluster>>,
         access_log: Option<Arc<AccessLog>>,
     ) -> ListenerSnapshot {
@@ -311,7 +320,11 @@ impl<'a> Running<'a> {
             protocol: config.protocol,
             detect_timeout: config.detect_timeout.into(),
             proxy_protocol: config.proxy_protocol,
-            routes: RouteTable::of(config, |name| clusters.get(name).cloned()),
+            redirected: config.redirected,
+            path: path_policy(&config.path),
+            forwarded: config.forwarded.clone(),
+            tcp_keepalive: config.tcp_keepalive.into(),
+            routes: RouteTable::of(config, all, |name| clusters.get(name).cloned()),
             tls: config.tls.as_ref().map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
             permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
@@ -323,13 +336,16 @@ impl<'a> Running<'a> {
     fn open(&mut self, config: &ListenerConfig, snapshot: ListenerSnapshot) -> Result<(), Error> {
         let owner = format!("listener `{}`", config.name);
         let sockets = self.ctx.sockets.listen_tcp_shared(&owner, config.address, self.ctx.workers.count())?;
-        let listener = Listener::new(config, snapshot);
+        let listener = Listener::new(config, snapshot, sockets.len());
+        let workers = self.ctx.workers.count();
+        // There may be more than workers, when a process before us had more: each has clients in its backlog.
         for (index, socket) in sockets.into_iter().enumerate() {
             let (families, identities) = (self.families.clone(), self.component.shared.identities.clone());
             let served = Arc::clone(&listener);
-            let task = self.ctx.workers.spawn(index, move || async move {
+            let sockets = self.ctx.sockets.clone();
+            let task = self.ctx.workers.spawn(index % workers, move || async move {
                 let worker = Worker::current(&families, &identities);
-                listener::serve(served, socket, worker).await
+                listener::serve(served, socket, worker, sockets).await
             });
             let name = listener.name.clone();
             self.serving.spawn(async move {
@@ -389,6 +405,22 @@ impl<'a> Running<'a> {
 
     fn connections(&self) -> usize {
         self.listeners.values().map(|listener| listener.open()).sum()
+    }
+}
+
+fn path_policy(config: &PathNormalization) -> path::PathPolicy {
+    path::PathPolicy {
+        dot_segments: match config.dot_segments {
+            DotSegments::Resolve => path::DotSegments::Resolve,
+            DotSegments::Refuse => path::DotSegments::Refuse,
+            DotSegments::Keep => path::DotSegments::Keep,
+        },
+        merge_slashes: config.merge_slashes,
+        escaped_slashes: match config.escaped_slashes {
+            EscapedSlashes::Keep => path::EscapedSlashes::Keep,
+            EscapedSlashes::Unescape => path::EscapedSlashes::Unescape,
+            EscapedSlashes::Refuse => path::EscapedSlashes::Refuse,
+        },
     }
 }
 

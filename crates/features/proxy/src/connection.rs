@@ -25,6 +25,7 @@ use crate::dial::Ends;
 use crate::listener::LocalListener;
 use crate::route::RouteTable;
 use crate::snapshot::ListenerSnapshot;
+use crate::socket;
 use crate::tls::{self, Agreed, Peer};
 use crate::transport::{Replay, Transport};
 use crate::upstream::Speech;
@@ -42,6 +43,8 @@ pub(crate) struct Downstream {
     pub(crate) remote: SocketAddr,
     /// Who called, and which address of ours.
     pub(crate) ends: Ends,
+    /// Where the client wanted to go before it was redirected here.
+    pub(crate) original: Option<SocketAddr>,
     pub(crate) peer: Option<Peer>,
     pub(crate) peer_number: u64,
 }
@@ -67,7 +70,8 @@ pub(crate) async fn connection(
     remote: SocketAddr,
 ) {
     let _open = local.metrics.connection();
-    let _ = stream.set_nodelay(true);
+    socket::prepare(&stream, snapshot.tcp_keepalive, Duration::ZERO);
+    let original = if snapshot.redirected { socket::original_destination(&stream) } else { None };
     let is_simple = snapshot.tls.is_none() && snapshot.protocol == ListenerProtocol::Http && !snapshot.proxy_protocol;
     let front = if is_simple {
         // Nothing to find out: the HTTP server sees by itself which version it is.
@@ -76,7 +80,7 @@ pub(crate) async fn connection(
         Front { io, input, ends, peer: None, speech: Speech::Http1, route: None }
     } else {
         // On the heap, so that the connection does not hold room for it afterwards.
-        match watched.unless_cut(Box::pin(local.find_out(snapshot, stream, remote))).await {
+        match watched.unless_cut(Box::pin(local.find_out(snapshot, stream, remote, original))).await {
             Ok(Some(front)) => front,
             Ok(None) => return,
             Err("header_timeout") => {
@@ -89,7 +93,8 @@ pub(crate) async fn connection(
     };
     let Front { io, input, ends, peer, speech, route } = front;
     let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
-    let downstream = Rc::new(Downstream { local: Rc::clone(local), remote: ends.client, ends, peer, peer_number });
+    let downstream =
+        Rc::new(Downstream { local: Rc::clone(local), remote: ends.client, ends, original, peer, peer_number });
     match speech {
         Speech::Http1 => {
             let limits = Limits {
@@ -114,8 +119,14 @@ pub(crate) async fn connection(
 
 impl LocalListener {
     /// Reads what tells the protocol. Nothing when the connection is not to be served; that was noted.
-    async fn find_out(&self, snapshot: &ListenerSnapshot, stream: TcpStream, remote: SocketAddr) -> Option<Front> {
-        let local = stream.local_addr().unwrap_or(self.shared.address);
+    async fn find_out(
+        &self,
+        snapshot: &ListenerSnapshot,
+        stream: TcpStream,
+        remote: SocketAddr,
+        original: Option<SocketAddr>,
+    ) -> Option<Front> {
+        let local = original.or_else(|| stream.local_addr().ok()).unwrap_or(self.shared.address);
         let mut ends = Ends { client: remote, local };
         let mut io = Transport::from(stream);
         let mut input = Buffer::default();
@@ -137,11 +148,11 @@ impl LocalListener {
         let (speech, route) = match (snapshot.protocol, agreed) {
             (ListenerProtocol::Http, Agreed::Http2) | (ListenerProtocol::Auto, Agreed::Http2) => (Speech::Http2, None),
             (ListenerProtocol::Http, _) | (ListenerProtocol::Auto, Agreed::Http1) => (Speech::Http1, None),
-            (ListenerProtocol::Tcp, _) | (ListenerProtocol::Auto, Agreed::Tcp) => (Speech::Tcp, routes.tcp()),
+            (ListenerProtocol::Tcp, _) | (ListenerProtocol::Auto, Agreed::Tcp) => (Speech::Tcp, routes.tcp(original)),
             (ListenerProtocol::Tls, _) => (Speech::Tcp, self.route_of_tls(&io, &mut input, routes, ends.client).await?),
             (ListenerProtocol::Auto, Agreed::Nothing) => {
                 let speech = self.detect(snapshot, &io, &mut input).await?;
-                (speech, routes.tcp())
+                (speech, routes.tcp(original))
             }
         };
         Some(Front { io, input, ends, peer, speech, route })

@@ -19,9 +19,9 @@ use tokio_rustls::TlsConnector;
 use crate::balance::Endpoint;
 use crate::error::Reason;
 use crate::pool::{Connection, Pool, Shared};
-use crate::tls;
 use crate::transport::Transport;
 use crate::upstream::{H1Connection, Link, Speech};
+use crate::{socket, tls};
 
 /// Bytes of a stream, and of all streams, that may come before the client takes them.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -93,7 +93,8 @@ impl Pool {
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
             Reason::ConnectFailure
         })?;
-        let _ = stream.set_nodelay(true);
+        let config = &self.cluster.config;
+        socket::prepare(&stream, config.tcp_keepalive.into(), config.tcp_user_timeout.into());
         if let (Some(version), Some(ends)) = (self.cluster.config.proxy_protocol, ends) {
             let mut header = Vec::new();
             match version {

@@ -148,7 +148,7 @@ impl Exchange {
 
     async fn forward(&mut self, incoming: &mut Incoming<'_>, response: &mut Head) -> Result<After, Reason> {
         let request = &mut *incoming.request;
-        judge::target(request)?;
+        judge::target(request, &self.snapshot.path)?;
         let (number, timeout, pool) = self.find_route(request)?;
         self.route = Some(number);
         let pool = pool?;
@@ -158,6 +158,9 @@ impl Exchange {
         let upgrade = incoming.upgrade.take();
         headers::strip_hop_by_hop(request);
         headers::tell_peer(request, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
+        let secure = self.downstream.peer.is_some();
+        headers::forwarded(request, &self.snapshot.forwarded, self.downstream.remote.ip(), secure);
+        headers::via(request, &self.snapshot.forwarded, request.version());
         if !request.contains(FieldId::Host) {
             // HTTP/1.0 knows requests without a host, 1.1 does not.
             request.push("Host", pool.cluster.host().as_bytes());
@@ -205,10 +208,17 @@ impl Exchange {
     fn find_route(&self, request: &Head) -> Result<(u32, Option<Duration>, Result<Rc<Pool>, Reason>), Reason> {
         let (host, path) = (judge::host(request), judge::path(request));
         let routes = &self.snapshot.routes;
-        let number = routes.find(host, path).ok_or(Reason::NoRoute)?;
+        let number = routes.find(host, path);
+        let number = match number {
+            // What is redirected may be for an address that we know, or for one that anything may go to.
+            None if self.snapshot.redirected => routes.tcp(self.downstream.original),
+            number => number,
+        };
+        let number = number.ok_or(Reason::NoRoute)?;
         let route = routes.route(number).ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
-        let pool = route.backend(worker.random()).map(|cluster| worker.pool(cluster)).ok_or(Reason::NoEndpoint);
+        let pool = route.backend(worker.random()).ok_or(Reason::NoEndpoint);
+        let pool = pool.and_then(|cluster| worker.pool_toward(cluster, self.downstream.original));
         Ok((number, route.timeout, pool))
     }
 
@@ -270,6 +280,7 @@ impl Exchange {
             return self.tunnel(sink, receiver, incoming, response).await;
         }
         headers::strip_hop_by_hop(response);
+        headers::via(response, &self.snapshot.forwarded, response.version());
         self.answered = true;
         // A drained connection ends with this response.
         let mut keep_client = self.watched.order() == Order::None;

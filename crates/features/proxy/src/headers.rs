@@ -6,7 +6,10 @@
 //!
 //! [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
 
-use outrigger_wire::head::{FieldId, Head};
+use std::net::IpAddr;
+
+use outrigger_config::{ForwardedFor, ForwardedHeaders};
+use outrigger_wire::head::{FieldId, Head, Version};
 
 /// Who called us, as Envoy tells it.
 const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
@@ -82,6 +85,43 @@ pub(crate) fn tell_peer(head: &mut Head, peer: Option<&str>) {
     }
 }
 
+/// Says who called and how, as the listener's config wants it.
+pub(crate) fn forwarded(head: &mut Head, policy: &ForwardedHeaders, client: IpAddr, secure: bool) {
+    let scheme: &[u8] = if secure { b"https" } else { b"http" };
+    match policy.x_forwarded_for {
+        ForwardedFor::Keep => {}
+        ForwardedFor::Append => {
+            let mut told = Vec::new();
+            for value in head.get_all(FieldId::XForwardedFor).filter(|value| !value.is_empty()) {
+                told.extend_from_slice(value);
+                told.extend_from_slice(b", ");
+            }
+            told.extend_from_slice(client.to_canonical().to_string().as_bytes());
+            head.set("x-forwarded-for", &told);
+            if !head.contains(FieldId::XForwardedProto) {
+                head.push("x-forwarded-proto", scheme);
+            }
+        }
+        ForwardedFor::Set => {
+            head.set("x-forwarded-for", client.to_canonical().to_string().as_bytes());
+            head.set("x-forwarded-proto", scheme);
+        }
+        ForwardedFor::Remove => {
+            head.remove(FieldId::XForwardedFor);
+            head.remove(FieldId::XForwardedProto);
+        }
+    }
+}
+
+/// Adds us to the proxies that a message passed ([RFC 9110], 7.6.3); `version` is what it came in.
+///
+/// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+pub(crate) fn via(head: &mut Head, policy: &ForwardedHeaders, version: Version) {
+    let Some(name) = &policy.via else { return };
+    let version = version.as_str().trim_start_matches("HTTP/");
+    head.push("via", format!("{version} {name}").as_bytes());
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -139,6 +179,36 @@ mod tests {
         ] {
             assert_eq!(asked_upgrade(&head(given)), asked, "{name}");
         }
+    }
+
+    #[test]
+    fn who_called_is_told_as_the_policy_says() {
+        let given = &[("X-Forwarded-For", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2")][..];
+        for (policy, given, expected) in [
+            (ForwardedFor::Keep, given, given),
+            (
+                ForwardedFor::Append,
+                given,
+                &[("x-forwarded-for", "1.1.1.1, 2.2.2.2, 9.9.9.9"), ("x-forwarded-proto", "http")],
+            ),
+            (ForwardedFor::Append, &[], &[("x-forwarded-for", "9.9.9.9"), ("x-forwarded-proto", "http")]),
+            (
+                ForwardedFor::Set,
+                &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-proto", "https")],
+                &[("x-forwarded-for", "9.9.9.9"), ("x-forwarded-proto", "http")],
+            ),
+            (ForwardedFor::Remove, given, &[]),
+        ] {
+            let mut head = head(given);
+            let policy = ForwardedHeaders { x_forwarded_for: policy, via: None };
+            forwarded(&mut head, &policy, "::ffff:9.9.9.9".parse().unwrap(), false);
+            let expected: Vec<_> =
+                pairs(expected).into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+            assert_eq!(fields(&head), expected, "{policy:?}");
+        }
+        let mut head = head(&[("via", "1.0 fred")]);
+        via(&mut head, &ForwardedHeaders { via: Some("shop".parse().unwrap()), ..Default::default() }, Version::Http2);
+        assert_eq!(fields(&head), pairs(&[("via", "1.0 fred"), ("via", "2 shop")]));
     }
 
     #[test]

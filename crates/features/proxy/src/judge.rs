@@ -5,14 +5,14 @@
 //! what is forwarded is what was judged.
 
 use outrigger_wire::head::{FieldId, Head, Method, Version};
+use outrigger_wire::path::{self, PathPolicy};
 
 use crate::error::Reason;
-use crate::route;
 
 /// Judges a request's target, and makes an absolute one an origin one ([RFC 9112], 3.2).
 ///
 /// [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
-pub(crate) fn target(head: &mut Head) -> Result<(), Reason> {
+pub(crate) fn target(head: &mut Head, policy: &PathPolicy) -> Result<(), Reason> {
     if head.method() == Method::Connect {
         return Err(Reason::Unsupported);
     }
@@ -24,8 +24,11 @@ pub(crate) fn target(head: &mut Head) -> Result<(), Reason> {
     if head.target() == "*" && head.method() != Method::Options {
         return Err(Reason::BadRequest("the target is neither a path nor a URI"));
     }
-    if !route::is_unambiguous(path(head)) {
-        return Err(Reason::BadRequest("ambiguous path"));
+    let mut normal = String::new();
+    match path::normalise(policy, head.target(), &mut normal) {
+        Ok(false) => {}
+        Ok(true) => head.set_target(&normal),
+        Err(error) => return Err(Reason::BadRequest(error.as_str())),
     }
     Ok(())
 }
@@ -121,8 +124,10 @@ mod tests {
             ("ftp://other/", &["shop"], Err("neither")),
             ("*", &["shop"], Err("neither")),
             ("a/b", &["shop"], Err("neither")),
-            ("/a/../b", &["shop"], Err("ambiguous")),
-            ("http://other/a/..", &["shop"], Err("ambiguous")),
+            ("/a/../b%41", &["shop"], Ok(("shop", "/bA", "/bA"))),
+            ("/../b", &["shop"], Err("above the root")),
+            ("/a/..;x/b", &["shop"], Err("dots")),
+            ("http://other/a/..", &["shop"], Ok(("other", "/", "/"))),
             ("/", &[], Err("Host")),
             ("/", &["a", "b"], Err("Host")),
             ("http://other/", &["a", "b"], Err("Host")),
@@ -132,7 +137,7 @@ mod tests {
             ("/", &["[::1]:80"], Ok(("[::1]", "/", "/"))),
         ] {
             let mut head = request(given, hosts);
-            match (target(&mut head), expected) {
+            match (target(&mut head, &PathPolicy::default()), expected) {
                 (Ok(()), Ok(expected)) => assert_eq!((host(&head), path(&head), head.target()), expected, "{given}"),
                 (Err(reason), Err(why)) => assert!(reason.to_string().contains(why), "{given}: {reason}"),
                 (got, _) => panic!("{given} {hosts:?}: {got:?}"),

@@ -60,6 +60,7 @@ mod pool;
 mod respond;
 mod route;
 mod snapshot;
+mod socket;
 mod tcp;
 mod tls;
 mod transport;

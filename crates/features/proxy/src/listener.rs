@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_runtime::Sockets;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
@@ -40,14 +41,19 @@ pub(crate) struct LocalListener {
 }
 
 /// Serves a listener on this worker until it is drained and every connection has ended.
-pub(crate) async fn serve(shared: Arc<Listener>, socket: std::net::TcpListener, worker: Rc<Worker>) -> io::Result<()> {
+pub(crate) async fn serve(
+    shared: Arc<Listener>,
+    socket: std::net::TcpListener,
+    worker: Rc<Worker>,
+    sockets: Sockets,
+) -> io::Result<()> {
     let metrics = ListenerMetrics::new(&worker.families, shared.direction, &shared.name);
     let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
     let tls = RefCell::new((u64::MAX, Rc::default()));
     let local = Rc::new(LocalListener { shared, worker, metrics, tls, server_first: Cell::new(None), snapshot });
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
-    local.accept_until_drained(&socket, &mut connections).await;
+    local.accept_until_drained(&socket, &sockets, &mut connections).await;
     // New connections are refused, or reach another process on the same port, from here on.
     drop(socket);
     local.shared.release();
@@ -59,7 +65,12 @@ pub(crate) async fn serve(shared: Arc<Listener>, socket: std::net::TcpListener, 
 }
 
 impl LocalListener {
-    async fn accept_until_drained(self: &Rc<Self>, socket: &TcpListener, connections: &mut JoinSet<()>) {
+    async fn accept_until_drained(
+        self: &Rc<Self>,
+        socket: &TcpListener,
+        sockets: &Sockets,
+        connections: &mut JoinSet<()>,
+    ) {
         loop {
             // While there is no room, further clients wait in the kernel's backlog.
             let accepted = tokio::select! {
@@ -83,6 +94,10 @@ impl LocalListener {
                 }
                 Err(error) => self.accept_failed(&error).await,
             }
+        }
+        if sockets.handed_over() {
+            // Who waits in the backlog is served by the next process.
+            return;
         }
         let backlog = std::future::poll_fn(|cx| {
             while let std::task::Poll::Ready(Ok((stream, remote))) = socket.poll_accept(cx) {

@@ -221,6 +221,11 @@ impl Pool {
         while self.drivers.borrow_mut().try_join_next().is_some() {}
     }
 
+    /// Whether a request or a connection uses it.
+    pub(crate) fn is_in_use(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) > 1 || self.open.get() > 0
+    }
+
     /// Whether no route leads here any more and no request uses it: only pools hold the cluster.
     pub(crate) fn is_abandoned(self: &Rc<Self>) -> bool {
         Rc::strong_count(self) == 1 && Arc::strong_count(&self.cluster) <= self.cluster.pools.load(Relaxed)

@@ -3,15 +3,17 @@
 //! In: a host and a path. Out: the most specific route, in the Gateway API's order: exact
 //! host before the longest wildcard before any; then exact path before the longest prefix;
 //! then the order of the file. Promise: hosts are found by hash, so the cost of a request
-//! grows with the routes of its own host only, and paths that different readers may
-//! understand differently are refused before any rule looks at them.
+//! grows with the routes of its own host only.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use outrigger_config::{BackendRef, Listener, PathMatch, PathMatchType, Route as RouteConfig, RouteMatch};
+use outrigger_config::{
+    BackendRef, Cluster as ClusterConfig, Listener, PathMatch, PathMatchType, Route as RouteConfig, RouteMatch,
+};
 
 use crate::cluster::Cluster;
 
@@ -80,6 +82,8 @@ pub(crate) struct RouteTable {
     sni: HashMap<String, u32>,
     sni_wildcards: Vec<(String, u32)>,
     sni_any: Option<u32>,
+    /// Routes of redirected connections, by where they wanted to go.
+    virtuals: HashMap<SocketAddr, u32>,
 }
 
 #[derive(Default)]
@@ -91,8 +95,19 @@ struct PathTable {
 
 impl RouteTable {
     /// Compiles a listener's routes of all kinds.
-    pub(crate) fn of(listener: &Listener, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
+    pub(crate) fn of(
+        listener: &Listener,
+        clusters: &[ClusterConfig],
+        cluster: impl Fn(&str) -> Option<Arc<Cluster>>,
+    ) -> Self {
         let mut table = Self::compile(&listener.routes, &cluster);
+        if listener.redirected {
+            for config in clusters.iter().filter(|config| !config.virtual_addresses.is_empty()) {
+                let only = BackendRef { name: config.name.clone(), weight: 1 };
+                let number = table.add(Route::to(&config.name, &[only], &cluster));
+                table.virtuals.extend(config.virtual_addresses.iter().map(|address| (*address, number)));
+            }
+        }
         if let Some(route) = &listener.tcp_route {
             table.tcp = Some(table.add(Route::to(&route.name, &route.backend_refs, &cluster)));
         }
@@ -118,9 +133,17 @@ impl RouteTable {
         (self.routes.len() - 1) as u32
     }
 
-    /// The number of the route of connections that are carried as they come.
-    pub(crate) fn tcp(&self) -> Option<u32> {
-        self.tcp
+    /// The number of the route of connections that are carried as they come, and wanted to go to `destination`.
+    pub(crate) fn tcp(&self, destination: Option<SocketAddr>) -> Option<u32> {
+        self.virtually(destination).or(self.tcp)
+    }
+
+    /// The number of the route of the virtual address `destination`.
+    pub(crate) fn virtually(&self, destination: Option<SocketAddr>) -> Option<u32> {
+        if self.virtuals.is_empty() {
+            return None;
+        }
+        self.virtuals.get(&destination?).copied()
     }
 
     /// The number of the route of a TLS connection whose client asks for `name`.
@@ -238,65 +261,6 @@ fn prefix_matches(prefix: &str, path: &str) -> bool {
     prefix.is_empty() || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Whether a path means the same to every reader: no backslash, no NUL, and no dot segment, be it plain, escaped,
-/// before a parameter (`..;x`) or between escaped slashes. An escaped slash itself is no separator to us and is
-/// passed on as it came, for applications carry names with slashes in it.
-pub(crate) fn is_unambiguous(path: &str) -> bool {
-    let path = path.as_bytes();
-    // Nearly all paths have none of these, and need no second look.
-    if !path.iter().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
-        return true;
-    }
-    let mut segment = Segment::default();
-    let mut rest = path;
-    while let [first, behind @ ..] = rest {
-        let escaped = match (first, behind) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low),
-            _ => None,
-        };
-        let byte = escaped.unwrap_or(*first);
-        match byte {
-            b'\\' | 0 => return false,
-            b'/' => {
-                if segment.is_dots() {
-                    return false;
-                }
-                segment = Segment::default();
-            }
-            _ => segment.add(byte),
-        }
-        rest = if escaped.is_some() { &behind[2..] } else { behind };
-    }
-    !segment.is_dots()
-}
-
-/// What a path segment has shown so far.
-#[derive(Default)]
-struct Segment {
-    dots: usize,
-    other: bool,
-    parameter: bool,
-}
-
-impl Segment {
-    fn add(&mut self, byte: u8) {
-        match byte {
-            b';' => self.parameter = true,
-            _ if self.parameter => {}
-            b'.' => self.dots += 1,
-            _ => self.other = true,
-        }
-    }
-
-    fn is_dots(&self) -> bool {
-        !self.other && matches!(self.dots, 1 | 2)
-    }
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).map(|digit| digit as u8)
-}
-
 /// Entry for the fuzzer: looks a host and path up in a small table, and checks what the answer promises.
 #[doc(hidden)]
 pub fn fuzz_match(host: &str, path: &str) {
@@ -322,8 +286,6 @@ pub fn fuzz_match(host: &str, path: &str) {
         };
         RouteTable::compile(&rows.map(route), |_| None)
     });
-    let clear = is_unambiguous(path);
-    assert!(!(clear && path.split('/').any(|segment| matches!(segment, "." | ".."))), "a dot segment went through");
     let found = TABLE.find(host, path).and_then(|number| TABLE.route(number));
     let deep = path == "/x/y" || path.starts_with("/x/y/");
     if deep && !host.contains('b') && !host.contains('B') {
@@ -382,39 +344,15 @@ mod tests {
     }
 
     #[test]
-    fn ambiguous_paths_are_told() {
-        for (path, clear) in [
-            ("/", true),
-            ("/a.b/..c/...", true),
-            ("/a%2Fb", true),
-            ("/a/../b", false),
-            ("/a/.", false),
-            ("/%2e%2E/x", false),
-            ("/.%2e", false),
-            ("/a\\b", false),
-            ("/a%00", false),
-            ("/a%5cb", false),
-            ("/a/..%2fb", false),
-            ("/a%2F..%2fb", false),
-            ("/a/..;x=1/b", false),
-            ("/a/.;/b", false),
-            ("/a;v=1/b", true),
-            ("/a/...;x", true),
-            ("/%", true),
-            ("/%zz%4", true),
-            ("/%252e%252e/", true),
-            ("/..", false),
-        ] {
-            assert_eq!(is_unambiguous(path), clear, "{path}");
-        }
-    }
-
-    #[test]
     fn weights_share_the_traffic() {
         let cluster = |name: &str| {
             let config = outrigger_config::Cluster {
                 name: name.parse().unwrap(),
                 endpoints: vec!["127.0.0.1:1".parse().unwrap()],
+                original_destination: false,
+                virtual_addresses: Vec::new(),
+                tcp_keepalive: outrigger_config::Duration::from_secs(0),
+                tcp_user_timeout: outrigger_config::Duration::from_secs(0),
                 tls: None,
                 connect_timeout: outrigger_config::Duration::from_secs(1),
                 protocol: outrigger_config::ClusterProtocol::Auto,
@@ -460,16 +398,6 @@ mod tests {
                 .max_by(|a, b| segments(a.1).len().cmp(&segments(b.1).len()).then(a.1.len().cmp(&b.1.len())).then(b.0.cmp(&a.0)))
                 .map(|(index, _)| format!("r{index}"));
             prop_assert_eq!(found(&routes, "h", &path), expected);
-        }
-
-        /// Against a reader that unescapes first: no such reader finds a dot segment in what passes.
-        #[test]
-        fn no_reader_finds_a_dot_segment_in_a_clear_path(path in "(/|%2[fF]|\\.|%2[eE]|;|a|%5c|%41){0,8}") {
-            let unescaped = path.replace("%2f", "/").replace("%2F", "/").replace("%2e", ".").replace("%2E", ".");
-            let unescaped = unescaped.replace("%5c", "\\");
-            let dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
-            let ambiguous = unescaped.contains('\\') || unescaped.split('/').any(dots);
-            prop_assert_eq!(is_unambiguous(&path), !ambiguous, "{}", path);
         }
     }
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_config::{Direction, Listener as ListenerConfig, ListenerLimits, ListenerProtocol};
+use outrigger_config::{Direction, ForwardedHeaders, Listener as ListenerConfig, ListenerLimits, ListenerProtocol};
 use outrigger_identity::PeerPolicy;
+use outrigger_wire::path::PathPolicy;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +31,8 @@ pub(crate) struct Listener {
     pub(crate) cut: CancellationToken,
     open: AtomicUsize,
     closed: Notify,
-    /// Workers that have closed their socket.
+    /// How many sockets it has, and how many of them are closed.
+    sockets: usize,
     released: watch::Sender<usize>,
 }
 
@@ -40,6 +42,11 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) protocol: ListenerProtocol,
     pub(crate) detect_timeout: Duration,
     pub(crate) proxy_protocol: bool,
+    /// Connections have an original destination.
+    pub(crate) redirected: bool,
+    pub(crate) path: PathPolicy,
+    pub(crate) forwarded: ForwardedHeaders,
+    pub(crate) tcp_keepalive: Duration,
     pub(crate) routes: RouteTable,
     pub(crate) tls: Option<PeerPolicy>,
     /// Plain text is taken beside TLS.
@@ -59,7 +66,7 @@ impl std::ops::Deref for LocalSnapshot {
 }
 
 impl Listener {
-    pub(crate) fn new(config: &ListenerConfig, snapshot: ListenerSnapshot) -> Arc<Self> {
+    pub(crate) fn new(config: &ListenerConfig, snapshot: ListenerSnapshot, sockets: usize) -> Arc<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             id: IDS.fetch_add(1, SeqCst),
@@ -74,6 +81,7 @@ impl Listener {
             cut: CancellationToken::new(),
             open: AtomicUsize::new(0),
             closed: Notify::new(),
+            sockets,
             released: watch::channel(0).0,
         })
     }
@@ -116,9 +124,9 @@ impl Listener {
         self.released.send_modify(|count| *count += 1);
     }
 
-    /// Waits until so many workers have closed their sockets. Cancel-safe.
-    pub(crate) async fn released(&self, workers: usize) {
-        let _ = self.released.subscribe().wait_for(|count| *count >= workers).await;
+    /// Waits until all its sockets are closed. Cancel-safe.
+    pub(crate) async fn released(&self) {
+        let _ = self.released.subscribe().wait_for(|count| *count >= self.sockets).await;
     }
 
     /// Connections that are served.

@@ -79,7 +79,8 @@ impl Relay {
         let number = self.route.ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
         let route = self.snapshot.routes.route(number).ok_or(Reason::NoRoute)?;
-        let pool = route.backend(worker.random()).map(|cluster| worker.pool(cluster)).ok_or(Reason::NoEndpoint)?;
+        let cluster = route.backend(worker.random()).ok_or(Reason::NoEndpoint)?;
+        let pool = worker.pool_toward(cluster, self.downstream.original)?;
         self.pool = Some(Rc::clone(&pool));
         let tunnel = pool.tunnel(self.downstream.ends).await?;
         self.endpoint = Some(tunnel.address);

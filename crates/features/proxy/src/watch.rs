@@ -64,7 +64,7 @@ pub(crate) struct Watched {
     waker: RefCell<Option<Waker>>,
     /// Requests that were handled.
     pub(crate) handled: Cell<u64>,
-    /// It is drained, but is given a moment for its first request.
+    /// It is drained, but is given a moment for its last request.
     pub(crate) draining_soon: Cell<bool>,
 }
 

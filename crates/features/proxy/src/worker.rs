@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::access_log::{AccessLog, Buffer, Entry};
 use crate::balance::Random;
 use crate::cluster::Cluster;
+use crate::error::Reason;
 use crate::metrics::{Families, NumberHasher};
 use crate::pool::Pool;
 use crate::watch::Clock;
@@ -24,6 +26,8 @@ use crate::watch::Clock;
 const FLUSH_AFTER: Duration = Duration::from_millis(200);
 /// Identities a worker has numbers for.
 const MOST_PEERS: usize = 4096;
+/// Addresses that redirected connections go to at once.
+const MOST_ORIGINALS: usize = 4096;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -35,6 +39,8 @@ pub(crate) struct Worker {
     pub(crate) families: Families,
     pub(crate) identities: Identities,
     pools: RefCell<HashMap<u64, Rc<Pool>, BuildHasherDefault<NumberHasher>>>,
+    /// Pools toward addresses that redirected connections wanted to go to.
+    originals: RefCell<HashMap<(u64, SocketAddr), Rc<Pool>>>,
     random: RefCell<Random>,
     peers: RefCell<HashMap<String, u64>>,
     next_peer: Cell<u64>,
@@ -56,6 +62,7 @@ impl Worker {
             families: families.clone(),
             identities: identities.clone(),
             pools: RefCell::default(),
+            originals: RefCell::default(),
             random: RefCell::new(Random::new(seed)),
             peers: RefCell::default(),
             next_peer: Cell::new(1),
@@ -82,6 +89,29 @@ impl Worker {
         let pool = Pool::new(Arc::clone(cluster), metrics, &self.identities, seed);
         self.pools.borrow_mut().insert(cluster.id, Rc::clone(&pool));
         pool
+    }
+
+    /// The pool of a cluster, or of the one address a redirected connection wanted to go to.
+    pub(crate) fn pool_toward(&self, cluster: &Arc<Cluster>, original: Option<SocketAddr>) -> Result<Rc<Pool>, Reason> {
+        if !cluster.config.original_destination {
+            return Ok(self.pool(cluster));
+        }
+        let address = original.ok_or(Reason::NoEndpoint)?;
+        if let Some(pool) = self.originals.borrow().get(&(cluster.id, address)) {
+            return Ok(Rc::clone(pool));
+        }
+        let mut originals = self.originals.borrow_mut();
+        if originals.len() >= MOST_ORIGINALS {
+            originals.retain(|_, pool| Rc::strong_count(pool) > 1);
+        }
+        if originals.len() >= MOST_ORIGINALS {
+            return Err(Reason::Overflow);
+        }
+        let toward = Arc::new(cluster.toward(address));
+        let metrics = self.families.cluster(&cluster.name);
+        let pool = Pool::new(toward, metrics, &self.identities, u64::from(self.random()));
+        originals.insert((cluster.id, address), Rc::clone(&pool));
+        Ok(pool)
     }
 
     /// Any number.
@@ -150,5 +180,9 @@ async fn sweep(worker: Weak<Worker>) {
         for pool in worker.pools.borrow().values() {
             pool.sweep(now);
         }
+        worker.originals.borrow_mut().retain(|_, pool| {
+            pool.sweep(now);
+            pool.is_in_use()
+        });
     }
 }

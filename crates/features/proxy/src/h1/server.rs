@@ -29,8 +29,8 @@ use crate::{h2, headers};
 
 /// A client is listened to for so many bytes after it was refused.
 const MOST_LINGERED: usize = 1024 * 1024;
-/// A drained connection that has had no request yet is given so long for one.
-const FIRST_REQUEST: Duration = Duration::from_millis(250);
+/// A drained connection is given so long for its last request.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
 /// Heads a worker keeps for the next request.
 const MOST_HEADS: usize = 32;
 
@@ -179,14 +179,9 @@ impl Connection {
                         if let Some(heads) = heads.take() {
                             Heads::take_back(heads);
                         }
-                        if self.watched.order() == Order::Drain {
-                            if self.watched.handled.get() > 0 {
-                                return Poll::Ready(Next::End);
-                            }
-                            if !self.watched.draining_soon.replace(true) {
-                                // It has waited for us to accept it; its request may come any moment.
-                                self.watched.set_deadline(Instant::now().checked_add(FIRST_REQUEST));
-                            }
+                        if self.watched.order() == Order::Drain && !self.watched.draining_soon.replace(true) {
+                            // Its next request may be on its way; closing now would lose it.
+                            self.watched.set_deadline(Instant::now().checked_add(LAST_REQUEST));
                         }
                     }
                     return Poll::Pending;

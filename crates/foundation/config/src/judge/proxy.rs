@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use super::Judge;
 use crate::diagnostic::Problem;
 use crate::{
-    BackendRef, ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy, Route,
-    SpiffeId,
+    BackendRef, ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy,
+    Route, SpiffeId,
 };
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
@@ -46,6 +46,20 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
 }
 
 fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let wants_original =
+        |name: &str| proxy.clusters.iter().any(|cluster| cluster.name.as_str() == name && cluster.original_destination);
+    if !listener.redirected
+        && let Some(backend) = listener.backend_refs().find(|backend| wants_original(&backend.name))
+    {
+        let message =
+            format!("the cluster `{}` needs an original destination, and this listener has none", backend.name);
+        judge.error(
+            "conflict",
+            &at.key("name"),
+            message,
+            "set `redirected: true` on the listener, or list `endpoints`",
+        );
+    }
     if let Some(tls) = &listener.tls {
         let at = at.key("tls");
         needs_identity(config, &at, judge);
@@ -92,7 +106,8 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
         if judge.checked.is_blurred_within(&place) || judge.checked.is_blurred(&at.key("protocol")) {
             continue;
         }
-        if wanted && !given {
+        // What is redirected may all go by virtual addresses.
+        if wanted && !given && !listener.redirected {
             let message = format!("a listener with `protocol: {word}` needs `{key}`");
             let span = judge.key_span(at);
             let problem = Problem::error("missing", span, place, message);
@@ -102,9 +117,7 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
             judge.warning("unused", &place, message, "remove it, or change the listener's `protocol`");
         }
     }
-    if listener.protocol == Tls
-        && listener.tls.is_some()
-    {
+    if listener.protocol == Tls && listener.tls.is_some() {
         let message = "`protocol: tls` carries TLS undecrypted, so the listener has no TLS of its own";
         judge.error("conflict", &at.key("tls"), message, "remove `tls`, or use `protocol: tcp` to decrypt");
     }
@@ -253,6 +266,23 @@ fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mu
         judge.warning("conflict", &max_idle, message, "lower `maxIdle`, or raise `maxConnections`");
     }
     let endpoints = at.key("endpoints");
+    if !judge.checked.is_blurred_within(&endpoints) {
+        match (cluster.endpoints.is_empty(), cluster.original_destination) {
+            (true, false) => {
+                let message = "the cluster has neither `endpoints` nor `originalDestination`";
+                let problem = Problem::error("missing", judge.key_span(at), endpoints.clone(), message);
+                judge.report(problem.help("list its `endpoints`, as HOST:PORT"));
+            }
+            (false, true) => {
+                let message = "the cluster has both `endpoints` and `originalDestination`";
+                judge.error("conflict", &at.key("originalDestination"), message, "keep one of them");
+            }
+            _ => {}
+        }
+    }
+    let virtual_addresses = at.key("virtualAddresses");
+    let listed = cluster.virtual_addresses.iter().enumerate();
+    judge.unique("virtual address", "keep one of them", listed.map(|(i, one)| (virtual_addresses.index(i), *one)));
     let listed = cluster.endpoints.iter().enumerate();
     judge.unique("endpoint", "keep one of them", listed.map(|(i, endpoint)| (endpoints.index(i), endpoint.clone())));
 }
@@ -296,11 +326,13 @@ fn unused_clusters(proxy: &Proxy, judge: &mut Judge<'_>) {
     if judge.checked.is_blurred_within(&ConfigPath::from("proxy.listeners")) {
         return;
     }
-    let used: HashSet<_> = proxy.listeners.iter().flat_map(Listener::backend_refs).map(|backend| &backend.name).collect();
+    let used: HashSet<_> =
+        proxy.listeners.iter().flat_map(Listener::backend_refs).map(|backend| &backend.name).collect();
     if used.iter().any(|name| !proxy.clusters.iter().any(|cluster| cluster.name == **name)) {
         return; // A mistyped reference, reported already, may have meant any of them.
     }
-    for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| !used.contains(&cluster.name)) {
+    let unused = |cluster: &Cluster| !used.contains(&cluster.name) && cluster.virtual_addresses.is_empty();
+    for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| unused(cluster)) {
         let at = ConfigPath::from("proxy.clusters").index(index).key("name");
         let message = format!("no route uses the cluster `{}`", judge.shown(&at, &cluster.name));
         judge.warning("unused", &at, message, "name it in a route's `backendRefs`, or remove it");

@@ -59,6 +59,19 @@ pub struct Listener {
     /// Whether each connection begins with a PROXY protocol header (v1 or v2) that tells the client's address.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// Whether connections are redirected here (`outrigger init`), so that each has an original destination: a cluster
+    /// of that address's `virtualAddresses` takes those that no route does, and clusters with `originalDestination` know it.
+    #[serde(default)]
+    pub redirected: bool,
+    /// How request paths are made the same for all readers before routes look at them; what is forwarded is the result.
+    #[serde(default)]
+    pub path: PathNormalization,
+    /// Header fields that a proxy may add.
+    #[serde(default)]
+    pub forwarded: ForwardedHeaders,
+    /// A client that sends nothing for so long is probed (TCP keepalive); `0s` turns it off.
+    #[serde(default = "default_tcp_keepalive")]
+    pub tcp_keepalive: Duration,
     /// Bounds on what one client may use.
     #[serde(default)]
     pub limits: ListenerLimits,
@@ -71,6 +84,77 @@ impl Listener {
         let tcp = self.tcp_route.iter().map(|route| &route.backend_refs);
         http.chain(tcp).chain(self.tls_routes.iter().map(|route| &route.backend_refs)).flatten()
     }
+}
+
+fn default_tcp_keepalive() -> Duration {
+    Duration::from_secs(60)
+}
+
+/// How request paths are made the same for all readers. Escapes of unreserved characters are always undone, those that
+/// stay have capital digits; backslashes, NUL and broken escapes are always refused ([RFC 3986], 6.2.2).
+///
+/// [RFC 3986]: https://www.rfc-editor.org/rfc/rfc3986
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PathNormalization {
+    /// `.` and `..` as segments. Forms that only some readers take for them, such as `..;x`, are refused unless `keep`.
+    pub dot_segments: DotSegments,
+    /// Whether `//` becomes `/`.
+    pub merge_slashes: bool,
+    /// `%2F`.
+    pub escaped_slashes: EscapedSlashes,
+}
+
+/// What happens to `.` and `..` as segments of a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DotSegments {
+    /// They are resolved; what would lead above the root gets 400.
+    #[default]
+    Resolve,
+    /// They get 400.
+    Refuse,
+    /// They stay; routes see them as they are.
+    Keep,
+}
+
+/// What happens to escaped slashes in a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EscapedSlashes {
+    /// They stay escaped and separate no segments.
+    #[default]
+    Keep,
+    /// They become slashes before anything else is looked at.
+    Unescape,
+    /// They get 400.
+    Refuse,
+}
+
+/// Header fields that a proxy may add. By default none: a sidecar is part of its application, not a hop of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ForwardedHeaders {
+    /// `X-Forwarded-For`, and with it `X-Forwarded-Proto`.
+    pub x_forwarded_for: ForwardedFor,
+    /// The name to add to `Via` of requests and responses; absent means that `Via` passes as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<Name>,
+}
+
+/// What happens to `X-Forwarded-For`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardedFor {
+    /// It passes as it is.
+    #[default]
+    Keep,
+    /// The client's address is added to it, and `X-Forwarded-Proto` set when there is none: for clients that may be proxies.
+    Append,
+    /// It is replaced by the client's address, and `X-Forwarded-Proto` by how it came: for an edge, where clients may lie.
+    Set,
+    /// Both are removed.
+    Remove,
 }
 
 fn default_detect_timeout() -> Duration {
@@ -273,9 +357,24 @@ impl Default for RouteTimeouts {
 pub struct Cluster {
     /// Unique among clusters.
     pub name: Name,
-    /// `HOST:PORT` each; a DNS name stands for all its addresses.
-    #[schemars(length(min = 1))]
+    /// `HOST:PORT` each; a DNS name stands for all its addresses. Exactly one of this and `originalDestination`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<HostPort>,
+    /// The endpoint is where the client wanted to go before it was redirected to the listener.
+    #[serde(default)]
+    pub original_destination: bool,
+    /// `IP:PORT` that stand for this cluster, such as a Service's: redirected connections to them that no route takes go
+    /// to its endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "socket_addresses")]
+    pub virtual_addresses: Vec<SocketAddr>,
+    /// An endpoint that sends nothing for so long is probed (TCP keepalive); `0s` turns it off.
+    #[serde(default = "default_tcp_keepalive")]
+    pub tcp_keepalive: Duration,
+    /// A connection on which sent bytes stay unacknowledged for so long is given up (`TCP_USER_TIMEOUT`); `0s` leaves it
+    /// to the kernel, which tries for some 15 minutes.
+    #[serde(default = "default_tcp_user_timeout")]
+    pub tcp_user_timeout: Duration,
     /// TLS to the endpoints; absent means plain text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClusterTls>,
@@ -315,6 +414,14 @@ pub enum ClusterProtocol {
     Http1,
     /// HTTP/2 always, in plain text with prior knowledge: many requests share few connections.
     Http2,
+}
+
+fn default_tcp_user_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn socket_addresses(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "format": "socket-address" } })
 }
 
 fn default_connect_timeout() -> Duration {
