@@ -149,6 +149,7 @@ mod tests {
             (b"\x16\x03\x01\x00\x00\x01", Unknown, 5),
             (b"\x16\x03\x01\x02\x00\x02", Unknown, 6),
             (b"\x16\x02", Unknown, 2),
+            (b"\x16\x03\x01\x41\x00\x01", Unknown, 4),
             (b"\x80\x2e\x01\x03\x01", Unknown, 1),
             (b"GET / HTTP/1.1\r\n", Http1, 5),
             (b"\r\nGET / HTTP/1.1\r\n", Http1, 7),

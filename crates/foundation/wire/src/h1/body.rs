@@ -350,6 +350,9 @@ mod tests {
                 (outcome, _) => panic!("{text:?}: {outcome:?}"),
             }
         }
+        let line = |length: usize| format!("1;{}\r\nx\r\n", "e".repeat(length - 2));
+        assert!(decode(Framing::Chunked, &[line(256).as_bytes()]).is_ok());
+        assert_eq!(decode(Framing::Chunked, &[line(257).as_bytes()]).map(|_| ()), Err(ChunkLineTooLong));
         let endless = format!("1;{}", "x".repeat(300));
         assert_eq!(decode(Framing::Chunked, &[endless.as_bytes()]).map(|_| ()), Err(ChunkLineTooLong));
         let many = format!("1;{}\r\nx\r\n", "x".repeat(200)).repeat(100);

@@ -19,3 +19,6 @@ pub use framing::{Framing, persists, request_framing, response_framing};
 pub use parse::{Limits, Parsed, is_field_name, is_field_value, parse_fields, parse_request, parse_response};
 pub use target::{Target, authority, check_target, is_authority};
 pub use write::{CHUNK_END, write_chunk_head, write_last_chunk, write_request_head, write_response_head};
+
+#[cfg(test)]
+mod tests;

@@ -127,8 +127,8 @@ pub fn parse_fields(bytes: &[u8], seen: usize, limits: Limits, head: &mut Head) 
 fn find_end(bytes: &[u8], seen: usize, limits: Limits) -> Result<Option<usize>, HeadError> {
     // What lies beyond the limit is not looked at, so that it does not matter how much has come.
     let bytes = &bytes[..bytes.len().min(limits.max_bytes)];
-    // The end may straddle what was seen.
-    let mut at = seen.min(bytes.len()).saturating_sub(3);
+    // A line's end is judged by what stands before it, be that seen or not.
+    let mut at = seen.min(bytes.len());
     while let Some(found) = memchr(b'\n', &bytes[at..]) {
         let end = at + found;
         if end == 0 || bytes[end - 1] != b'\r' {
@@ -301,6 +301,9 @@ mod tests {
         ] {
             assert_eq!(request(text).map(|(parsed, _)| parsed), Err(error), "{text:?}");
         }
+        let method = |length| format!("{} / HTTP/1.7\r\n\r\n", "M".repeat(length));
+        assert_eq!(request(&method(32)).map(|(_, head)| head.version()), Ok(Version::Http11), "a higher minor version");
+        assert_eq!(request(&method(33)).map(|(parsed, _)| parsed), Err(BadMethod));
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2000));
         assert_eq!(request(&long).map(|(parsed, _)| parsed), Err(TooLarge));
         assert_eq!(request(&long[..1500]).map(|(parsed, _)| parsed), Err(TooLarge), "without its end too");
