@@ -19,7 +19,7 @@ pub use application::{Application, Seen};
 pub use certificates::{Authority, Leaf};
 pub use collector::{Collector, Mood};
 pub use http::{Connection, Response, request};
-pub use network::{free_port, free_udp_port};
+pub use network::{free_port, free_port_pair, free_udp_port};
 pub use outrigger::{Outrigger, outrigger_command, start_outrigger, start_outrigger_as, start_outrigger_with};
 pub use process::{Process, run, tool};
 pub use servers::{Bao, Nginx, Prometheus};

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::http::request;
 use crate::process::{Process, tool};
-use crate::{eventually, free_port};
+use crate::{eventually, free_port, free_port_pair};
 
 /// An OpenBao server in development mode: unsealed, in memory, KV version 2 at `secret/`.
 #[derive(Debug)]
@@ -31,10 +31,11 @@ impl Bao {
     /// When it does not serve.
     #[track_caller]
     pub fn start(folder: &Path) -> Self {
-        Self::start_on(folder, free_port())
+        // In development mode it takes the next port for its cluster.
+        Self::start_on(folder, free_port_pair())
     }
 
-    /// Starts it on a given port, to come back where it was.
+    /// Starts it on a given port (of [`free_port_pair`]), to come back where it was.
     ///
     /// # Panics
     /// When it does not serve.

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrigger_e2e::{
-    Authority, Bao, Collector, Mood, Outrigger, eventually, eventually_within, free_port, outrigger_command, request,
-    run, start_outrigger, start_outrigger_as, start_outrigger_with, tool,
+    Authority, Bao, Collector, Mood, Outrigger, eventually, eventually_within, free_port, free_port_pair,
+    outrigger_command, request, run, start_outrigger, start_outrigger_as, start_outrigger_with, tool,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ impl Rendered {
 #[test]
 fn vault_may_come_after_us() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let port = free_port_pair();
     let address = format!("http://127.0.0.1:{port}");
     let rendered = Rendered::new(folder.path(), &address);
     let seen = folder.path().join("seen");
@@ -209,7 +209,7 @@ fn a_rotated_secret_is_rendered_again_whole() {
 #[test]
 fn vault_going_away_and_coming_back_is_survived() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let port = free_port_pair();
     let bao = Bao::start_on(folder.path(), port);
     bao.put_secret("db", &json!({ "password": "pw-one" }));
     let rendered = Rendered::new(folder.path(), &bao.address);
