@@ -24,6 +24,9 @@ pub(crate) enum Reason {
     /// The request's head is larger than the listener's limits.
     #[error("request headers too large")]
     HeadersTooLarge,
+    /// The request's body is larger than the listener's limits.
+    #[error("request body too large")]
+    BodyTooLarge,
     /// Nothing is configured for this host and path.
     #[error("no route matches this host and path")]
     NoRoute,
@@ -75,6 +78,7 @@ impl Reason {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Self::NoEndpoint
@@ -94,7 +98,7 @@ impl Reason {
     /// The response flag.
     pub(crate) fn flag(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadersTooLarge | Self::Unsupported => "DPE",
+            Self::BadRequest(_) | Self::HeadersTooLarge | Self::BodyTooLarge | Self::Unsupported => "DPE",
             Self::NoRoute => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow => "UO",
@@ -114,6 +118,7 @@ impl Reason {
         match self {
             Self::BadRequest(_)
             | Self::HeadersTooLarge
+            | Self::BodyTooLarge
             | Self::NoRoute
             | Self::Unsupported
             | Self::ClientSlow

@@ -148,6 +148,9 @@ impl Exchange {
 
     async fn forward(&mut self, incoming: &mut Incoming<'_>, response: &mut Head) -> Result<After, Reason> {
         let request = &mut *incoming.request;
+        if matches!(incoming.framing, Framing::Length(length) if self.is_too_large(length)) {
+            return Err(Reason::BodyTooLarge);
+        }
         judge::target(request, &self.snapshot.path)?;
         let (number, timeout, pool) = self.find_route(request)?;
         self.route = Some(number);
@@ -201,6 +204,11 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    fn is_too_large(&self, body: u64) -> bool {
+        let most = self.snapshot.limits.max_body_bytes.as_usize() as u64;
+        most > 0 && body > most
     }
 
     /// The route's number, its timeout, and the pool to send with, or why there is none.
@@ -389,6 +397,9 @@ impl Exchange {
         let moved = |count| self.received += count as u64;
         let outcome = poll_pump(cx, &mut incoming.source, sink, moved, &mut waiting);
         self.watched.wait_to_read(waiting == Some(Waiting::ForSource) && outcome.is_pending());
+        if self.is_too_large(self.received) {
+            return Poll::Ready(Err(Reason::BodyTooLarge));
+        }
         match outcome {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => {

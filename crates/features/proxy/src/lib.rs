@@ -1,44 +1,59 @@
 //! The data plane: listeners, routes and clusters.
 //!
-//! In: HTTP/1.1 connections, plain or mTLS. Out: the same requests at a cluster's
-//! endpoints, metrics, and an access log. Promise: bodies are streamed and never held,
-//! nothing is shared or locked between workers on a request's path, a message cut short
-//! upstream is never a short success downstream, and a reload touches only what changed.
+//! In: connections, plain or mTLS, that speak HTTP/1, HTTP/2 or anything else. Out: the same
+//! requests or bytes at a cluster's endpoints, metrics, and an access log. Promise: bodies
+//! are streamed and never held, nothing is shared or locked between workers on a request's
+//! path, a message cut short upstream is never a short success downstream, and a reload
+//! touches only what changed.
+//!
+//! # What is spoken
+//!
+//! A listener with `protocol: http` serves HTTP/1.0, HTTP/1.1 and HTTP/2 on one port: ALPN or the first bytes tell.
+//! `auto` adds everything else: what does not begin like HTTP is carried as TCP, and so is a client that stays silent
+//! for `detectTimeout`, for then the server speaks first; that is remembered for five minutes. `tcp` carries bytes, and
+//! `tls` carries TLS undecrypted, routed by the name the client asks for. Upgrades (WebSocket, also by HTTP/2's extended
+//! CONNECT) become tunnels once the endpoint agrees. CONNECT itself gets 501.
+//!
+//! Towards a cluster HTTP/2 is spoken for gRPC, which needs it, and HTTP/1.1 for everything else, unless the cluster says
+//! otherwise. Two Outriggers know one another by ALPN names of their own.
 //!
 //! # What is changed on the way
 //!
 //! Between two sidecars an application should see what its peer sent, so little is touched.
 //!
 //! - Removed: hop-by-hop fields and those that `Connection` names, in both directions; `TE` but for `trailers`; offers
-//!   of HTTP/2 (`Upgrade: h2c`). Other upgrades and CONNECT get 501.
+//!   of HTTP/2 (`Upgrade: h2c`).
 //! - Set: `x-forwarded-client-cert: URI=<SPIFFE ID>` from the client's certificate; whatever a client itself claims in
 //!   it is removed, on plain listeners too. `Host` for HTTP/1.0 requests that have none, and from the target when that
-//!   is a URI. `Date`, if a response has none.
-//! - Not added: `Via`, `X-Forwarded-For`, `X-Forwarded-Proto`, `X-Request-Id`. A sidecar is part of its application,
-//!   not a hop of its own; the edge adds them. They pass untouched, and the access log tells `x-request-id`.
-//! - The names of header fields keep their case, and the path its bytes.
+//!   is a URI. `Date`, if a response has none. The framing that the receiver's protocol needs.
+//! - Added only where the listener's `forwarded` says so: `Via`, `X-Forwarded-For`, `X-Forwarded-Proto`.
+//! - Paths are normalised by the listener's `path` before routes look at them, and go on so. The query keeps its bytes,
+//!   the names of header fields their case and order. Interim responses (100, 103) and trailers pass.
 //!
 //! # What is refused
 //!
-//! Refused with 400, before any rule looks at it: heads that two readers may frame differently (`judge`), paths with dot
-//! segments (plain, escaped, with parameters, or between escaped slashes), backslashes or NUL. `//` and `%2F` are
-//! passed on as they came and are no separators to a route. 431: heads beyond the listener's limits. 408: a request's
-//! rest that does not come within `timeouts.request`. 404: no route. 503: no endpoint, no connection, no room. 502: an
-//! endpoint that breaks off or breaks the protocol. 504: one that does not answer in time. The reason and Envoy's
-//! response flag are in the access log.
+//! Refused with 400, before any rule looks at it: heads that two readers may frame or split differently (bare line
+//! feeds, folded lines, blanks before a colon, lengths that repeat or come with a coding), paths that lead above the
+//! root or that only some readers take for dot segments, backslashes, NUL. What is not HTTP at all is closed without an
+//! answer. 431: heads beyond the listener's limits; 413: bodies. 408: a request's rest that does not come within
+//! `timeouts.request`. 404: no route. 503: no endpoint, no connection, no room. 502: an endpoint that breaks off or
+//! breaks the protocol. 504: one that does not answer in time. The reason and Envoy's response flag are in the access
+//! log. A client that floods its HTTP/2 connection is cut off, named in a warning, and counted in
+//! `outrigger_downstream_connections_cut_total{reason="http2_flood"}`.
 //!
 //! # Timeouts
 //!
-//! `headerTimeout` bounds TLS handshakes and request heads; `idleTimeout` rests between requests and, within a request,
-//! how long a client may neither send what is missing nor take what there is; `timeouts.request` the time to an
-//! answer's headers; `connectTimeout` each try to connect. A response under way has no limit of its own: it ends with
-//! its endpoint or its client.
+//! `headerTimeout` bounds TLS handshakes, protocol detection and request heads; `idleTimeout` rests between requests and,
+//! within a request or a tunnel, how long nothing may move; `timeouts.request` the time to an answer's headers;
+//! `connectTimeout` each try to connect. A response under way has no limit of its own: it ends with its endpoint or its
+//! client.
 //!
 //! # A stop
 //!
-//! Inbound closes its sockets at once, serves what waits in the backlog, and ends each connection after the request
-//! under way. Outbound serves on, new connections too, until the application has no connection open any more. What
-//! lives longer is cut just before the deadline, and counted.
+//! Inbound closes its sockets at once, serves what waits in the backlog (unless the sockets were handed to the next
+//! process), gives a connection at rest a moment for a last request, and ends each after the request under way: HTTP/1
+//! with `Connection: close`, HTTP/2 with GOAWAY twice. Outbound serves on, new connections too, until the application has
+//! no connection open any more. What lives longer is cut just before the deadline, and counted.
 
 mod access_log;
 mod balance;

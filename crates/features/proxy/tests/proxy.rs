@@ -2,6 +2,7 @@
 
 mod framing;
 mod harness;
+mod http2;
 mod lifecycle;
 
 use std::time::Duration;
@@ -81,6 +82,24 @@ async fn a_stale_connection_is_not_the_clients_trouble() {
         assert_eq!(app.seen().iter().skip(before).filter(|request| request.starts_with("POST")).count(), 1);
     } else {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused_in_either_framing() {
+    let app = App::answering(OK);
+    let proxy = Proxy::start(&app.plain_config("      limits: { maxBodyBytes: 1KiB }\n")).await;
+    let (fits, large) = ("x".repeat(1024), "x".repeat(1025));
+    for (body, status) in [(&fits, "200"), (&large, "413")] {
+        let length = body.len();
+        let sized = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}");
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let chunked = format!("{head}{length:x}\r\n{body}\r\n0\r\n\r\n");
+        for request in [sized, chunked] {
+            let answer = Client::connect(proxy.port).ask(&request);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{length}: {answer}");
+        }
     }
     proxy.stop().await;
 }

@@ -245,6 +245,8 @@ pub struct ListenerLimits {
     /// Header fields of a request; beyond it 431.
     #[schemars(range(min = 1, max = 1_000))]
     pub max_headers: u32,
+    /// Bytes of a request's body; beyond it 413. `0B` means no limit: bodies are streamed and never held.
+    pub max_body_bytes: ByteSize,
     /// Requests under way at once on one HTTP/2 connection; more wait at the client.
     #[schemars(range(min = 1, max = 10_000))]
     pub max_streams: u32,
@@ -260,6 +262,7 @@ impl Default for ListenerLimits {
             max_connections: 10_000,
             max_header_bytes: ByteSize::kib(60),
             max_headers: 100,
+            max_body_bytes: ByteSize::kib(0),
             max_streams: 100,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),

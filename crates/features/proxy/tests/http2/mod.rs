@@ -1,0 +1,149 @@
+//! HTTP/2 as its frames: what a client library would not do, and what it would.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::harness::{App, Proxy};
+use crate::{OK, harness};
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// `GET / HTTP/2` for the host `a`, without indexing.
+const GET: &[u8] = b"\x82\x84\x86\x01\x01a";
+
+struct Frames(TcpStream);
+
+impl Frames {
+    fn connect(port: u16) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        let mut this = Self(stream);
+        this.send(SETTINGS, 0, 0, &[]);
+        this
+    }
+
+    /// Whether the connection took it.
+    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        let length = (payload.len() as u32).to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend_from_slice(&stream.to_be_bytes());
+        frame.extend_from_slice(payload);
+        self.0.write_all(&frame).is_ok()
+    }
+
+    /// The next frame: its kind, flags, stream and payload; nothing at the end.
+    fn receive(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; length];
+        self.0.read_exact(&mut payload).ok()?;
+        Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+    }
+
+    /// The error code of the GOAWAY that ends the connection.
+    fn goaway(&mut self) -> Option<u32> {
+        let mut code = None;
+        while let Some((kind, _, _, payload)) = self.receive() {
+            if kind == GOAWAY {
+                code = Some(u32::from_be_bytes([payload[4], payload[5], payload[6], payload[7]]));
+            }
+        }
+        code
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_resets_in_haste_is_cut_off_and_named() {
+    // Never answers, so that every request is under way when it is reset.
+    let app = App::new(|_| None);
+    let proxy = Proxy::start_on(&app.plain_config(""), 1).await;
+    let port = proxy.port;
+    let flood = tokio::task::spawn_blocking(move || {
+        let mut client = Frames::connect(port);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for stream in (1..).step_by(2) {
+            let more = client.send(HEADERS, END_STREAM | END_HEADERS, stream, GET)
+                && client.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+            if !more || Instant::now() > deadline {
+                break;
+            }
+        }
+        client.goaway()
+    });
+    let code = flood.await.unwrap();
+    assert!(matches!(code, Some(ENHANCE_YOUR_CALM) | None), "{code:?}");
+    proxy.metrics_have(r#"outrigger_downstream_connections_cut_total{listener="in",reason="http2_flood"} 1"#).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn headers_without_end_are_bounded() {
+    let app = App::answering(OK);
+    let proxy = Proxy::start_on(&app.plain_config(""), 1).await;
+    let port = proxy.port;
+    let flood = tokio::task::spawn_blocking(move || {
+        let mut client = Frames::connect(port);
+        client.send(HEADERS, END_STREAM, 1, GET);
+        // A literal field without indexing: `x: yyyy…`, again and again.
+        let field = [&b"\x00\x01x\x7e"[..], &[b'y'; 126]].concat().repeat(100);
+        let mut frames = 0;
+        while frames < 10_000 && client.send(CONTINUATION, 0, 1, &field) {
+            frames += 1;
+        }
+        (frames, client.goaway())
+    });
+    let (frames, _) = flood.await.unwrap();
+    assert!(frames < 10_000, "the connection took {frames} frames of one head");
+    let mut neighbour = harness::Client::connect(port);
+    assert!(neighbour.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 200"));
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_tells_the_client_twice_and_serves_what_it_sent() {
+    let app = App::answering(OK);
+    let mut proxy = Proxy::start_on(&app.plain_config(""), 1).await;
+    let port = proxy.port;
+    let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
+    let client = tokio::task::spawn_blocking(move || {
+        let mut client = Frames::connect(port);
+        client.send(HEADERS, END_STREAM | END_HEADERS, 1, GET);
+        while client.receive().expect("an answer").2 != 1 {}
+        ready.send(()).unwrap();
+        let mut last = Vec::new();
+        let mut answered = false;
+        while let Some((kind, flags, stream, payload)) = client.receive() {
+            match kind {
+                GOAWAY => {
+                    last.push(u32::from_be_bytes([payload[0], payload[1], payload[2], payload[3]]));
+                    if last.len() == 1 {
+                        // Sent before the client could know.
+                        client.send(HEADERS, END_STREAM | END_HEADERS, 3, GET);
+                    }
+                }
+                6 if flags == 0 => drop(client.send(6, 1, 0, &payload)),
+                HEADERS if stream == 3 => answered = true,
+                _ => {}
+            }
+        }
+        (last, answered)
+    });
+    tokio::task::spawn_blocking(move || is_ready.recv().unwrap()).await.unwrap();
+    proxy.request_stop(Duration::from_secs(5));
+    let (last, answered) = client.await.unwrap();
+    assert_eq!(last.first(), Some(&0x7fff_ffff), "{last:?}");
+    assert_eq!(last.get(1), Some(&3), "{last:?}");
+    assert!(answered, "the request that crossed the GOAWAY");
+    proxy.ended().await;
+}
