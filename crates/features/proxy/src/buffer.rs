@@ -7,27 +7,40 @@ use std::cell::RefCell;
 
 /// A block: enough for nearly every head, and a good size for a read.
 pub(crate) const BLOCK: usize = 16 * 1024;
-/// Blocks a worker keeps.
+/// For connections that are carried as they come: fewer system calls per byte.
+pub(crate) const LARGE_BLOCK: usize = 64 * 1024;
+/// Blocks a worker keeps, of either size.
 const MOST_KEPT: usize = 64;
+const MOST_LARGE_KEPT: usize = 8;
 
 thread_local! {
-    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept { blocks: Vec::new(), large: Vec::new() }) };
 }
 
-fn lend() -> Vec<u8> {
-    KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BLOCK])
+struct Kept {
+    blocks: Vec<Vec<u8>>,
+    large: Vec<Vec<u8>>,
 }
 
-fn take_back(block: Vec<u8>) {
-    if block.len() == BLOCK {
-        // While the thread ends there is nobody to keep it for.
-        let _ = KEPT.try_with(|kept| {
-            let mut kept = kept.borrow_mut();
-            if kept.len() < MOST_KEPT {
-                kept.push(block);
-            }
-        });
-    }
+fn lend(large: bool) -> Vec<u8> {
+    let (kept, size) = if large {
+        (KEPT.with_borrow_mut(|kept| kept.large.pop()), LARGE_BLOCK)
+    } else {
+        (KEPT.with_borrow_mut(|kept| kept.blocks.pop()), BLOCK)
+    };
+    kept.unwrap_or_else(|| vec![0; size])
+}
+
+fn take_back(block: Vec<u8>, large: bool) {
+    // While the thread ends there is nobody to keep it for.
+    let _ = KEPT.try_with(|kept| {
+        let kept = &mut *kept.borrow_mut();
+        let (shelf, size, most) =
+            if large { (&mut kept.large, LARGE_BLOCK, MOST_LARGE_KEPT) } else { (&mut kept.blocks, BLOCK, MOST_KEPT) };
+        if block.len() == size && shelf.len() < most {
+            shelf.push(block);
+        }
+    });
 }
 
 /// Bytes that were read and not used yet; holds memory only while there are any.
@@ -37,9 +50,31 @@ pub(crate) struct Buffer {
     block: Vec<u8>,
     start: usize,
     end: usize,
+    /// Its block is a large one.
+    large: bool,
 }
 
 impl Buffer {
+    /// A buffer for many bytes at once.
+    pub(crate) fn large() -> Self {
+        Self { block: Vec::new(), start: 0, end: 0, large: true }
+    }
+
+    /// Makes it one for many bytes at once. What waits must fit, as what was read to find out a protocol does.
+    pub(crate) fn enlarge(&mut self) {
+        if !self.large {
+            let mut large = Self::large();
+            if !self.is_empty() {
+                let space = large.space();
+                let count = self.len();
+                debug_assert!(count <= space.len());
+                space[..count].copy_from_slice(self.filled());
+                large.filled_by(count);
+            }
+            *self = large;
+        }
+    }
+
     /// The bytes that wait.
     pub(crate) fn filled(&self) -> &[u8] {
         &self.block[self.start..self.end]
@@ -68,7 +103,7 @@ impl Buffer {
     /// Room for at least one more byte; what waits is moved to the front, or the block grows.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         if self.block.is_empty() {
-            self.block = lend();
+            self.block = lend(self.large);
         }
         if self.end == self.block.len() {
             if self.start > 0 {
@@ -105,14 +140,16 @@ impl Buffer {
         if self.is_empty() && !self.block.is_empty() {
             self.start = 0;
             self.end = 0;
-            take_back(std::mem::take(&mut self.block));
+            take_back(std::mem::take(&mut self.block), self.large);
         }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        take_back(std::mem::take(&mut self.block));
+        if !self.block.is_empty() {
+            take_back(std::mem::take(&mut self.block), self.large);
+        }
     }
 }
 
@@ -146,8 +183,9 @@ mod tests {
             .collect();
         drop(many);
         KEPT.with_borrow(|kept| {
-            assert_eq!(kept.len(), MOST_KEPT);
-            assert!(kept.iter().all(|block| block.len() == BLOCK));
+            assert_eq!(kept.blocks.len(), MOST_KEPT);
+            assert!(kept.blocks.iter().all(|block| block.len() == BLOCK));
+            assert!(kept.large.is_empty());
         });
     }
 }

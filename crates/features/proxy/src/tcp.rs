@@ -88,7 +88,8 @@ impl Relay {
 
         let (mut from_client, mut from_endpoint) = (until_close(), until_close());
         let (mut to_client, mut to_endpoint) = (Output::default(), Output::default());
-        let mut answer = Buffer::default();
+        let mut answer = Buffer::large();
+        input.enlarge();
         let mut there = (Source::h1(io, input, &mut from_client), Sink::tunnel(&tunnel.io, &mut to_endpoint), false);
         let mut back =
             (Source::h1(&tunnel.io, &mut answer, &mut from_endpoint), Sink::tunnel(io, &mut to_client), false);
