@@ -3,7 +3,7 @@
 //! Promise: a connection that rests holds no buffer; a worker keeps a bounded number of
 //! blocks for the next that needs one; a block that had to grow is not kept.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// A block: enough for nearly every head, and a good size for a read.
 pub(crate) const BLOCK: usize = 16 * 1024;
@@ -14,6 +14,8 @@ const MOST_KEPT: usize = 64;
 const MOST_LARGE_KEPT: usize = 8;
 
 thread_local! {
+    /// Bytes of blocks in use.
+    static LENT: Cell<usize> = const { Cell::new(0) };
     static KEPT: RefCell<Kept> = const { RefCell::new(Kept { blocks: Vec::new(), large: Vec::new() }) };
 }
 
@@ -28,7 +30,14 @@ fn lend(large: bool) -> Vec<u8> {
     } else {
         (KEPT.with_borrow_mut(|kept| kept.blocks.pop()), BLOCK)
     };
+    LENT.set(LENT.get() + size);
     kept.unwrap_or_else(|| vec![0; size])
+}
+
+/// Bytes of blocks that connections of this worker hold, and that it keeps for the next.
+pub(crate) fn bytes_held() -> (usize, usize) {
+    let kept = KEPT.with_borrow(|kept| kept.blocks.len() * BLOCK + kept.large.len() * LARGE_BLOCK);
+    (LENT.get(), kept)
 }
 
 fn take_back(block: Vec<u8>, large: bool) {
@@ -37,6 +46,7 @@ fn take_back(block: Vec<u8>, large: bool) {
         let kept = &mut *kept.borrow_mut();
         let (shelf, size, most) =
             if large { (&mut kept.large, LARGE_BLOCK, MOST_LARGE_KEPT) } else { (&mut kept.blocks, BLOCK, MOST_KEPT) };
+        LENT.set(LENT.get().saturating_sub(size));
         if block.len() == size && shelf.len() < most {
             shelf.push(block);
         }
@@ -170,6 +180,7 @@ mod tests {
         buffer.consume(bytes.len() - 4);
         buffer.rest();
         assert_eq!((buffer.block.capacity(), buffer.is_empty()), (0, true));
+        assert_eq!(bytes_held().0, 0, "it is counted as given back");
     }
 
     #[test]

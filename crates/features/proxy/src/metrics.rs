@@ -17,6 +17,7 @@ pub(crate) struct Families {
     requests: CounterFamily,
     durations: HistogramFamily,
     grpc: CounterFamily,
+    buffers: GaugeFamily,
     tcp: CounterFamily,
     tcp_received: CounterFamily,
     tcp_sent: CounterFamily,
@@ -50,6 +51,11 @@ impl Families {
                 "outrigger_grpc_requests_total",
                 "gRPC calls answered, by the status in their trailers.",
                 &["direction", "listener", "route", "cluster", "grpc_status", "peer"],
+            ),
+            buffers: registry.gauge(
+                "outrigger_proxy_buffer_bytes",
+                "Memory of the data plane's buffers: lent to connections, and kept for the next.",
+                &["state"],
             ),
             tcp: registry.counter(
                 "outrigger_tcp_connections_closed_total",
@@ -109,6 +115,12 @@ impl Families {
                 &["cluster"],
             ),
         }
+    }
+
+    /// Tells how many bytes of buffers a worker has more, or less, than at the last time.
+    pub(crate) fn buffers(&self, lent: f64, kept: f64) {
+        self.buffers.with(&["lent"]).add(lent);
+        self.buffers.with(&["kept"]).add(kept);
     }
 
     pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::access_log::{AccessLog, Buffer, Entry};
 use crate::balance::Random;
+use crate::buffer;
 use crate::cluster::Cluster;
 use crate::error::Reason;
 use crate::metrics::{Families, NumberHasher};
@@ -49,6 +50,14 @@ pub(crate) struct Worker {
     /// Whether a task is there to flush `access`.
     flushing: Cell<bool>,
     tasks: RefCell<JoinSet<()>>,
+    /// Bytes of buffers as the metric knows them.
+    buffers: Cell<(usize, usize)>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.tell_buffers((0, 0));
+    }
 }
 
 impl Worker {
@@ -70,6 +79,7 @@ impl Worker {
             access: RefCell::default(),
             flushing: Cell::new(false),
             tasks: RefCell::default(),
+            buffers: Cell::default(),
         });
         let mut tasks = worker.tasks.borrow_mut();
         tasks.spawn_local(sweep(Rc::downgrade(&worker)));
@@ -163,6 +173,14 @@ impl Worker {
         }
     }
 
+    fn tell_buffers(&self, held: (usize, usize)) {
+        let before = self.buffers.replace(held);
+        if before != held {
+            let more = |now: usize, before: usize| now as f64 - before as f64;
+            self.families.buffers(more(held.0, before.0), more(held.1, before.1));
+        }
+    }
+
     /// Hands over the lines that wait.
     pub(crate) fn flush(&self, log: &Arc<AccessLog>) {
         self.access.borrow_mut().flush(log);
@@ -176,6 +194,7 @@ async fn sweep(worker: Weak<Worker>) {
         ticks.tick().await;
         let Some(worker) = worker.upgrade() else { return };
         let now = Instant::now();
+        worker.tell_buffers(buffer::bytes_held());
         worker.pools.borrow_mut().retain(|_, pool| !pool.is_abandoned());
         for pool in worker.pools.borrow().values() {
             pool.sweep(now);

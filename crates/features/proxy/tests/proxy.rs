@@ -87,6 +87,20 @@ async fn a_stale_connection_is_not_the_clients_trouble() {
 }
 
 #[tokio::test]
+async fn the_memory_of_buffers_is_told_and_given_back() {
+    let app = App::new(|_| None);
+    let proxy = Proxy::start(&app.plain_config("")).await;
+    let mut client = Client::connect(proxy.port);
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhell");
+    let mut half = Client::connect(proxy.port);
+    half.send("GET / HT");
+    proxy.metrics_have(r#"outrigger_proxy_buffer_bytes{state="lent"} 16384"#).await;
+    drop((client, half));
+    proxy.metrics_have(r#"outrigger_proxy_buffer_bytes{state="lent"} 0"#).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_beyond_the_limit_is_refused_in_either_framing() {
     let app = App::answering(OK);
     let proxy = Proxy::start(&app.plain_config("      limits: { maxBodyBytes: 1KiB }\n")).await;
