@@ -4,8 +4,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import configs, load, plain
+from . import load, rates
 from .certificates import make_certificates
+from .peers import able
 from .process import free_ports, wait_port
 
 
@@ -13,15 +14,21 @@ def measure(peers, arguments) -> str:
     """Interleaves all chains round by round."""
     with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ExitStack() as stack:
         folder = Path(name)
-        make_certificates(folder)
-        app, *ports = free_ports(12)
+        [app] = free_ports(1)
         stack.enter_context(load.upstream(peers.nginx, folder, app))
-        proxies = {}
-        for kind, start in configs.CHAIN.items():
-            if getattr(peers, kind) is not None:
-                outer, inner = ports.pop(), ports.pop()
-                processes = [stack.enter_context(each) for each in start(peers, folder, outer, inner, app)]
-                for port, process in ((inner, processes[-1]), (outer, processes[0])):
-                    wait_port(port, process)
-                proxies[kind] = (outer, processes)
-        return plain.table("Two sidecars, mTLS between them, one core for both", peers, arguments, proxies)
+        return rates.table("Two sidecars, mTLS between them, one core for both", arguments,
+                           start_all(stack, peers, folder, app), load.wrk(peers, arguments.connections),
+                           [rates.NOTE.format(what="wrk", app="nginx, 1 KiB body")])
+
+
+def start_all(stack: ExitStack, peers, folder: Path, app: int) -> dict:
+    """Starts every chain; their outer ports and processes by name."""
+    make_certificates(folder)
+    proxies = {}
+    for kind, start in able(peers, "chain").items():
+        outer, inner = free_ports(2)
+        processes = [stack.enter_context(each) for each in start(peers, folder, outer, inner, app)]
+        for port, process in ((inner, processes[-1]), (outer, processes[0])):
+            wait_port(port, process)
+        proxies[kind] = (outer, processes)
+    return proxies

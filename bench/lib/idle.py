@@ -4,8 +4,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import configs, report
+from . import report
 from .certificates import make_certificates
+from .peers import outrigger
 from .process import free_ports
 
 SETTLE_SECONDS = 2
@@ -21,9 +22,9 @@ def sections(folder: Path) -> dict[str, str]:
         make_certificates(folder)
     tls = "      tls: { mode: strict }\n"
     return {
-        "identity": configs.identity(folder, "server"),
-        "proxy": ("proxy:\n  listeners:\n" + configs.listener(inbound, "app", "inbound", tls)
-                  + configs.listener(outbound, "app", "outbound") + "  clusters:\n" + configs.cluster("app", app)
+        "identity": outrigger.identity(folder, "server"),
+        "proxy": ("proxy:\n  listeners:\n" + outrigger.listener(inbound, "app", "inbound", tls)
+                  + outrigger.listener(outbound, "app", "outbound") + "  clusters:\n" + outrigger.cluster("app", app)
                   + f"  accessLog: {{ path: {folder}/access.log }}\n"),
         "logs": (f"logs:\n  stateDirectory: {folder}/state\n  sources: [{{ name: app, file: {{ path: {folder}/app.log }} }}]\n"
                  f"  sinks: [{{ name: out, inputs: [app], file: {{ path: {folder}/out.ndjson }} }}]\n"),
@@ -36,7 +37,7 @@ def sections(folder: Path) -> dict[str, str]:
 
 def everything(peers, folder: Path):
     """One Outrigger with every pillar on."""
-    return configs.outrigger(peers, folder, "everything", "".join(sections(folder).values()))
+    return outrigger.start(peers, folder, "everything", "".join(sections(folder).values()))
 
 
 def measure(peers, arguments) -> str:
@@ -52,7 +53,7 @@ def measure(peers, arguments) -> str:
             with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name:
                 folder = Path(name)
                 parts = sections(folder)
-                with configs.outrigger(peers, folder, "idle", "".join(parts[p] for p in pillars)) as process:
+                with outrigger.start(peers, folder, "idle", "".join(parts[p] for p in pillars)) as process:
                     time.sleep(SETTLE_SECONDS)
                     if process.child.poll() is not None:
                         raise SystemExit(f"bench: it ended:\n{process.log.read_text()[-3000:]}")

@@ -22,6 +22,9 @@ class Peers:
     haproxy: Path | None
     bao: Path | None
     wrk: Path | None
+    h2load: Path | None
+    nghttp: Path | None
+    ab: Path | None
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -31,7 +34,7 @@ def find_peers() -> Peers:
     peers = Peers(
         outrigger=Path(binary) if Path(binary).exists() else None,
         envoy=program("envoy"), nginx=program("nginx"), haproxy=program("haproxy"), bao=program("bao"),
-        wrk=program("wrk"),
+        wrk=program("wrk"), h2load=program("h2load"), nghttp=program("nghttp"), ab=program("ab"),
     )
     for name, arguments in {
         "outrigger": ["version"], "envoy": ["--version"], "nginx": ["-v"], "haproxy": ["-v"], "bao": ["version"],

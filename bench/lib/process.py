@@ -1,6 +1,7 @@
 """Processes under measurement: pinned, watched through /proc, ended by process id."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,19 +10,21 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+PROXY_CORE = 0
+LOAD_CORE = 1
 
 
 class Process:
-    """A child in a process group of its own, pinned to one core."""
+    """A child in a process group of its own, pinned to one core or to a set of them."""
 
-    def __init__(self, command, core: int, log: Path, env: dict | None = None, cwd: Path | None = None):
+    def __init__(self, command, cores: int | set[int], log: Path, env: dict | None = None, cwd: Path | None = None):
         self.log = log
         with open(log, "wb") as output:
             self.began = time.monotonic()
             self.child = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, cwd=cwd, env={**os.environ, **(env or {})},
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                preexec_fn=lambda: os.sched_setaffinity(0, {cores} if isinstance(cores, int) else cores),
             )
 
     def pids(self) -> list[int]:
@@ -51,6 +54,17 @@ class Process:
                 continue
             total += int(fields[11]) + int(fields[12])
         return total / TICKS
+
+    def thread_seconds(self) -> dict[str, float]:
+        """User and system time of each thread of the process itself, by the thread's name."""
+        taken = {}
+        for task in Path(f"/proc/{self.child.pid}/task").iterdir():
+            try:
+                name, fields = re.search(r"\((.*)\) (.*)", (task / "stat").read_text()).groups()
+            except OSError:
+                continue
+            taken[f"{name}/{task.name}"] = sum(map(int, fields.split()[11:13])) / TICKS
+        return taken
 
     def rss_bytes(self) -> int:
         """Resident memory of the whole tree (shared pages count once per process)."""

@@ -6,8 +6,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from . import configs, load, report
-from .process import Process, free_ports, wait_port
+from . import report
+from .peers import outrigger
+from .process import LOAD_CORE, PROXY_CORE, Process, free_ports, wait_port
 
 TOKEN = "bench-root-token"
 TEMPLATE = '{{ with secret "secret/data/db" }}{{ .Data.data.password }}{{ end }}'
@@ -22,11 +23,11 @@ def measure(peers, arguments) -> str:
         [port] = free_ports(1)
         address = f"http://127.0.0.1:{port}"
         command = [peers.bao, "server", "-dev", f"-dev-root-token-id={TOKEN}", f"-dev-listen-address=127.0.0.1:{port}"]
-        with Process(command, load.LOAD_CORE, folder / "bao.log", env={"HOME": name}) as server:
+        with Process(command, LOAD_CORE, folder / "bao.log", env={"HOME": name}) as server:
             wait_port(port, server)
             put_secret(address)
             (folder / "token").write_text(TOKEN)
-            starters = {"outrigger": outrigger, "openbao agent": agent}
+            starters = {"outrigger": by_outrigger, "openbao agent": by_agent}
             times = {what: [] for what in starters}
             memory = {what: [] for what in starters}
             for number in range(arguments.rounds * 2):
@@ -63,21 +64,21 @@ def put_secret(address: str) -> None:
     raise SystemExit("bench: OpenBao did not take a secret")
 
 
-def outrigger(peers, folder: Path, address: str, token: Path, target: Path) -> Process:
-    return configs.outrigger(peers, folder, "outrigger", f"""secrets:
+def by_outrigger(peers, folder: Path, address: str, token: Path, target: Path) -> Process:
+    return outrigger.start(peers, folder, "outrigger", f"""secrets:
   providers: [{{ name: bao, vault: {{ address: '{address}', auth: {{ token: {{ file: {token} }} }} }} }}]
   files: [{{ path: {target}, template: '{TEMPLATE}' }}]
 """)
 
 
-def agent(peers, folder: Path, address: str, token: Path, target: Path) -> Process:
+def by_agent(peers, folder: Path, address: str, token: Path, target: Path) -> Process:
     config = folder / "agent.hcl"
     config.write_text(f"""
 vault {{ address = "{address}" }}
 auto_auth {{ method {{ type = "token_file" config = {{ token_file_path = "{token}" }} }} }}
 template {{ contents = "{TEMPLATE.replace('"', chr(92) + '"')}" destination = "{target}" }}
 """)
-    return Process([peers.bao, "agent", f"-config={config}"], load.PROXY_CORE, folder / "agent.log",
+    return Process([peers.bao, "agent", f"-config={config}"], PROXY_CORE, folder / "agent.log",
                    env={"HOME": str(folder)})
 
 

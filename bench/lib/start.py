@@ -5,8 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import configs, report
+from . import report
 from .idle import everything
+from .peers import envoy, outrigger
 from .process import free_ports
 
 
@@ -20,10 +21,10 @@ def measure(peers, arguments) -> str:
             report.progress(f"start {number + 1}/{arguments.rounds * 2}")
             work = folder / str(number)
             work.mkdir()
-            once(times, "outrigger, plain proxy", lambda: configs.outrigger_plain(peers, work, port, app), "/readyz")
+            once(times, "outrigger, plain proxy", lambda: outrigger.plain(peers, work, port, app), "/readyz")
             once(times, "outrigger, everything on", lambda: everything(peers, work), "/readyz")
             if peers.envoy is not None:
-                once(times, "envoy, plain proxy", lambda: configs.envoy_plain(peers, work, port, app), "/ready")
+                once(times, "envoy, plain proxy", lambda: envoy.plain(peers, work, port, app), "/ready")
     rows = [[what, f"{report.median(taken):.1f}", f"{min(taken):.1f}", f"{max(taken):.1f}"]
             for what, taken in times.items()]
     return report.table("Start to ready", ["process", "median ms", "min", "max"], rows,
