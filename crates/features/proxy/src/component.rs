@@ -17,8 +17,8 @@ use outrigger_config::{
     ListenerTlsMode, PathNormalization, Proxy,
 };
 use outrigger_http::Resolver;
-use outrigger_identity::{Identities, PeerPolicy};
-use outrigger_runtime::{BoxError, BoxFuture, Component, Context, SocketError, StopPhase};
+use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
+use outrigger_runtime::{BoxError, BoxFuture, Component, Context, FileWatcher, SocketError, StopPhase};
 use outrigger_wire::path;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use crate::listener;
 use crate::metrics::Families;
 use crate::route::RouteTable;
 use crate::snapshot::{Listener, ListenerSnapshot};
+use crate::tls;
 use crate::worker::Worker;
 
 /// How long the start waits for the first answer of DNS.
@@ -77,6 +78,8 @@ enum Error {
     Socket(#[from] SocketError),
     #[error("cannot open the access log{path}: {source}; make its folder, or change proxy.accessLog.path")]
     AccessLog { path: String, source: std::io::Error },
+    #[error("listener `{0}`: {1}")]
+    Certificate(String, String),
     #[error("{0}")]
     Several(String),
     #[error("the listener `{0}` stopped on a worker: {1}")]
@@ -149,6 +152,7 @@ impl<'a> Running<'a> {
             return Err(failure);
         }
         let mut problems = Vec::new();
+        let mut certificates = watch_certificates(proxy.as_ref(), self.component.direction);
         let mut retry = self.ctx.backoff.start();
         let mut retry_at = Instant::now();
         loop {
@@ -162,6 +166,7 @@ impl<'a> Running<'a> {
                     let new = config.borrow_and_update().proxy.clone();
                     if new != proxy {
                         proxy = new;
+                        certificates = watch_certificates(proxy.as_ref(), self.component.direction);
                         problems = self.apply(proxy.as_ref()).await;
                         retry.reset();
                         retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
@@ -170,6 +175,11 @@ impl<'a> Running<'a> {
                 () = tokio::time::sleep_until(retry_at), if !problems.is_empty() => {
                     // The address may be free by now, or the folder there.
                     problems = self.apply(proxy.as_ref()).await;
+                    retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
+                }
+                () = certificates_changed(&mut certificates) => {
+                    problems = self.apply(proxy.as_ref()).await;
+                    retry.reset();
                     retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
                 }
                 () = resolution_changed(&self.resolved) => {}
@@ -212,7 +222,14 @@ impl<'a> Running<'a> {
         let mut moved = Vec::new();
         for config in configs {
             let all = proxy.map_or(&[][..], |proxy| &proxy.clusters);
-            let snapshot = self.snapshot(config, all, &clusters, access_log.clone());
+            let snapshot = match self.snapshot(config, all, &clusters, access_log.clone()) {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    // A listener that runs goes on as it is.
+                    problems.push(error);
+                    continue;
+                }
+            };
             match self.listeners.get(config.name.as_str()) {
                 Some(listener) if listener.address == config.address => listener.update(snapshot),
                 Some(_) => moved.push((config, snapshot)),
@@ -314,8 +331,16 @@ impl<'a> Running<'a> {
         all: &[ClusterConfig],
         clusters: &HashMap<String, Arc<Cluster>>,
         access_log: Option<Arc<AccessLog>>,
-    ) -> ListenerSnapshot {
-        ListenerSnapshot {
+    ) -> Result<ListenerSnapshot, Error> {
+        let mutual = config.tls.as_ref().filter(|tls| tls.mode != ListenerTlsMode::Simple);
+        let simple = config.tls.as_ref().filter(|tls| tls.mode == ListenerTlsMode::Simple);
+        let simple_tls = simple.map(|tls| {
+            let pairs: Vec<_> = tls.certificates.iter().map(|pair| (&pair.certificate, &pair.key)).collect();
+            server_config_with_certificates(&pairs, tls::PUBLIC)
+        });
+        let simple_tls =
+            simple_tls.transpose().map_err(|error| Error::Certificate(config.name.to_string(), error.to_string()))?;
+        Ok(ListenerSnapshot {
             generation: self.component.shared.generation.fetch_add(1, Relaxed),
             protocol: config.protocol,
             detect_timeout: config.detect_timeout.into(),
@@ -325,11 +350,12 @@ impl<'a> Running<'a> {
             forwarded: config.forwarded.clone(),
             tcp_keepalive: config.tcp_keepalive.into(),
             routes: RouteTable::of(config, all, |name| clusters.get(name).cloned()),
-            tls: config.tls.as_ref().map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
+            tls: mutual.map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
+            simple_tls,
             permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
             access_log,
-        }
+        })
     }
 
     /// Binds a listener and serves it on every worker.
@@ -405,6 +431,27 @@ impl<'a> Running<'a> {
 
     fn connections(&self) -> usize {
         self.listeners.values().map(|listener| listener.open()).sum()
+    }
+}
+
+/// Watches the files of server certificates, if there are any.
+fn watch_certificates(proxy: Option<&Proxy>, direction: Direction) -> Option<FileWatcher> {
+    let listeners = proxy.into_iter().flat_map(|proxy| &proxy.listeners).filter(|one| one.direction == direction);
+    let pairs = listeners.filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| &tls.certificates);
+    let files: Vec<_> = pairs.flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]).collect();
+    if files.is_empty() {
+        return None;
+    }
+    FileWatcher::new(files)
+        .inspect_err(|error| tracing::warn!(component = "proxy", %error, "certificates are not watched for changes"))
+        .ok()
+}
+
+/// Waits until one of them changed. Cancel-safe.
+async fn certificates_changed(watcher: &mut Option<FileWatcher>) {
+    match watcher {
+        Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(crate) struct Downstream {
     pub(crate) remote: SocketAddr,
     /// Who called, and which address of ours.
     pub(crate) ends: Ends,
+    /// It is encrypted.
+    pub(crate) secure: bool,
     /// Where the client wanted to go before it was redirected here.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) peer: Option<Peer>,
@@ -72,7 +75,10 @@ pub(crate) async fn connection(
     let _open = local.metrics.connection();
     socket::prepare(&stream, snapshot.tcp_keepalive, Duration::ZERO);
     let original = if snapshot.redirected { socket::original_destination(&stream) } else { None };
-    let is_simple = snapshot.tls.is_none() && snapshot.protocol == ListenerProtocol::Http && !snapshot.proxy_protocol;
+    let is_simple = snapshot.tls.is_none()
+        && snapshot.simple_tls.is_none()
+        && snapshot.protocol == ListenerProtocol::Http
+        && !snapshot.proxy_protocol;
     let front = if is_simple {
         // Nothing to find out: the HTTP server sees by itself which version it is.
         let ends = Ends { client: remote, local: local.shared.address };
@@ -92,9 +98,10 @@ pub(crate) async fn connection(
         }
     };
     let Front { io, input, ends, peer, speech, route } = front;
+    let secure = peer.is_some() || snapshot.simple_tls.is_some();
     let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
     let downstream =
-        Rc::new(Downstream { local: Rc::clone(local), remote: ends.client, ends, original, peer, peer_number });
+        Rc::new(Downstream { local: Rc::clone(local), remote: ends.client, ends, secure, original, peer, peer_number });
     match speech {
         Speech::Http1 => {
             let limits = Limits {
@@ -143,6 +150,24 @@ impl LocalListener {
             peer = Some(stream.1);
             io = stream.0.into();
             input = Buffer::default();
+        }
+        if let Some(config) = &snapshot.simple_tls {
+            let accepting = TlsAcceptor::from(Arc::clone(config)).accept(Replay { io, ahead: input });
+            match accepting.await {
+                Ok(stream) => {
+                    self.metrics.handshake("ok");
+                    agreed = Agreed::of(stream.get_ref().1.alpn_protocol());
+                    io = stream.into();
+                    input = Buffer::default();
+                }
+                Err(error) => {
+                    self.metrics.handshake(tls_error_reason(&error));
+                    let (listener, reason) = (&self.shared.name, tls_error_text(&error));
+                    let remote = ends.client;
+                    tracing::debug!(component = "proxy", listener, %remote, reason, "TLS handshake with a client failed");
+                    return None;
+                }
+            }
         }
         let routes = &snapshot.routes;
         let (speech, route) = match (snapshot.protocol, agreed) {

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use outrigger_config::ProxyProtocol;
-use outrigger_identity::{Snapshot, peer_id, tls_error_reason, tls_error_text};
+use outrigger_config::{ClusterTls, ProxyProtocol};
+use outrigger_identity::{Snapshot, client_config_with_roots, peer_id, tls_error_reason, tls_error_text};
 use outrigger_wire::preamble::{self, Extras};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -109,6 +109,11 @@ impl Pool {
         if self.cluster.config.tls.is_none() {
             return Ok(Dialled { io: stream.into(), generation: 0, peer: None });
         }
+        if let Some(tls) = &self.cluster.config.tls
+            && let Some(name) = &tls.server_name
+        {
+            return self.reach_server(address, stream, tls, name, speech).await;
+        }
         let snapshot = self.snapshot().ok_or(Reason::TlsFailure)?;
         let config = self.tls_config(&snapshot, speech)?;
         // The identity is in the URI SAN; an address as the name keeps SNI out of the handshake.
@@ -124,6 +129,43 @@ impl Pool {
                 let reason = tls_error_text(&error);
                 tracing::warn!(component = "proxy", cluster, %address, reason, "mTLS handshake with the endpoint failed");
                 Err(Reason::TlsFailure)
+            }
+        }
+    }
+
+    /// Ordinary TLS: the server's name must be in its certificate.
+    async fn reach_server(
+        &self,
+        address: SocketAddr,
+        stream: TcpStream,
+        tls: &ClusterTls,
+        name: &str,
+        speech: Speech,
+    ) -> Result<Dialled, Reason> {
+        let cluster = &self.cluster.name;
+        let refused = |reason: &str| {
+            tracing::warn!(component = "proxy", cluster, %address, reason, "TLS handshake with the endpoint failed");
+            Reason::TlsFailure
+        };
+        let server = ServerName::try_from(name.to_owned()).map_err(|error| refused(&error.to_string()))?;
+        let config = self.public.get(speech, || {
+            let mut config = (*client_config_with_roots(tls.ca.as_deref())?).clone();
+            config.alpn_protocols = tls::public_offer(speech).iter().map(|protocol| protocol.to_vec()).collect();
+            Ok(Arc::new(config))
+        });
+        let config = config.map_err(|error: outrigger_identity::Error| refused(&error.to_string()))?;
+        match TlsConnector::from(config).connect(server, stream).await {
+            Ok(stream) if speech == Speech::Http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") => {
+                self.metrics.handshake("alpn");
+                Err(refused("it does not speak HTTP/2"))
+            }
+            Ok(stream) => {
+                self.metrics.handshake("ok");
+                Ok(Dialled { io: stream.into(), generation: 0, peer: None })
+            }
+            Err(error) => {
+                self.metrics.handshake(tls_error_reason(&error));
+                Err(refused(&tls_error_text(&error).to_string()))
             }
         }
     }

@@ -161,7 +161,7 @@ impl Exchange {
         let upgrade = incoming.upgrade.take();
         headers::strip_hop_by_hop(request);
         headers::tell_peer(request, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
-        let secure = self.downstream.peer.is_some();
+        let secure = self.downstream.secure;
         headers::forwarded(request, &self.snapshot.forwarded, self.downstream.remote.ip(), secure);
         headers::via(request, &self.snapshot.forwarded, request.version());
         if !request.contains(FieldId::Host) {
@@ -255,9 +255,9 @@ impl Exchange {
         let reused = lease.reused;
         // Only the access log tells it, and asking for the time costs.
         let began = self.at.map(|_| Instant::now());
+        let secure = lease.is_secure();
         let (link, keep) = lease.parts();
         *keep = false;
-        let secure = self.endpoint_peer.is_some();
         let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure) {
             Err(Reason::Reset) if reused => return Ok(Try::Stale(Reason::Reset)),
             up => up?,

@@ -25,7 +25,7 @@ use crate::cluster::Cluster;
 use crate::dial::{Dialled, Ends};
 use crate::error::Reason;
 use crate::metrics::ClusterMetrics;
-use crate::tls::PerGeneration;
+use crate::tls::{PerGeneration, PerSpeech};
 use crate::transport::Transport;
 use crate::upstream::{Link, Speech};
 
@@ -41,6 +41,7 @@ pub(crate) struct Pool {
     pub(crate) tls: PerGeneration<ClientConfig>,
     pub(crate) tls_http2: PerGeneration<ClientConfig>,
     pub(crate) tls_tcp: PerGeneration<ClientConfig>,
+    pub(crate) public: PerSpeech,
     identity: RefCell<Identity>,
     state: RefCell<State>,
     /// Connections there are, idle or busy.
@@ -139,6 +140,7 @@ impl Pool {
             tls: PerGeneration::default(),
             tls_http2: PerGeneration::default(),
             tls_tcp: PerGeneration::default(),
+            public: PerSpeech::default(),
             identity: RefCell::new(Identity::new(identities)),
             state: RefCell::new(State {
                 addresses: Arc::default(),
@@ -238,7 +240,7 @@ impl Pool {
 
     /// The newest certificate's generation, or 0 when the cluster is plain.
     fn generation(&self) -> Result<u64, Reason> {
-        if self.cluster.config.tls.is_none() {
+        if self.cluster.config.tls.as_ref().is_none_or(|tls| tls.server_name.is_some()) {
             return Ok(0);
         }
         let mut identity = self.identity.borrow_mut();
@@ -501,6 +503,11 @@ impl Lease {
     /// Whom the endpoint's certificate names.
     pub(crate) fn peer(&self) -> Option<Rc<str>> {
         self.connection.peer.clone()
+    }
+
+    /// Whether it is TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.ticket.pool.upgrade().is_some_and(|pool| pool.cluster.config.tls.is_some())
     }
 
     /// What to send with, and whether the connection may carry another request afterwards.

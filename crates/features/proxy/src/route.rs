@@ -346,19 +346,7 @@ mod tests {
     #[test]
     fn weights_share_the_traffic() {
         let cluster = |name: &str| {
-            let config = outrigger_config::Cluster {
-                name: name.parse().unwrap(),
-                endpoints: vec!["127.0.0.1:1".parse().unwrap()],
-                original_destination: false,
-                virtual_addresses: Vec::new(),
-                tcp_keepalive: outrigger_config::Duration::from_secs(0),
-                tcp_user_timeout: outrigger_config::Duration::from_secs(0),
-                tls: None,
-                connect_timeout: outrigger_config::Duration::from_secs(1),
-                protocol: outrigger_config::ClusterProtocol::Auto,
-                proxy_protocol: None,
-                pool: outrigger_config::Pool::default(),
-            };
+            let config = outrigger_config::Cluster::new(name.parse().unwrap(), vec!["127.0.0.1:1".parse().unwrap()]);
             Some(crate::cluster::Clusters::default().obtain(&config))
         };
         let share = |weights: &[(&str, u32)], random: u32| {

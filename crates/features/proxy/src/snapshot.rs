@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use outrigger_config::{Direction, ForwardedHeaders, Listener as ListenerConfig, ListenerLimits, ListenerProtocol};
 use outrigger_identity::PeerPolicy;
 use outrigger_wire::path::PathPolicy;
+use rustls::ServerConfig;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,8 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) tcp_keepalive: Duration,
     pub(crate) routes: RouteTable,
     pub(crate) tls: Option<PeerPolicy>,
+    /// Ordinary TLS, for clients that present nothing.
+    pub(crate) simple_tls: Option<Arc<ServerConfig>>,
     /// Plain text is taken beside TLS.
     pub(crate) permissive: bool,
     pub(crate) limits: ListenerLimits,

@@ -4,10 +4,17 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use outrigger_identity::Snapshot;
+use rustls::ClientConfig;
+
+use crate::upstream::Speech;
 
 /// What a listener takes within TLS, in its order of preference. The first ones are what two Outriggers know one
 /// another by.
 pub(crate) const SERVER: &[&[u8]] = &[OUTRIGGER_HTTP2, OUTRIGGER_HTTP1, OUTRIGGER_TCP, b"h2", b"http/1.1"];
+/// What a listener for ordinary clients takes, and what an ordinary endpoint is offered.
+pub(crate) const PUBLIC: &[&[u8]] = &[b"h2", b"http/1.1"];
+const PUBLIC_HTTP1: &[&[u8]] = &[b"http/1.1"];
+const PUBLIC_HTTP2: &[&[u8]] = &[b"h2"];
 /// What an endpoint is offered for HTTP/1, and for HTTP/2.
 pub(crate) const HTTP1: &[&[u8]] = &[OUTRIGGER_HTTP1, b"http/1.1"];
 pub(crate) const HTTP2: &[&[u8]] = &[OUTRIGGER_HTTP2, b"h2"];
@@ -18,6 +25,15 @@ pub(crate) const TCP: &[&[u8]] = &[OUTRIGGER_TCP];
 const OUTRIGGER_TCP: &[u8] = b"outrigger-tcp";
 const OUTRIGGER_HTTP1: &[u8] = b"outrigger-http/1.1";
 const OUTRIGGER_HTTP2: &[u8] = b"outrigger-h2";
+
+/// What an ordinary endpoint is offered.
+pub(crate) fn public_offer(speech: Speech) -> &'static [&'static [u8]] {
+    match speech {
+        Speech::Http1 => PUBLIC_HTTP1,
+        Speech::Http2 => PUBLIC_HTTP2,
+        Speech::Tcp => &[],
+    }
+}
 
 /// What was agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +97,27 @@ impl<C> PerGeneration<C> {
         }
         let config = make(snapshot)?;
         *self.0.borrow_mut() = Some((snapshot.generation, Arc::clone(&config)));
+        Ok(config)
+    }
+}
+
+/// Configs for ordinary servers, made once for each protocol, so that their sessions are resumed.
+#[derive(Default)]
+pub(crate) struct PerSpeech(RefCell<Vec<(Speech, Arc<ClientConfig>)>>);
+
+impl PerSpeech {
+    /// The config for a protocol.
+    pub(crate) fn get<E>(
+        &self,
+        speech: Speech,
+        make: impl FnOnce() -> Result<Arc<ClientConfig>, E>,
+    ) -> Result<Arc<ClientConfig>, E> {
+        let mut known = self.0.borrow_mut();
+        if let Some((_, config)) = known.iter().find(|(known, _)| *known == speech) {
+            return Ok(Arc::clone(config));
+        }
+        let config = make()?;
+        known.push((speech, Arc::clone(&config)));
         Ok(config)
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use outrigger_config::{Cluster, ClusterTls, Config, DevelopmentAuthority, Identity, IdentityFiles, Pool, Proxy};
+use outrigger_config::{Cluster, ClusterTls, Config, DevelopmentAuthority, Identity, IdentityFiles, Proxy};
 use outrigger_identity::{Identities, IdentityComponent, PeerPolicy, Snapshot, peer_id};
 use outrigger_runtime::{BoxError, Component, Context, Standalone};
 use outrigger_telemetry::{Format, Registry};
@@ -372,13 +372,9 @@ async fn the_preflight_lets_a_start_wait_and_refuses_a_reload() {
     component.check(Some(&good), &missing).unwrap();
 
     let mut foreign = good.clone();
-    let cluster = Cluster {
-        name: "backend".parse().unwrap(),
-        endpoints: vec!["127.0.0.1:1".parse().unwrap()],
-        tls: Some(ClusterTls { spiffe_ids: vec!["spiffe://other.example/x".parse().unwrap()] }),
-        connect_timeout: outrigger_config::Duration(HOUR),
-        pool: Pool::default(),
-    };
+    let mut cluster = Cluster::new("backend".parse().unwrap(), vec!["127.0.0.1:1".parse().unwrap()]);
+    let spiffe_ids = vec!["spiffe://other.example/x".parse().unwrap()];
+    cluster.tls = Some(ClusterTls { spiffe_ids, ..ClusterTls::default() });
     foreign.proxy = Some(Proxy { listeners: vec![], clusters: vec![cluster], access_log: None });
     let error = component.check(None, &foreign).unwrap_err().to_string();
     assert!(error.contains("spiffe://other.example/x") && error.contains("shop.example"), "{error}");

@@ -9,6 +9,7 @@ use crate::{
     BackendRef, ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy,
     Route, SpiffeId,
 };
+use crate::{ClusterTls, ListenerTlsMode};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     let Some(proxy) = &config.proxy else { return };
@@ -62,7 +63,24 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
     }
     if let Some(tls) = &listener.tls {
         let at = at.key("tls");
-        needs_identity(config, &at, judge);
+        let (certificates, simple) = (at.key("certificates"), tls.mode == ListenerTlsMode::Simple);
+        if !judge.checked.is_blurred_within(&certificates) && !judge.checked.is_blurred(&at.key("mode")) {
+            if simple && tls.certificates.is_empty() {
+                let message = "TLS with `mode: simple` needs `certificates`";
+                let problem = Problem::error("missing", judge.key_span(&at), certificates, message);
+                judge.report(problem.help("add one with `certificate` and `key`, each the path of a PEM file"));
+            } else if !simple && !tls.certificates.is_empty() {
+                let message = "`certificates` are never shown: mTLS shows the workload's identity";
+                judge.warning("unused", &certificates, message, "remove them, or use `mode: simple`");
+            }
+        }
+        if simple && !tls.allowed_peers.is_empty() {
+            let message = "with `mode: simple` nobody knows who a client is, so `allowedPeers` cannot be held";
+            judge.error("conflict", &at.key("allowedPeers"), message, "use `mode: strict`, or remove `allowedPeers`");
+        }
+        if !simple {
+            needs_identity(config, &at, judge);
+        }
         trusted(config, &at.key("allowedPeers"), &tls.allowed_peers, judge);
     }
     let limits = at.key("limits");
@@ -254,7 +272,7 @@ fn requests_of(route: &Route) -> impl Iterator<Item = (&str, PathMatchKey)> {
 fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
     if let Some(tls) = &cluster.tls {
         let at = at.key("tls");
-        needs_identity(config, &at, judge);
+        cluster_tls_rules(config, tls, &at, judge);
         trusted(config, &at.key("spiffeIds"), &tls.spiffe_ids, judge);
     }
     judge.not_zero(&at.key("connectTimeout"), cluster.connect_timeout);
@@ -285,6 +303,32 @@ fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mu
     judge.unique("virtual address", "keep one of them", listed.map(|(i, one)| (virtual_addresses.index(i), *one)));
     let listed = cluster.endpoints.iter().enumerate();
     judge.unique("endpoint", "keep one of them", listed.map(|(i, endpoint)| (endpoints.index(i), endpoint.clone())));
+}
+
+fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if judge.checked.is_blurred_within(at) {
+        return;
+    }
+    let ordinary = tls.server_name.is_some();
+    if !ordinary {
+        needs_identity(config, at, judge);
+    }
+    match (ordinary, tls.spiffe_ids.is_empty()) {
+        (false, true) => {
+            let message = "TLS to a cluster needs `spiffeIds` or `serverName`, to know whom to expect";
+            let problem = Problem::error("missing", judge.key_span(at), at.key("spiffeIds"), message);
+            judge.report(problem.help("name the SPIFFE IDs its endpoints may have, or the server's DNS name"));
+        }
+        (true, false) => {
+            let message = "`spiffeIds` is for mTLS and `serverName` for ordinary TLS; both cannot hold";
+            judge.error("conflict", &at.key("serverName"), message, "keep one of them");
+        }
+        _ => {}
+    }
+    if !ordinary && tls.ca.is_some() {
+        let message = "`ca` is never used: mTLS trusts the identity's own bundle";
+        judge.warning("unused", &at.key("ca"), message, "remove it, or give a `serverName`");
+    }
 }
 
 fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {

@@ -220,6 +220,22 @@ pub struct ListenerTls {
     pub mode: ListenerTlsMode,
     /// Peers that may connect, by SPIFFE ID; empty means every peer of the trust domain.
     pub allowed_peers: Vec<SpiffeId>,
+    /// With `simple`: what the listener shows, chosen by the name the client asks for (SNI) among the names in the
+    /// certificates; the first one to all others. Read again when a file changes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<ServerCertificate>,
+}
+
+/// A server's certificate.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServerCertificate {
+    /// The certificate and what it chains to, as PEM, the certificate itself first.
+    #[schemars(extend("format" = "path"))]
+    pub certificate: PathBuf,
+    /// Its private key, as PEM.
+    #[schemars(extend("format" = "path"))]
+    pub key: PathBuf,
 }
 
 /// What a client must present.
@@ -231,6 +247,8 @@ pub enum ListenerTlsMode {
     Strict,
     /// mTLS from those who speak TLS, plain text from all others: for the time in which clients move to mTLS.
     Permissive,
+    /// Ordinary TLS with `certificates`: clients present nothing, so nobody knows who they are.
+    Simple,
 }
 
 /// Bounds on what one client may use.
@@ -396,6 +414,25 @@ pub struct Cluster {
     pub pool: Pool,
 }
 
+impl Cluster {
+    /// A plain cluster with these endpoints and the default for everything else.
+    pub fn new(name: Name, endpoints: Vec<HostPort>) -> Self {
+        Self {
+            name,
+            endpoints,
+            original_destination: false,
+            virtual_addresses: Vec::new(),
+            tcp_keepalive: default_tcp_keepalive(),
+            tcp_user_timeout: default_tcp_user_timeout(),
+            tls: None,
+            connect_timeout: default_connect_timeout(),
+            protocol: ClusterProtocol::default(),
+            proxy_protocol: None,
+            pool: Pool::default(),
+        }
+    }
+}
+
 /// A version of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -431,13 +468,21 @@ fn default_connect_timeout() -> Duration {
     Duration::from_secs(2)
 }
 
-/// TLS to a cluster's endpoints: mTLS with the workload's identity.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// TLS to a cluster's endpoints: mTLS with the workload's identity, or ordinary TLS. Exactly one of `spiffeIds` and
+/// `serverName`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ClusterTls {
-    /// Identities an endpoint may have; one of them must be in its certificate.
-    #[schemars(length(min = 1))]
+    /// mTLS: identities an endpoint may have; one of them must be in its certificate.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub spiffe_ids: Vec<SpiffeId>,
+    /// Ordinary TLS: the DNS name that is asked for and must be in the endpoint's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// Ordinary TLS: a PEM bundle of authorities; absent means the public ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub ca: Option<PathBuf>,
 }
 
 /// Connections kept for the next request, per worker.
