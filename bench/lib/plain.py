@@ -20,10 +20,12 @@ def measure(peers, arguments) -> str:
                            [rates.NOTE.format(what="wrk", app="nginx, 1 KiB body")])
 
 
-def start_all(stack: ExitStack, peers, job: str, folder: Path, app: int) -> dict:
-    """Starts every proxy that can do a job; their ports and processes by name."""
+def start_all(stack: ExitStack, peers, job: str, folder: Path, app: int, only: str | None = None) -> dict:
+    """Starts every proxy that can do a job, or only one; their ports and processes by name."""
     proxies = {}
     for kind, start in able(peers, job).items():
+        if only not in (None, kind):
+            continue
         [port] = free_ports(1)
         process = stack.enter_context(start(peers, folder, port, app))
         wait_port(port, process)

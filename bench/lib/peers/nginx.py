@@ -74,5 +74,5 @@ def grpc(peers, folder: Path, port: int, app: int) -> Process:
 
 def tcp(peers, folder: Path, port: int, app: int) -> Process:
     return run(peers, folder, "nginx-tcp", f"""load_module {STREAM};
-stream {{ server {{ listen 127.0.0.1:{port} backlog=4096; proxy_pass 127.0.0.1:{app}; }} }}
+stream {{ server {{ listen 127.0.0.1:{port} backlog=4096; proxy_pass 127.0.0.1:{app}; proxy_half_close on; }} }}
 """)

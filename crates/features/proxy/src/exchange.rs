@@ -158,7 +158,8 @@ impl Exchange {
         self.pool = Some(Rc::clone(&pool));
         self.watched.set_deadline(timeout.and_then(|timeout| self.started.checked_add(timeout)));
 
-        let upgrade = incoming.upgrade.take();
+        // A request that has a body of its own is not followed by another protocol.
+        let upgrade = incoming.upgrade.take().filter(|_| matches!(incoming.framing, Framing::Empty));
         headers::strip_hop_by_hop(request);
         headers::tell_peer(request, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
         let secure = self.downstream.secure;
@@ -263,7 +264,7 @@ impl Exchange {
             up => up?,
         };
         // What a client sends before its upgrade was agreed to must not reach the endpoint as a request.
-        let mut sending = if upgrade && !incoming.source.is_ended() { Sending::Held } else { Sending::On };
+        let mut sending = if upgrade { Sending::Held } else { Sending::On };
         let head = poll_fn(|cx| self.poll_answer(cx, incoming, &mut sink, &mut receiver, &mut sending, response)).await;
         let (body, mut reusable) = match head {
             Ok(head) => head,
@@ -330,7 +331,7 @@ impl Exchange {
             return Err(reason);
         }
         self.grpc_status = grpc_status(response, &source);
-        let whole = sending == Sending::Done;
+        let whole = sending == Sending::Done || (sending == Sending::Held && incoming.source.is_ended());
         reusable &= whole;
         drop((source, sink));
         *lease.parts().1 = reusable;
