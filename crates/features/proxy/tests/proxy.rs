@@ -5,6 +5,7 @@ mod harness;
 mod http2;
 mod lifecycle;
 mod public;
+mod tunnel;
 
 use std::time::Duration;
 

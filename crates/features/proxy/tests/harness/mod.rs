@@ -324,6 +324,15 @@ impl Shop {
 
     /// With a further line for the backend's listener.
     pub(crate) async fn start_with(app: &App, expected: &str, line: &str) -> Self {
+        Self::start_in_mode(app, expected, line, "strict").await
+    }
+
+    /// With a backend that takes plain text too.
+    pub(crate) async fn start_permissive(app: &App, expected: &str) -> Self {
+        Self::start_in_mode(app, expected, "limits: {}", "permissive").await
+    }
+
+    async fn start_in_mode(app: &App, expected: &str, line: &str, mode: &str) -> Self {
         let authority = tempfile::tempdir().unwrap();
         let mut keepers = JoinSet::new();
         let (mut identities, mut handles) = (Vec::new(), Vec::new());
@@ -336,8 +345,9 @@ impl Shop {
             handles.push(handle);
             identities.push(standalone);
         }
-        let strict = "      tls: { mode: strict, allowedPeers: [spiffe://shop.example/ns/shop/sa/frontend, spiffe://shop.example/ns/shop/sa/renewed] }\n";
-        let config = section("backend") + &app.plain_config(&format!("{strict}      {line}\n"));
+        let peers = "[spiffe://shop.example/ns/shop/sa/frontend, spiffe://shop.example/ns/shop/sa/renewed]";
+        let tls = format!("      tls: {{ mode: {mode}, allowedPeers: {peers} }}\n");
+        let config = section("backend") + &app.plain_config(&format!("{tls}      {line}\n"));
         let backend = Proxy::start_with(&config, handles.remove(0), 0).await;
         let config = section("frontend")
             + &format!(

@@ -1,0 +1,76 @@
+"""Scenario: what a proxy adds to the latency of an application at a fixed rate.
+
+Open loop: requests go out at their moments whatever the answers do. `added` is the proxy's quantile
+minus the one of the same load sent directly to the application, in the same round.
+"""
+
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import chain, load, machine, plain, report
+from .process import LOAD_CORE, free_ports
+
+SOURCE = Path(__file__).with_name("steady.rs")
+PLAIN_RATE = 2_000
+# About half of what Envoy's chain carries on one core here: the same load for all, and none is overloaded.
+CHAIN_RATE = 4_000
+CONNECTIONS = 32
+
+
+def measure(peers, arguments) -> str:
+    """One table for plain proxies, one for chains."""
+    steady = build()
+    tables = []
+    for title, rate, start_all in (
+        ("Added latency at a fixed rate, plain HTTP/1.1", PLAIN_RATE, lambda *rest: plain.start_all(*rest[:2], "plain", *rest[2:])),
+        ("Added latency at a fixed rate, two sidecars with mTLS", CHAIN_RATE, chain.start_all),
+    ):
+        with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ExitStack() as stack:
+            folder = Path(name)
+            [app] = free_ports(1)
+            stack.enter_context(load.upstream(peers.nginx, folder, app))
+            proxies = start_all(stack, peers, folder, app)
+            targets = {"none (direct)": app} | {kind: port for kind, (port, _) in proxies.items()}
+            tables.append(table(steady, title, rate, arguments, targets))
+    return "\n".join(tables)
+
+
+def table(steady: Path, title: str, rate: int, arguments, targets: dict[str, int]) -> str:
+    """Interleaves all targets round by round."""
+    rounds = {kind: [] for kind in targets}
+    for number in range(arguments.rounds):
+        for kind, port in targets.items():
+            report.progress(f"round {number + 1}/{arguments.rounds}: {kind}")
+            out = load.run(["taskset", "-c", LOAD_CORE, steady, f"127.0.0.1:{port}", rate, CONNECTIONS, arguments.seconds])
+            rounds[kind].append([float(word) for word in out.split()])
+    direct, ours = rounds["none (direct)"], rounds["outrigger"]
+    rows = []
+    for kind, taken in rounds.items():
+        requests, errors, late, p50, p99, _ = (list(column) for column in zip(*taken))
+        added = [mine[4] - base[4] for mine, base in zip(taken, direct)]
+        ratios = [extra / max(mine[4] - base[4], 1) for extra, mine, base in zip(added, ours, direct)]
+        proxied = kind != "none (direct)"
+        rows.append([
+            kind, f"{report.median(p50):.0f}", f"{report.median(p99):.0f}", report.spread(p99),
+            f"{report.median([mine[3] - base[3] for mine, base in zip(taken, direct)]):.0f}" if proxied else "-",
+            f"{report.median(added):.0f}" if proxied else "-",
+            "-" if not proxied else "1" if kind == "outrigger" else f"{report.median(ratios):.2f}",
+            f"{100 * sum(late) / max(sum(requests), 1):.2f} %", f"{sum(errors):.0f}",
+        ])
+    head = ["proxy", "p50 µs", "p99 µs", "spread of p99", "added p50 µs", "added p99 µs", "its added p99 ÷ ours", "late", "errors"]
+    return report.table(title, head, rows, [
+        f"{rate} requests/s, evenly spread over {CONNECTIONS} connections, each timed from the moment it was due "
+        "(`steady.rs`); load and application share core 1, the proxies alone have core 0. `late` went out over 1 ms "
+        "after that moment: more than a few in a hundred means a busy machine, whose figures are not worth quoting."])
+
+
+def build() -> Path:
+    """Compiles the load once; it needs rustc and nothing else."""
+    program = machine.ROOT / "target" / "bench" / "steady"
+    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        report.progress("building steady.rs")
+        subprocess.run(["rustc", "--edition", "2024", "-O", "-o", program, SOURCE], check=True)
+    return program
