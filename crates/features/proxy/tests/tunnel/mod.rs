@@ -168,8 +168,6 @@ async fn on_one_port_http_is_found_and_a_silent_client_hears_the_server() {
             let mut client = connect(at);
             assert_eq!(read(&mut client, 11), "220 ready\r\n", "the client said nothing");
         }
-        // A server that spoke first is remembered, but HTTP is HTTP.
-        assert!(Client::connect(at).ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 200"));
     });
     talk.await.unwrap();
     proxy.stop().await;
