@@ -28,6 +28,10 @@ const DEBIAN: &[(&str, &str)] = &[
     ("ps", "procps"),
     ("taskset", "util-linux"),
     ("git", "git"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("setpriv", "util-linux"),
 ];
 
 /// From PyPI: the package, its version, and the Python that prints where its executable lies.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::init::{self, InitArgs};
 use crate::output;
 use crate::shop::ShopArgs;
 
@@ -43,6 +44,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show the main job on a small shop of two pods; needs nothing but this executable
     Demo(DemoArgs),
+    /// Redirect the pod's TCP connections to Outrigger, by nftables rules; runs once, with NET_ADMIN
+    #[command(after_help = init::HELP)]
+    Init(Box<InitArgs>),
     /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
     #[command(after_help = KEEPER_HELP)]
     Keeper(KeeperArgs),

@@ -6,6 +6,7 @@
 mod check;
 mod cli;
 mod demo;
+mod init;
 mod keeper;
 mod output;
 mod shop;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => sidecar::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Init(args) => init::init(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Validate(args) => check::validate(&args),
         Command::Config(args) => check::effective(&args),
