@@ -100,6 +100,11 @@ impl Buffer {
         self.start == self.end
     }
 
+    /// Whether no more fits without moving or growing.
+    pub(crate) fn is_full(&self) -> bool {
+        self.end == self.block.len()
+    }
+
     /// Forgets the first `count` bytes.
     pub(crate) fn consume(&mut self, count: usize) {
         self.start += count;

@@ -18,6 +18,7 @@ pub(crate) struct Families {
     durations: HistogramFamily,
     grpc: CounterFamily,
     buffers: GaugeFamily,
+    pipes: GaugeFamily,
     tcp: CounterFamily,
     tcp_received: CounterFamily,
     tcp_sent: CounterFamily,
@@ -55,6 +56,11 @@ impl Families {
             buffers: registry.gauge(
                 "outrigger_proxy_buffer_bytes",
                 "Memory of the data plane's buffers: lent to connections, and kept for the next.",
+                &["state"],
+            ),
+            pipes: registry.gauge(
+                "outrigger_proxy_pipes",
+                "Pipes through which the kernel moves TCP connections' bytes: lent to connections, and kept for the next.",
                 &["state"],
             ),
             tcp: registry.counter(
@@ -121,6 +127,12 @@ impl Families {
     pub(crate) fn buffers(&self, lent: f64, kept: f64) {
         self.buffers.with(&["lent"]).add(lent);
         self.buffers.with(&["kept"]).add(kept);
+    }
+
+    /// Tells how many pipes a worker has more, or less, than at the last time.
+    pub(crate) fn pipes(&self, lent: f64, kept: f64) {
+        self.pipes.with(&["lent"]).add(lent);
+        self.pipes.with(&["kept"]).add(kept);
     }
 
     pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {

@@ -9,22 +9,20 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
-use outrigger_wire::h1::{BodyDecoder, Framing};
-
 use crate::access_log::Entry;
-use crate::body::{Broken, Sink, Source, poll_pump};
+use crate::body::Broken;
 use crate::buffer::Buffer;
 use crate::connection::Downstream;
 use crate::error::Reason;
 use crate::metrics::RequestNames;
 use crate::pool::Pool;
+use crate::relay::Relay;
 use crate::snapshot::LocalSnapshot;
-use crate::transport::{Output, Transport};
-use crate::upstream::TRAILER_LIMITS;
+use crate::transport::Transport;
 use crate::watch::{Order, Watched};
 
 /// A connection under way, and what is noted of it at its end.
-struct Relay {
+struct Carried {
     downstream: Rc<Downstream>,
     watched: Rc<Watched>,
     snapshot: Rc<LocalSnapshot>,
@@ -50,7 +48,7 @@ pub(crate) async fn relay(
 ) {
     watched.begin(Instant::now());
     watched.handled.set(watched.handled.get() + 1);
-    let mut relay = Relay {
+    let mut carried = Carried {
         snapshot: downstream.local.snapshot(),
         downstream,
         watched: Rc::clone(watched),
@@ -65,16 +63,16 @@ pub(crate) async fn relay(
         reason: None,
         ended: false,
     };
-    let outcome = relay.run(&io, &mut input).await;
-    relay.ended = true;
+    let outcome = carried.run(&io, &mut input).await;
+    carried.ended = true;
     if let Err(reason) = outcome {
-        relay.reason = Some(reason);
+        carried.reason = Some(reason);
         // A reset, so that the client does not take what it has for all there is.
         io.reset();
     }
 }
 
-impl Relay {
+impl Carried {
     async fn run(&mut self, io: &Transport, input: &mut Buffer) -> Result<(), Reason> {
         let number = self.route.ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
@@ -86,40 +84,33 @@ impl Relay {
         self.endpoint = Some(tunnel.address);
         self.peer.clone_from(&tunnel.peer);
 
-        let (mut from_client, mut from_endpoint) = (until_close(), until_close());
-        let (mut to_client, mut to_endpoint) = (Output::default(), Output::default());
-        let mut answer = Buffer::large();
-        input.enlarge();
-        let mut there = (Source::h1(io, input, &mut from_client), Sink::tunnel(&tunnel.io, &mut to_endpoint), false);
-        let mut back =
-            (Source::h1(&tunnel.io, &mut answer, &mut from_endpoint), Sink::tunnel(io, &mut to_client), false);
+        let mut there = Relay::new(io, &tunnel.io, std::mem::take(input));
+        let mut back = Relay::new(&tunnel.io, io, Buffer::default());
         self.watched.be_patient();
+        let watched = &self.watched;
+        let (received, sent) = (&mut self.received, &mut self.sent);
         let outcome = poll_fn(|cx| {
-            if !there.2 {
-                let moved = |count| {
-                    self.received += count as u64;
-                    self.watched.be_patient();
-                };
-                match poll_pump(cx, &mut there.0, &mut there.1, moved, &mut None) {
-                    Poll::Ready(Ok(())) => there.2 = true,
-                    Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::Reset)),
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
-                    Poll::Pending => {}
-                }
-            }
-            if !back.2 {
-                let moved = |count| {
-                    self.sent += count as u64;
-                    self.watched.be_patient();
-                };
-                match poll_pump(cx, &mut back.0, &mut back.1, moved, &mut None) {
-                    Poll::Ready(Ok(())) => back.2 = true,
-                    Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::ClientGone)),
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
-                    Poll::Pending => {}
-                }
-            }
-            if there.2 && back.2 { Poll::Ready(Ok(())) } else { Poll::Pending }
+            let moved = |count| {
+                *received += count as u64;
+                watched.be_patient();
+            };
+            let there = match there.poll(cx, moved) {
+                Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::Reset)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
+            let moved = |count| {
+                *sent += count as u64;
+                watched.be_patient();
+            };
+            let back = match back.poll(cx, moved) {
+                Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::ClientGone)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
+            if there && back { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await;
         if outcome.is_err() {
@@ -134,7 +125,7 @@ impl Relay {
 }
 
 /// Noted in any case, also when the connection is cut.
-impl Drop for Relay {
+impl Drop for Carried {
     fn drop(&mut self) {
         if !self.ended {
             self.reason = Some(match self.watched.order() {
@@ -171,8 +162,4 @@ impl Drop for Relay {
             local.worker.log(log, &entry);
         }
     }
-}
-
-fn until_close() -> BodyDecoder {
-    BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS)
 }

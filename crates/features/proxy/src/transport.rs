@@ -116,6 +116,11 @@ impl Transport {
         }
     }
 
+    /// Whether there is nothing but TCP.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(&*self.0.borrow(), Kind::Plain(_))
+    }
+
     /// Makes the end of the connection a reset, so that it cannot be taken for the end of a message.
     pub(crate) fn reset(&self) {
         let _ = self.with_tcp(TcpStream::set_zero_linger);

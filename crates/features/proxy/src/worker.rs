@@ -16,12 +16,12 @@ use tokio::task::JoinSet;
 
 use crate::access_log::{AccessLog, Buffer, Entry};
 use crate::balance::Random;
-use crate::buffer;
 use crate::cluster::Cluster;
 use crate::error::Reason;
 use crate::metrics::{Families, NumberHasher};
 use crate::pool::Pool;
 use crate::watch::Clock;
+use crate::{buffer, splice};
 
 /// How long an access log line may stay on the worker.
 const FLUSH_AFTER: Duration = Duration::from_millis(200);
@@ -52,11 +52,14 @@ pub(crate) struct Worker {
     tasks: RefCell<JoinSet<()>>,
     /// Bytes of buffers as the metric knows them.
     buffers: Cell<(usize, usize)>,
+    /// Pipes as the metric knows them.
+    pipes: Cell<(usize, usize)>,
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.tell_buffers((0, 0));
+        self.tell_pipes((0, 0));
     }
 }
 
@@ -80,6 +83,7 @@ impl Worker {
             flushing: Cell::new(false),
             tasks: RefCell::default(),
             buffers: Cell::default(),
+            pipes: Cell::default(),
         });
         let mut tasks = worker.tasks.borrow_mut();
         tasks.spawn_local(sweep(Rc::downgrade(&worker)));
@@ -181,6 +185,14 @@ impl Worker {
         }
     }
 
+    fn tell_pipes(&self, held: (usize, usize)) {
+        let before = self.pipes.replace(held);
+        if before != held {
+            let more = |now: usize, before: usize| now as f64 - before as f64;
+            self.families.pipes(more(held.0, before.0), more(held.1, before.1));
+        }
+    }
+
     /// Hands over the lines that wait.
     pub(crate) fn flush(&self, log: &Arc<AccessLog>) {
         self.access.borrow_mut().flush(log);
@@ -195,6 +207,7 @@ async fn sweep(worker: Weak<Worker>) {
         let Some(worker) = worker.upgrade() else { return };
         let now = Instant::now();
         worker.tell_buffers(buffer::bytes_held());
+        worker.tell_pipes(splice::held());
         worker.pools.borrow_mut().retain(|_, pool| !pool.is_abandoned());
         for pool in worker.pools.borrow().values() {
             pool.sweep(now);

@@ -290,10 +290,14 @@ impl Proxy {
 
     /// Waits until the metrics hold a text.
     pub(crate) async fn metrics_have(&self, wanted: &str) {
+        self.metrics_have_one_of(&[wanted]).await;
+    }
+
+    pub(crate) async fn metrics_have_one_of(&self, wanted: &[&str]) {
         let mut text = String::new();
         let deadline = Instant::now() + PATIENCE;
-        while !text.contains(wanted) {
-            assert!(Instant::now() < deadline, "{wanted} is not in\n{text}");
+        while !wanted.iter().any(|wanted| text.contains(wanted)) {
+            assert!(Instant::now() < deadline, "none of {wanted:?} is in\n{text}");
             tokio::time::sleep(Duration::from_millis(5)).await;
             let mut bytes = Vec::new();
             self.registry.encode(Format::Text, &mut bytes);

@@ -132,6 +132,57 @@ async fn each_direction_ends_by_itself() {
     proxy.stop().await;
 }
 
+/// Bytes that differ from place to place.
+fn pattern(count: usize) -> Vec<u8> {
+    (0..count as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+#[tokio::test]
+async fn many_bytes_pass_whole_both_ways_at_the_pace_of_the_slower() {
+    const MANY: usize = 24 * 1024 * 1024;
+    // Sends all it has while it takes what comes, and says at the end what that was.
+    let port = server(|mut stream| {
+        let mut sending = stream.try_clone().unwrap();
+        let sent = thread::spawn(move || sending.write_all(&pattern(MANY)).unwrap());
+        let mut came = Vec::new();
+        let mut part = vec![0; 1024 * 1024];
+        while let Ok(count) = stream.read(&mut part) {
+            if count == 0 {
+                break;
+            }
+            came.extend_from_slice(&part[..count]);
+            if came.len() < MANY / 4 {
+                // The sender finds windows and pipes full for a while.
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        sent.join().unwrap();
+        stream.write_all(if came == pattern(MANY) { b"whole" } else { b"wrong" }).unwrap();
+    });
+    let proxy = Proxy::start_on(&config(&format!("protocol: tcp, {TCP}"), port, ""), 1).await;
+    let at = proxy.port;
+    let talk = tokio::task::spawn_blocking(move || {
+        let mut client = connect(at);
+        let mut sending = client.try_clone().unwrap();
+        let sent = thread::spawn(move || {
+            sending.write_all(&pattern(MANY)).unwrap();
+            sending.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut came = Vec::new();
+        client.read_to_end(&mut came).unwrap();
+        sent.join().unwrap();
+        assert_eq!(String::from_utf8_lossy(&came[MANY..]), "whole");
+        assert!(came[..MANY] == pattern(MANY));
+    });
+    talk.await.unwrap();
+    // The kernel moved them, and has its pipes back.
+    let kept = [r#"outrigger_proxy_pipes{state="kept"} 1"#, r#"outrigger_proxy_pipes{state="kept"} 2"#];
+    proxy.metrics_have_one_of(&kept).await;
+    proxy.metrics_have(r#"outrigger_proxy_pipes{state="lent"} 0"#).await;
+    proxy.metrics_have(&format!("outrigger_tcp_received_bytes_total{{direction=\"inbound\",listener=\"in\",route=\"bytes\",cluster=\"app\"}} {MANY}")).await;
+    proxy.stop().await;
+}
+
 #[tokio::test]
 async fn what_breaks_off_is_seen_as_broken_off() {
     let port = server(|mut stream| {
