@@ -16,6 +16,8 @@ use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
 use tokio::sync::watch;
 
+use crate::origination::Origination;
+
 /// A name whose record lives for ever is still asked for again.
 const LONGEST_TTL: Duration = Duration::from_secs(300);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
@@ -26,6 +28,8 @@ pub(crate) struct Cluster {
     pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) config: ClusterConfig,
+    /// For ordinary TLS to its endpoints.
+    pub(crate) origination: Arc<Origination>,
     addresses: ArcSwap<Vec<SocketAddr>>,
     /// Pools of workers that hold this cluster.
     pub(crate) pools: AtomicUsize,
@@ -40,6 +44,7 @@ impl Cluster {
             id: IDS.fetch_add(1, Relaxed),
             name: config.name.to_string(),
             config: config.clone(),
+            origination: Arc::default(),
             addresses: ArcSwap::default(),
             pools: AtomicUsize::new(0),
             resolution: watch::channel(None).0,
@@ -60,7 +65,7 @@ impl Cluster {
     pub(crate) fn toward(&self, address: SocketAddr) -> Self {
         let cluster = Self::new(&self.config);
         cluster.addresses.store(Arc::new(vec![address]));
-        Self { id: self.id, ..cluster }
+        Self { id: self.id, origination: Arc::clone(&self.origination), ..cluster }
     }
 
     /// Where requests may go now.

@@ -124,6 +124,8 @@ struct Running<'a> {
     serving: JoinSet<Result<(), Error>>,
     resolving: JoinSet<()>,
     resolved: Vec<Arc<Cluster>>,
+    /// Clusters whose files for TLS cannot be used, and why.
+    untrusted: Vec<String>,
 }
 
 impl<'a> Running<'a> {
@@ -137,6 +139,7 @@ impl<'a> Running<'a> {
             serving: JoinSet::new(),
             resolving: JoinSet::new(),
             resolved: Vec::new(),
+            untrusted: Vec::new(),
         }
     }
 
@@ -215,6 +218,7 @@ impl<'a> Running<'a> {
             })
         });
         let clusters = self.clusters(proxy, &configs);
+        self.read_origination(&clusters);
         self.keep_resolved(&clusters).await;
 
         // Gone from the config: their addresses may be wanted by others.
@@ -308,6 +312,19 @@ impl<'a> Running<'a> {
             .collect()
     }
 
+    /// Reads the files that clusters with ordinary TLS need; those that were read before keep what they have.
+    fn read_origination(&mut self, clusters: &HashMap<String, Arc<Cluster>>) {
+        self.untrusted.clear();
+        for cluster in clusters.values() {
+            if let Some(tls) = cluster.config.tls.as_ref().filter(|tls| tls.server_name.is_some())
+                && let Err(error) = cluster.origination.read(tls)
+            {
+                tracing::warn!(component = "proxy", cluster = cluster.name, %error, "TLS files of a cluster not taken");
+                self.untrusted.push(format!("cluster `{}`: {error}", cluster.name));
+            }
+        }
+    }
+
     /// Resolves the names of clusters that are new here, and waits a little for the first answers.
     async fn keep_resolved(&mut self, clusters: &HashMap<String, Arc<Cluster>>) {
         let known = std::mem::take(&mut self.resolved);
@@ -336,10 +353,17 @@ impl<'a> Running<'a> {
         let simple = config.tls.as_ref().filter(|tls| tls.mode == ListenerTlsMode::Simple);
         let simple_tls = simple.map(|tls| {
             let pairs: Vec<_> = tls.certificates.iter().map(|pair| (&pair.certificate, &pair.key)).collect();
-            server_config_with_certificates(&pairs, tls::PUBLIC)
+            server_config_with_certificates(&pairs, tls::PUBLIC, tls.min_version)
         });
         let simple_tls =
             simple_tls.transpose().map_err(|error| Error::Certificate(config.name.to_string(), error.to_string()))?;
+        let (mut simple_tls, simple_digest) = simple_tls.unzip();
+        if let Some(before) = self.listeners.get(config.name.as_str()).map(|listener| listener.current.load())
+            && before.simple_digest == simple_digest
+        {
+            // The same one, so that its clients' tickets stay good.
+            simple_tls.clone_from(&before.simple_tls);
+        }
         Ok(ListenerSnapshot {
             generation: self.component.shared.generation.fetch_add(1, Relaxed),
             protocol: config.protocol,
@@ -352,6 +376,8 @@ impl<'a> Running<'a> {
             routes: RouteTable::of(config, all, |name| clusters.get(name).cloned()),
             tls: mutual.map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
             simple_tls,
+            simple_digest,
+            least_tls: config.tls.as_ref().map(|tls| tls.min_version).unwrap_or_default(),
             permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
             access_log,
@@ -390,6 +416,7 @@ impl<'a> Running<'a> {
     /// Says how things are: what a reload could not do, and names that DNS does not know.
     fn report(&self, problems: &[Error]) {
         let mut texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        texts.extend_from_slice(&self.untrusted);
         for cluster in &self.resolved {
             if let Some(Err(error)) = &*cluster.resolution().borrow() {
                 texts.push(format!("cluster `{}`: {error}", cluster.name));
@@ -434,11 +461,14 @@ impl<'a> Running<'a> {
     }
 }
 
-/// Watches the files of server certificates, if there are any.
+/// Watches the files of listeners' certificates and of clusters with ordinary TLS, if there are any.
 fn watch_certificates(proxy: Option<&Proxy>, direction: Direction) -> Option<FileWatcher> {
     let listeners = proxy.into_iter().flat_map(|proxy| &proxy.listeners).filter(|one| one.direction == direction);
     let pairs = listeners.filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| &tls.certificates);
-    let files: Vec<_> = pairs.flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]).collect();
+    let clusters = proxy.into_iter().flat_map(|proxy| &proxy.clusters).filter_map(|cluster| cluster.tls.as_ref());
+    let pairs = pairs.chain(clusters.clone().filter_map(|tls| tls.client_certificate.as_ref()));
+    let files = pairs.flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]);
+    let files: Vec<_> = files.chain(clusters.filter_map(|tls| tls.ca.clone())).collect();
     if files.is_empty() {
         return None;
     }

@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use outrigger_config::ListenerProtocol;
-use outrigger_identity::{PeerPolicy, peer_id, tls_error_reason, tls_error_text};
+use outrigger_identity::{PeerPolicy, tls_error_reason, tls_error_text};
 use outrigger_wire::h1::Limits;
 use outrigger_wire::preamble::{self, Origin, Parsed};
 use outrigger_wire::sniff::{Sniff, sniff};
@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use crate::buffer::Buffer;
 use crate::dial::Ends;
 use crate::listener::LocalListener;
+use crate::permissive::Beginning;
 use crate::route::RouteTable;
 use crate::snapshot::ListenerSnapshot;
 use crate::socket;
@@ -36,7 +37,7 @@ use crate::{h1, h2, tcp};
 /// The longest TLS ClientHello; those with several key shares and a ticket take about 2 KiB.
 const MOST_HELLO: usize = 16 * 1024;
 /// How long it is remembered that servers behind a listener speak first.
-const REMEMBERED: Duration = Duration::from_secs(300);
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// What the requests of one connection know of it.
 pub(crate) struct Downstream {
@@ -142,8 +143,12 @@ impl LocalListener {
         }
         let mut peer = None;
         let mut agreed = Agreed::Nothing;
+        let beginning = match &snapshot.tls {
+            Some(_) if snapshot.permissive => self.beginning(snapshot, &io, &mut input).await?,
+            _ => Beginning::Mesh,
+        };
         if let Some(policy) = &snapshot.tls
-            && (!snapshot.permissive || self.speaks_tls(&io, &mut input).await?)
+            && beginning == Beginning::Mesh
         {
             let stream = self.handshake(snapshot, policy, Replay { io, ahead: input }, ends.client).await?;
             agreed = Agreed::of(stream.0.get_ref().1.alpn_protocol());
@@ -155,7 +160,7 @@ impl LocalListener {
             let accepting = TlsAcceptor::from(Arc::clone(config)).accept(Replay { io, ahead: input });
             match accepting.await {
                 Ok(stream) => {
-                    self.metrics.handshake("ok");
+                    self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
                     agreed = Agreed::of(stream.get_ref().1.alpn_protocol());
                     io = stream.into();
                     input = Buffer::default();
@@ -171,6 +176,7 @@ impl LocalListener {
         }
         let routes = &snapshot.routes;
         let (speech, route) = match (snapshot.protocol, agreed) {
+            _ if beginning == Beginning::Foreign => (Speech::Tcp, routes.tcp(original)),
             (ListenerProtocol::Http, Agreed::Http2) | (ListenerProtocol::Auto, Agreed::Http2) => (Speech::Http2, None),
             (ListenerProtocol::Http, _) | (ListenerProtocol::Auto, Agreed::Http1) => (Speech::Http1, None),
             (ListenerProtocol::Tcp, _) | (ListenerProtocol::Auto, Agreed::Tcp) => (Speech::Tcp, routes.tcp(original)),
@@ -184,7 +190,7 @@ impl LocalListener {
     }
 
     /// Reads more; `None` is the end.
-    async fn read_more(&self, io: &Transport, input: &mut Buffer) -> Option<()> {
+    pub(crate) async fn read_more(&self, io: &Transport, input: &mut Buffer) -> Option<()> {
         match poll_fn(|cx| io.poll_fill(cx, input)).await {
             Ok(count) if count > 0 => Some(()),
             _ => None,
@@ -213,13 +219,6 @@ impl LocalListener {
                 }
             }
         }
-    }
-
-    async fn speaks_tls(&self, io: &Transport, input: &mut Buffer) -> Option<bool> {
-        if input.is_empty() {
-            self.read_more(io, input).await?;
-        }
-        Some(input.filled()[0] == 0x16)
     }
 
     /// Finds out what a client speaks that was not told by ALPN.
@@ -293,7 +292,9 @@ impl LocalListener {
             }
             Rc::clone(&cache.1)
         };
-        let config = match cache.get(&identity, |identity| identity.server_config(policy, tls::SERVER)) {
+        let config = match cache
+            .get(&identity, |identity| identity.server_config_since(snapshot.least_tls, policy, tls::SERVER))
+        {
             Ok(config) => config,
             Err(error) => {
                 tracing::error!(component = "proxy", listener, %error, "cannot make a TLS config");
@@ -303,10 +304,10 @@ impl LocalListener {
         };
         match TlsAcceptor::from(config).accept(stream).await {
             Ok(stream) => {
-                // The verifier has accepted exactly one SPIFFE ID; without it there would be no connection.
-                let peer = peer_id(stream.get_ref().1.peer_certificates())?;
-                self.metrics.handshake("ok");
-                Some((stream, Peer::new(peer.as_str())))
+                let connection = stream.get_ref().1;
+                let peer = Peer::of(connection, identity.spiffe_id.as_str())?;
+                self.metrics.shook_hands(connection.handshake_kind());
+                Some((stream, peer))
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use outrigger_config::{ClusterTls, ProxyProtocol};
-use outrigger_identity::{Snapshot, client_config_with_roots, peer_id, tls_error_reason, tls_error_text};
+use outrigger_config::ProxyProtocol;
+use outrigger_identity::{Snapshot, peer_id, tls_error_reason, tls_error_text};
 use outrigger_wire::preamble::{self, Extras};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -38,7 +38,7 @@ pub(crate) struct Ends {
     pub(crate) local: SocketAddr,
 }
 
-/// A byte stream to an endpoint, with the generation of our certificate and whom the endpoint's names.
+/// A byte stream to an endpoint, with the generation of our certificates and whom the endpoint's names.
 pub(crate) struct Dialled {
     pub(crate) io: Transport,
     generation: u64,
@@ -112,7 +112,7 @@ impl Pool {
         if let Some(tls) = &self.cluster.config.tls
             && let Some(name) = &tls.server_name
         {
-            return self.reach_server(address, stream, tls, name, speech).await;
+            return self.reach_server(address, stream, name, speech).await;
         }
         let snapshot = self.snapshot().ok_or(Reason::TlsFailure)?;
         let config = self.tls_config(&snapshot, speech)?;
@@ -120,7 +120,7 @@ impl Pool {
         let name = ServerName::from(address.ip());
         match TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => {
-                self.metrics.handshake("ok");
+                self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
                 let peer = peer_id(stream.get_ref().1.peer_certificates()).map(|id| Rc::from(id.as_str()));
                 Ok(Dialled { io: stream.into(), generation: snapshot.generation, peer })
             }
@@ -138,7 +138,6 @@ impl Pool {
         &self,
         address: SocketAddr,
         stream: TcpStream,
-        tls: &ClusterTls,
         name: &str,
         speech: Speech,
     ) -> Result<Dialled, Reason> {
@@ -148,20 +147,18 @@ impl Pool {
             Reason::TlsFailure
         };
         let server = ServerName::try_from(name.to_owned()).map_err(|error| refused(&error.to_string()))?;
-        let config = self.public.get(speech, || {
-            let mut config = (*client_config_with_roots(tls.ca.as_deref())?).clone();
-            config.alpn_protocols = tls::public_offer(speech).iter().map(|protocol| protocol.to_vec()).collect();
-            Ok(Arc::new(config))
-        });
-        let config = config.map_err(|error: outrigger_identity::Error| refused(&error.to_string()))?;
+        // In this order: a connection may count as older than it is, never as newer.
+        let generation = self.cluster.origination.generation();
+        let config = self.cluster.origination.config(speech);
+        let config = config.ok_or_else(|| refused("its `ca` or `clientCertificate` cannot be read"))?;
         match TlsConnector::from(config).connect(server, stream).await {
             Ok(stream) if speech == Speech::Http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") => {
                 self.metrics.handshake("alpn");
                 Err(refused("it does not speak HTTP/2"))
             }
             Ok(stream) => {
-                self.metrics.handshake("ok");
-                Ok(Dialled { io: stream.into(), generation: 0, peer: None })
+                self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
+                Ok(Dialled { io: stream.into(), generation, peer: None })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));
@@ -172,15 +169,17 @@ impl Pool {
 
     fn tls_config(&self, snapshot: &Snapshot, speech: Speech) -> Result<Arc<ClientConfig>, Reason> {
         let cluster = &self.cluster.name;
-        let expected = self.cluster.config.tls.as_ref().map(|tls| tls.spiffe_ids.as_slice()).unwrap_or_default();
+        let tls = self.cluster.config.tls.as_ref().ok_or(Reason::TlsFailure)?;
         let (configs, alpn) = match speech {
             Speech::Http1 => (&self.tls, tls::HTTP1),
             Speech::Http2 => (&self.tls_http2, tls::HTTP2),
             Speech::Tcp => (&self.tls_tcp, tls::TCP),
         };
-        configs.get(snapshot, |snapshot| snapshot.client_config(expected, alpn)).map_err(|error| {
-            tracing::error!(component = "proxy", cluster, %error, "cannot make a TLS config");
-            Reason::TlsFailure
-        })
+        configs.get(snapshot, |snapshot| snapshot.client_config_since(tls.min_version, &tls.spiffe_ids, alpn)).map_err(
+            |error| {
+                tracing::error!(component = "proxy", cluster, %error, "cannot make a TLS config");
+                Reason::TlsFailure
+            },
+        )
     }
 }

@@ -161,7 +161,8 @@ impl Exchange {
         // A request that has a body of its own is not followed by another protocol.
         let upgrade = incoming.upgrade.take().filter(|_| matches!(incoming.framing, Framing::Empty));
         headers::strip_hop_by_hop(request);
-        headers::tell_peer(request, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
+        let policy = self.snapshot.forwarded.client_cert;
+        headers::tell_peer(request, policy, self.downstream.peer.as_ref().map(|peer| peer.header.as_str()));
         let secure = self.downstream.secure;
         headers::forwarded(request, &self.snapshot.forwarded, self.downstream.remote.ip(), secure);
         headers::via(request, &self.snapshot.forwarded, request.version());

@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 
-use outrigger_config::{ForwardedFor, ForwardedHeaders};
+use outrigger_config::{ForwardedClientCert, ForwardedFor, ForwardedHeaders};
 use outrigger_wire::head::{FieldId, Head, Version};
 
 /// Who called us, as Envoy tells it.
@@ -75,13 +75,26 @@ pub(crate) fn strip_hop_by_hop(head: &mut Head) {
     }
 }
 
-/// Replaces whatever a client claims about its identity by what its certificate says.
-pub(crate) fn tell_peer(head: &mut Head, peer: Option<&str>) {
-    if head.contains(FieldId::XForwardedClientCert) {
-        head.remove(FieldId::XForwardedClientCert);
-    }
-    if let Some(peer) = peer {
-        head.push(FORWARDED_CLIENT_CERT, peer.as_bytes());
+/// Tells who called, as the listener's config wants it. What a client without a certificate claims is removed.
+pub(crate) fn tell_peer(head: &mut Head, policy: ForwardedClientCert, peer: Option<&str>) {
+    let Some(peer) = peer.filter(|_| policy != ForwardedClientCert::Remove) else {
+        return head.remove(FieldId::XForwardedClientCert);
+    };
+    match policy {
+        ForwardedClientCert::Append if head.contains(FieldId::XForwardedClientCert) => {
+            let mut told = Vec::new();
+            for value in head.get_all(FieldId::XForwardedClientCert).filter(|value| !value.is_empty()) {
+                told.extend_from_slice(value);
+                told.push(b',');
+            }
+            told.extend_from_slice(peer.as_bytes());
+            head.set(FORWARDED_CLIENT_CERT, &told);
+        }
+        ForwardedClientCert::Keep => {}
+        ForwardedClientCert::Set | ForwardedClientCert::Append | ForwardedClientCert::Remove => {
+            head.remove(FieldId::XForwardedClientCert);
+            head.push(FORWARDED_CLIENT_CERT, peer.as_bytes());
+        }
     }
 }
 
@@ -200,7 +213,7 @@ mod tests {
             (ForwardedFor::Remove, given, &[]),
         ] {
             let mut head = head(given);
-            let policy = ForwardedHeaders { x_forwarded_for: policy, via: None };
+            let policy = ForwardedHeaders { x_forwarded_for: policy, ..Default::default() };
             forwarded(&mut head, &policy, "::ffff:9.9.9.9".parse().unwrap(), false);
             let expected: Vec<_> =
                 pairs(expected).into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
@@ -213,11 +226,25 @@ mod tests {
 
     #[test]
     fn a_forged_identity_is_replaced() {
-        let mut head = head(&[("X-Forwarded-Client-Cert", "URI=spiffe://forged/a")]);
-        tell_peer(&mut head, Some("URI=spiffe://real/b"));
-        assert_eq!(fields(&head), pairs(&[(FORWARDED_CLIENT_CERT, "URI=spiffe://real/b")]));
-        tell_peer(&mut head, None);
-        assert!(fields(&head).is_empty());
+        use ForwardedClientCert::{Append, Keep, Remove, Set};
+        let (claimed, real) = ("URI=spiffe://a", "By=spiffe://us;Hash=00;URI=spiffe://b");
+        let both = format!("{claimed},{claimed},{real}");
+        for (policy, with_certificate, first) in [
+            (Set, &[real][..], &[real][..]),
+            (Append, &[&both], &[real]),
+            (Keep, &[claimed, claimed], &[]),
+            (Remove, &[], &[]),
+        ] {
+            let told = |given: &[(&str, &str)], peer| {
+                let mut head = head(given);
+                tell_peer(&mut head, policy, peer);
+                fields(&head).into_iter().map(|(_, value)| value).collect::<Vec<_>>()
+            };
+            let given = [("X-Forwarded-Client-Cert", claimed), ("x-forwarded-client-cert", claimed)];
+            assert_eq!(told(&given, Some(real)), with_certificate, "{policy:?}");
+            assert_eq!(told(&[], Some(real)), first, "{policy:?}: the first of several proxies");
+            assert_eq!(told(&given, None), [""; 0], "{policy:?}: whoever has no certificate is not believed");
+        }
     }
 
     proptest! {

@@ -11,7 +11,8 @@
 //! A listener with `protocol: http` serves HTTP/1.0, HTTP/1.1 and HTTP/2 on one port: ALPN or the first bytes tell.
 //! `auto` adds everything else: what does not begin like HTTP is carried as TCP, and so is a client that stays silent
 //! for `detectTimeout`, for then the server speaks first; that is remembered for five minutes. `tcp` carries bytes, and
-//! `tls` carries TLS undecrypted, routed by the name the client asks for. Upgrades (WebSocket, also by HTTP/2's extended
+//! `tls` carries TLS undecrypted, routed by the name the client asks for. With `mode: permissive`, `auto` and `tcp` know
+//! a sidecar by the protocols it offers (ALPN); other TLS is the application's own and is carried as it comes. Upgrades (WebSocket, also by HTTP/2's extended
 //! CONNECT) become tunnels once the endpoint agrees. CONNECT itself gets 501.
 //!
 //! Towards a cluster HTTP/2 is spoken for gRPC, which needs it, and HTTP/1.1 for everything else, unless the cluster says
@@ -23,8 +24,8 @@
 //!
 //! - Removed: hop-by-hop fields and those that `Connection` names, in both directions; `TE` but for `trailers`; offers
 //!   of HTTP/2 (`Upgrade: h2c`).
-//! - Set: `x-forwarded-client-cert: URI=<SPIFFE ID>` from the client's certificate; whatever a client itself claims in
-//!   it is removed, on plain listeners too. `Host` for HTTP/1.0 requests that have none, and from the target when that
+//! - Set: `x-forwarded-client-cert: By=<our SPIFFE ID>;Hash=<SHA-256>;URI=<SPIFFE ID>` from the client's certificate;
+//!   whatever a client itself claims in it is removed, on plain listeners too (`forwarded.clientCert`). `Host` for HTTP/1.0 requests that have none, and from the target when that
 //!   is a URI. `Date`, if a response has none. The framing that the receiver's protocol needs.
 //! - Added only where the listener's `forwarded` says so: `Via`, `X-Forwarded-For`, `X-Forwarded-Proto`.
 //! - Paths are normalised by the listener's `path` before routes look at them, and go on so. The query keeps its bytes,
@@ -71,6 +72,8 @@ mod headers;
 mod judge;
 mod listener;
 mod metrics;
+mod origination;
+mod permissive;
 mod pool;
 mod relay;
 mod respond;

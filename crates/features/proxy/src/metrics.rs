@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
+use rustls::HandshakeKind;
 
 /// All families of the data plane.
 #[derive(Clone)]
@@ -28,7 +29,9 @@ pub(crate) struct Families {
     connections_cut: CounterFamily,
     accept_errors: CounterFamily,
     handshakes: CounterFamily,
+    resumed: CounterFamily,
     upstream_handshakes: CounterFamily,
+    upstream_resumed: CounterFamily,
     upstream_total: CounterFamily,
     upstream: GaugeFamily,
     retries: CounterFamily,
@@ -100,10 +103,20 @@ impl Families {
                 "TLS handshakes of clients, by result.",
                 &["listener", "result"],
             ),
+            resumed: registry.counter(
+                "outrigger_tls_sessions_resumed_total",
+                "TLS handshakes of clients that resumed a session, and so cost little; they are among the `ok` ones.",
+                &["listener"],
+            ),
             upstream_handshakes: registry.counter(
                 "outrigger_upstream_tls_handshakes_total",
                 "TLS handshakes with endpoints, by result.",
                 &["cluster", "result"],
+            ),
+            upstream_resumed: registry.counter(
+                "outrigger_upstream_tls_sessions_resumed_total",
+                "TLS handshakes with endpoints that resumed a session; they are among the `ok` ones.",
+                &["cluster"],
             ),
             upstream_total: registry.counter(
                 "outrigger_upstream_connections_total",
@@ -143,6 +156,7 @@ impl Families {
             open: self.upstream.with(&[name]),
             retries: self.retries.with(&[name]),
             handshakes: self.upstream_handshakes.clone(),
+            resumed: self.upstream_resumed.with(&[name]),
             name: name.to_owned(),
         }
     }
@@ -156,6 +170,7 @@ pub(crate) struct ClusterMetrics {
     pub(crate) open: Gauge,
     pub(crate) retries: Counter,
     handshakes: CounterFamily,
+    resumed: Counter,
     name: String,
 }
 
@@ -163,6 +178,14 @@ impl ClusterMetrics {
     /// Counts a TLS handshake with an endpoint.
     pub(crate) fn handshake(&self, result: &str) {
         self.handshakes.with(&[&self.name, result]).inc();
+    }
+
+    /// Counts one that succeeded.
+    pub(crate) fn shook_hands(&self, kind: Option<HandshakeKind>) {
+        self.handshake("ok");
+        if kind == Some(HandshakeKind::Resumed) {
+            self.resumed.inc();
+        }
     }
 }
 
@@ -174,6 +197,7 @@ pub(crate) struct ListenerMetrics {
     pub(crate) in_flight: Gauge,
     connections: Gauge,
     connections_total: Counter,
+    resumed: Counter,
     requests: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
     grpc: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
     durations: RefCell<HashMap<(u64, u64), Histogram, BuildHasherDefault<NumberHasher>>>,
@@ -207,6 +231,7 @@ impl ListenerMetrics {
             in_flight: families.in_flight.with(&[listener]),
             connections: families.connections.with(&[listener]),
             connections_total: families.connections_total.with(&[listener]),
+            resumed: families.resumed.with(&[listener]),
             requests: RefCell::default(),
             grpc: RefCell::default(),
             durations: RefCell::default(),
@@ -267,6 +292,14 @@ impl ListenerMetrics {
     /// Counts a TLS handshake.
     pub(crate) fn handshake(&self, result: &str) {
         self.families.handshakes.with(&[&self.listener, result]).inc();
+    }
+
+    /// Counts one that succeeded.
+    pub(crate) fn shook_hands(&self, kind: Option<HandshakeKind>) {
+        self.handshake("ok");
+        if kind == Some(HandshakeKind::Resumed) {
+            self.resumed.inc();
+        }
     }
 
     /// Counts a connection, which is open until the result is dropped.

@@ -25,7 +25,7 @@ use crate::cluster::Cluster;
 use crate::dial::{Dialled, Ends};
 use crate::error::Reason;
 use crate::metrics::ClusterMetrics;
-use crate::tls::{PerGeneration, PerSpeech};
+use crate::tls::PerGeneration;
 use crate::transport::Transport;
 use crate::upstream::{Link, Speech};
 
@@ -41,7 +41,6 @@ pub(crate) struct Pool {
     pub(crate) tls: PerGeneration<ClientConfig>,
     pub(crate) tls_http2: PerGeneration<ClientConfig>,
     pub(crate) tls_tcp: PerGeneration<ClientConfig>,
-    pub(crate) public: PerSpeech,
     identity: RefCell<Identity>,
     state: RefCell<State>,
     /// Connections there are, idle or busy.
@@ -140,7 +139,6 @@ impl Pool {
             tls: PerGeneration::default(),
             tls_http2: PerGeneration::default(),
             tls_tcp: PerGeneration::default(),
-            public: PerSpeech::default(),
             identity: RefCell::new(Identity::new(identities)),
             state: RefCell::new(State {
                 addresses: Arc::default(),
@@ -238,10 +236,12 @@ impl Pool {
         self.identity.borrow_mut().newest().clone()
     }
 
-    /// The newest certificate's generation, or 0 when the cluster is plain.
+    /// The newest certificates' generation, or 0 when the cluster is plain.
     fn generation(&self) -> Result<u64, Reason> {
-        if self.cluster.config.tls.as_ref().is_none_or(|tls| tls.server_name.is_some()) {
-            return Ok(0);
+        match &self.cluster.config.tls {
+            None => return Ok(0),
+            Some(tls) if tls.server_name.is_some() => return Ok(self.cluster.origination.generation()),
+            Some(_) => {}
         }
         let mut identity = self.identity.borrow_mut();
         identity.newest().as_ref().map(|snapshot| snapshot.generation).ok_or(Reason::TlsFailure)

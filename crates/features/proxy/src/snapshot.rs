@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_config::{Direction, ForwardedHeaders, Listener as ListenerConfig, ListenerLimits, ListenerProtocol};
-use outrigger_identity::PeerPolicy;
+use outrigger_config::{
+    Direction, ForwardedHeaders, Listener as ListenerConfig, ListenerLimits, ListenerProtocol, TlsVersion,
+};
+use outrigger_identity::{ConfigDigest, PeerPolicy};
 use outrigger_wire::path::PathPolicy;
 use rustls::ServerConfig;
 use tokio::sync::{Notify, watch};
@@ -52,6 +54,10 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) tls: Option<PeerPolicy>,
     /// Ordinary TLS, for clients that present nothing.
     pub(crate) simple_tls: Option<Arc<ServerConfig>>,
+    /// What it was made of.
+    pub(crate) simple_digest: Option<ConfigDigest>,
+    /// The oldest version of mTLS.
+    pub(crate) least_tls: TlsVersion,
     /// Plain text is taken beside TLS.
     pub(crate) permissive: bool,
     pub(crate) limits: ListenerLimits,

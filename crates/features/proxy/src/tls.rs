@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use outrigger_identity::Snapshot;
-use rustls::ClientConfig;
+use outrigger_identity::{Snapshot, certificate_hash, peer_id};
+use rustls::CommonState;
 
 use crate::upstream::Speech;
 
@@ -22,9 +22,17 @@ pub(crate) const HTTP2: &[&[u8]] = &[OUTRIGGER_HTTP2, b"h2"];
 /// And for anything else.
 pub(crate) const TCP: &[&[u8]] = &[OUTRIGGER_TCP];
 
+/// Servers whose sessions a cluster remembers, for each protocol.
+pub(crate) const CLIENT_SESSIONS: usize = 128;
+
 const OUTRIGGER_TCP: &[u8] = b"outrigger-tcp";
 const OUTRIGGER_HTTP1: &[u8] = b"outrigger-http/1.1";
 const OUTRIGGER_HTTP2: &[u8] = b"outrigger-h2";
+
+/// Whether only an Outrigger offers this protocol.
+pub(crate) fn is_ours(protocol: &[u8]) -> bool {
+    matches!(protocol, OUTRIGGER_TCP | OUTRIGGER_HTTP1 | OUTRIGGER_HTTP2)
+}
 
 /// What an ordinary endpoint is offered.
 pub(crate) fn public_offer(speech: Speech) -> &'static [&'static [u8]] {
@@ -101,36 +109,19 @@ impl<C> PerGeneration<C> {
     }
 }
 
-/// Configs for ordinary servers, made once for each protocol, so that their sessions are resumed.
-#[derive(Default)]
-pub(crate) struct PerSpeech(RefCell<Vec<(Speech, Arc<ClientConfig>)>>);
-
-impl PerSpeech {
-    /// The config for a protocol.
-    pub(crate) fn get<E>(
-        &self,
-        speech: Speech,
-        make: impl FnOnce() -> Result<Arc<ClientConfig>, E>,
-    ) -> Result<Arc<ClientConfig>, E> {
-        let mut known = self.0.borrow_mut();
-        if let Some((_, config)) = known.iter().find(|(known, _)| *known == speech) {
-            return Ok(Arc::clone(config));
-        }
-        let config = make()?;
-        known.push((speech, Arc::clone(&config)));
-        Ok(config)
-    }
-}
-
 /// The other side of an mTLS connection.
 pub(crate) struct Peer {
     pub(crate) id: String,
-    /// `x-forwarded-client-cert`, as Envoy writes it.
+    /// An element of `x-forwarded-client-cert`, as Envoy writes it. SPIFFE IDs hold nothing that had to be quoted.
     pub(crate) header: String,
 }
 
 impl Peer {
-    pub(crate) fn new(id: &str) -> Self {
-        Self { id: id.to_owned(), header: format!("URI={id}") }
+    /// Whom a client's certificate names, seen from `by`; the verifier has accepted exactly one SPIFFE ID.
+    pub(crate) fn of(connection: &CommonState, by: &str) -> Option<Self> {
+        let certificates = connection.peer_certificates()?;
+        let id = peer_id(Some(certificates))?;
+        let header = format!("By={by};Hash={};URI={id}", certificate_hash(certificates.first()?));
+        Some(Self { id: id.as_str().to_owned(), header })
     }
 }

@@ -4,6 +4,7 @@ mod framing;
 mod harness;
 mod http2;
 mod lifecycle;
+mod permissive;
 mod public;
 mod tunnel;
 
@@ -369,7 +370,14 @@ async fn two_proxies_speak_mtls_and_tell_the_peer() {
     );
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let seen = app.seen().remove(0).to_lowercase();
-    assert!(seen.contains("x-forwarded-client-cert: uri=spiffe://shop.example/ns/shop/sa/frontend\r\n"), "{seen}");
+    let told = seen.lines().find(|line| line.starts_with("x-forwarded-client-cert: ")).unwrap();
+    let told: Vec<_> = told.split([':', ';']).map(str::trim).collect();
+    assert!(
+        told.contains(&"by=spiffe") && seen.contains(";uri=spiffe://shop.example/ns/shop/sa/frontend\r\n"),
+        "{seen}"
+    );
+    let hash = told.iter().find_map(|field| field.strip_prefix("hash=")).unwrap();
+    assert!(hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{seen}");
     assert!(!seen.contains("sa/admin"), "a forged identity is removed: {seen}");
     shop.backend.metrics_have("peer=\"spiffe://shop.example/ns/shop/sa/frontend\"").await;
     // Plain text on the strict port gets no HTTP.

@@ -19,7 +19,7 @@ use crate::error::{Error, chain, date, span};
 use crate::handle::Identities;
 use crate::material::Material;
 use crate::snapshot::Snapshot;
-use crate::source::Source;
+use crate::source::{Found, Source};
 
 /// Waits between tries of a source that fails, beside changes of its files.
 const RETRY_FIRST: Duration = Duration::from_millis(400);
@@ -123,6 +123,7 @@ async fn section_changed(config: &mut watch::Receiver<Arc<Config>>, known: &Iden
 struct Metrics {
     not_after: GaugeFamily,
     rotations: CounterFamily,
+    crl_next_update: GaugeFamily,
 }
 
 impl Metrics {
@@ -140,7 +141,12 @@ impl Metrics {
         for result in ["ok", "error"] {
             rotations.with(&[result]).add(0);
         }
-        Self { not_after, rotations }
+        let crl_next_update = registry.gauge(
+            "outrigger_identity_crl_next_update_timestamp_seconds",
+            "When an authority's revocation list should be replaced, in seconds since the epoch.",
+            &["issuer"],
+        );
+        Self { not_after, rotations, crl_next_update }
     }
 }
 
@@ -186,7 +192,7 @@ impl<'a> Keeper<'a> {
     async fn refresh(&mut self) {
         let current = self.component.current();
         match self.source.load(current.as_deref(), SystemTime::now()).await {
-            Ok(material) => {
+            Ok(Found { material, problem: None }) => {
                 self.problem = None;
                 self.retry = None;
                 self.backoff.reset();
@@ -194,16 +200,25 @@ impl<'a> Keeper<'a> {
                     self.publish(material, current.as_deref());
                 }
             }
-            Err(error) => {
-                let problem = chain(&error);
-                if self.problem.as_ref() != Some(&problem) {
-                    tracing::warn!(component = "identity", error = %problem, "no new identity");
+            Ok(Found { material, problem: Some(error) }) => {
+                if let Some(material) = material {
+                    self.publish(material, current.as_deref());
                 }
-                self.metrics.rotations.with(&["error"]).inc();
-                self.problem = Some(problem);
-                self.retry = Some(Instant::now() + self.backoff.next().max(RETRY_LEAST));
+                self.failed(&error, "the last good revocation lists stay in force");
             }
+            Err(error) => self.failed(&error, "no new identity"),
         }
+    }
+
+    /// Says what is wrong, and when to try again.
+    fn failed(&mut self, error: &Error, outcome: &'static str) {
+        let problem = chain(error);
+        if self.problem.as_ref() != Some(&problem) {
+            tracing::warn!(component = "identity", error = %problem, "{outcome}");
+        }
+        self.metrics.rotations.with(&["error"]).inc();
+        self.problem = Some(problem);
+        self.retry = Some(Instant::now() + self.backoff.next().max(RETRY_LEAST));
     }
 
     fn publish(&self, material: Material, before: Option<&Snapshot>) {
@@ -214,6 +229,7 @@ impl<'a> Keeper<'a> {
         }
         let not_after = snapshot.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.metrics.not_after.with(&[snapshot.spiffe_id.as_str()]).set(not_after.as_secs_f64());
+        self.tell_next_updates(&snapshot, before);
         self.metrics.rotations.with(&["ok"]).inc();
         tracing::info!(
             component = "identity",
@@ -223,6 +239,16 @@ impl<'a> Keeper<'a> {
             "identity taken"
         );
         self.component.current.send_replace(Some(snapshot));
+    }
+
+    fn tell_next_updates(&self, snapshot: &Snapshot, before: Option<&Snapshot>) {
+        for (issuer, _) in before.into_iter().flat_map(|before| before.material().revocation.next_updates()) {
+            self.metrics.crl_next_update.remove(&[issuer]);
+        }
+        for (issuer, at) in snapshot.material().revocation.next_updates() {
+            let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.metrics.crl_next_update.with(&[issuer]).set(at.as_secs_f64());
+        }
     }
 
     /// Says how things stand, and warns of what is to come.
@@ -247,12 +273,30 @@ impl<'a> Keeper<'a> {
             let not_after = date(current.not_after);
             tracing::warn!(component = "identity", spiffe_id = %current.spiffe_id, %not_after, %left, "certificate ends soon");
         }
+        let problem = problem.map_or_else(|| self.doubt(&current, now), |problem| Some(problem.to_owned()));
         match problem {
             None => self.status.ready(),
             Some(problem) => self
                 .status
                 .degraded(format!("keeping the certificate valid until {}: {problem}", date(current.not_after))),
         }
+    }
+
+    /// What is wrong with an identity that works.
+    fn doubt(&self, current: &Snapshot, now: SystemTime) -> Option<String> {
+        if current.material().is_revoked(now) {
+            return Some(format!(
+                "the certificate of {}, or an authority above it, was revoked, and peers that know refuse it; issue a new one",
+                current.spiffe_id
+            ));
+        }
+        let list = current.material().revocation.outdated(now)?;
+        let effect = if list.required { "its peers are refused" } else { "it is still held to" };
+        let (path, since, ago) = (list.path.display(), date(list.since), span(list.since, now));
+        Some(format!(
+            "the revocation list {path} of `{}` should have been replaced at {since}, {ago} ago, and {effect}; fetch a new one",
+            list.issuer
+        ))
     }
 
     /// Whether it is time to ask the source again.
@@ -280,7 +324,10 @@ impl<'a> Keeper<'a> {
             None => self.renew_at().map(|at| until(at).unwrap_or_default()),
         };
         // A moment later, so that what is awaited has surely happened.
-        let nap = [ends, warning, next].into_iter().flatten().min().unwrap_or(LONGEST_NAP);
+        let lists = current
+            .as_ref()
+            .and_then(|current| current.material().revocation.next_updates().filter_map(|(_, at)| until(at)).min());
+        let nap = [ends, warning, next, lists].into_iter().flatten().min().unwrap_or(LONGEST_NAP);
         nap.min(LONGEST_NAP) + Duration::from_millis(5)
     }
 }

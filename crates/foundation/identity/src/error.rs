@@ -92,6 +92,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A revocation list that cannot be held against anybody.
+    #[error("the {} {}, list {number}: {problem}", Part::RevocationList, path.display())]
+    BadRevocationList {
+        /// The file.
+        path: PathBuf,
+        /// Which list of the file, counted from 1.
+        number: usize,
+        /// What is wrong with it, and how to mend it.
+        problem: String,
+    },
     /// The key needs a passphrase.
     #[error(
         "the private key {0} is encrypted, and there is nobody to type its passphrase; decrypt it: openssl pkey -in {0} -out key.pem",
@@ -219,12 +229,15 @@ pub enum Part {
     TrustBundle,
     /// The authorities an ordinary server must chain to.
     CaBundle,
+    /// Certificates that are trusted no more.
+    RevocationList,
 }
 
 impl Part {
     fn pem_blocks(self) -> &'static str {
         match self {
             Self::Key => "-----BEGIN PRIVATE KEY-----` (or `RSA PRIVATE KEY`, `EC PRIVATE KEY",
+            Self::RevocationList => "-----BEGIN X509 CRL-----",
             _ => "-----BEGIN CERTIFICATE-----",
         }
     }
@@ -244,6 +257,7 @@ impl fmt::Display for Part {
             Self::Key => "private key",
             Self::TrustBundle => "trust bundle",
             Self::CaBundle => "CA bundle",
+            Self::RevocationList => "revocation list",
         })
     }
 }

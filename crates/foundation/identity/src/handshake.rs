@@ -13,8 +13,8 @@ use crate::error::{date, span};
 use crate::svid::PeerError;
 
 /// The reason in one word, fit for a metric's label:
-/// `no_certificate`, `expired`, `not_yet_valid`, `unknown_issuer`, `bad_signature`, `not_an_svid`, `wrong_trust_domain`,
-/// `unexpected_peer`, `bad_certificate`, `refused_by_peer`, `no_common_parameters`, `not_tls`, `closed`, `timeout`,
+/// `no_certificate`, `expired`, `not_yet_valid`, `revoked`, `no_revocation_list`, `unknown_issuer`, `bad_signature`,
+/// `not_an_svid`, `wrong_trust_domain`, `unexpected_peer`, `bad_certificate`, `refused_by_peer`, `no_common_parameters`, `not_tls`, `closed`, `timeout`,
 /// `protocol` or `io`.
 pub fn tls_error_reason(error: &(dyn StdError + 'static)) -> &'static str {
     if let Some(error) = find::<Error>(error) {
@@ -71,6 +71,10 @@ fn rustls_reason(error: &Error) -> &'static str {
         Error::InvalidCertificate(error) => match error {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "not_yet_valid",
+            CertificateError::Revoked => "revoked",
+            CertificateError::UnknownRevocationStatus
+            | CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. } => "no_revocation_list",
             CertificateError::UnknownIssuer => "unknown_issuer",
             CertificateError::BadSignature => "bad_signature",
             error => match peer_error(error) {
@@ -136,6 +140,14 @@ fn certificate_text(error: &CertificateError) -> String {
                 span(now, not_before)
             )
         }
+        CertificateError::Revoked => "peer's certificate, or an authority above it, was revoked".to_owned(),
+        CertificateError::UnknownRevocationStatus => {
+            "an authority above peer's certificate has no revocation list (identity.files.crlRequired)".to_owned()
+        }
+        CertificateError::ExpiredRevocationListContext { next_update, .. } => format!(
+            "an authority above peer's certificate has no revocation list newer than {} (identity.files.crlRequired)",
+            date(at(next_update.as_secs()))
+        ),
         CertificateError::UnknownIssuer => "peer's certificate is not signed by our trust bundle".to_owned(),
         CertificateError::BadSignature => "peer's certificate has a wrong signature".to_owned(),
         other => match peer_error(other) {

@@ -3,7 +3,7 @@
 //! In: PEM files, or a development authority in a shared folder. Out: [`Snapshot`]s, each
 //! one identity with ready-made rustls configs, swapped whole when a certificate rotates.
 //! Promise: no peer passes that is not a valid X.509-SVID ([X509-SVID]) of the trust domain
-//! and one of those expected; a half-written or unusable certificate never replaces a good
+//! and one of those expected, nor one that is revoked; a half-written or unusable certificate never replaces a good
 //! one; key material is in no output and is overwritten when it is no longer needed.
 //!
 //! [X509-SVID]: https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md
@@ -18,6 +18,7 @@ mod handshake;
 mod material;
 mod pem;
 mod public;
+mod revocation;
 mod server;
 mod snapshot;
 mod source;
@@ -31,7 +32,7 @@ pub use error::{Error, Part};
 pub use handle::Identities;
 pub use handshake::{tls_error_reason, tls_error_text};
 pub use outrigger_config::{SpiffeId, TrustDomain};
-pub use public::{client_config_with_roots, public_client_config};
+pub use public::{ConfigDigest, client_config_with_roots, ordinary_client_config, public_client_config};
 pub use server::server_config_with_certificates;
 pub use snapshot::{PeerPolicy, Snapshot};
-pub use svid::{PeerError, peer_id};
+pub use svid::{PeerError, certificate_hash, peer_id};

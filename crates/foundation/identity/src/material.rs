@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use outrigger_config::TrustDomain;
+use rustls::CertificateError;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer, TrustAnchor, UnixTime,
@@ -22,6 +23,7 @@ use crate::error::{Error, Part, chain, date};
 use crate::handshake::{at, peer_error};
 use crate::pem::{self, Block};
 use crate::public::algorithms;
+use crate::revocation::Revocation;
 use crate::svid::{Leaf, PeerError};
 use crate::verifier::{End, verify_chain};
 
@@ -34,6 +36,8 @@ pub(crate) struct Material {
     pub(crate) credentials: Arc<CertifiedKey>,
     pub(crate) bundle: Vec<CertificateDer<'static>>,
     pub(crate) anchors: Arc<[TrustAnchor<'static>]>,
+    /// Whom it trusts no more.
+    pub(crate) revocation: Arc<Revocation>,
 }
 
 /// Where the parts came from, for errors.
@@ -65,12 +69,28 @@ impl Material {
         }
         check_dates(&leaf, &origin.certificate, now)?;
         check_chain(&credentials.cert, &anchors, origin, now)?;
-        Ok(Self { leaf, credentials: Arc::new(credentials), bundle, anchors })
+        Ok(Self { leaf, credentials: Arc::new(credentials), bundle, anchors, revocation: Arc::default() })
+    }
+
+    /// The same, holding peers to these lists.
+    pub(crate) fn revoking(self, revocation: Arc<Revocation>) -> Self {
+        Self { revocation, ..self }
+    }
+
+    /// Whether our own certificate, or an authority above it, is on a list: every peer with that list refuses us.
+    pub(crate) fn is_revoked(&self, now: SystemTime) -> bool {
+        let Some((leaf, intermediates)) = self.credentials.cert.split_first() else { return false };
+        let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let verified =
+            verify_chain(&self.anchors, &self.revocation, &algorithms(), leaf, intermediates, now, End::Server);
+        verified == Err(CertificateError::Revoked.into())
     }
 
     /// Whether both would be the same to peers.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        self.credentials.cert == other.credentials.cert && self.bundle == other.bundle
+        self.credentials.cert == other.credentials.cert
+            && self.bundle == other.bundle
+            && self.revocation.same_as(&other.revocation)
     }
 }
 
@@ -94,7 +114,7 @@ fn check_chain(
     let now = UnixTime::since_unix_epoch(since_epoch);
     let Some((leaf, intermediates)) = chain.split_first() else { return Ok(()) };
     for end in [End::Server, End::Client] {
-        verify_chain(anchors, &algorithms(), leaf, intermediates, now, end)
+        verify_chain(anchors, &Revocation::default(), &algorithms(), leaf, intermediates, now, end)
             .map_err(|error| untrusted(&error, origin))?;
     }
     Ok(())
@@ -185,7 +205,7 @@ pub(crate) fn read_pkcs8(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
     }
 }
 
-fn absent(part: Part, path: &Path, blocks: &[Block]) -> Error {
+pub(crate) fn absent(part: Part, path: &Path, blocks: &[Block]) -> Error {
     let mut found: Vec<_> = blocks.iter().map(|block| block.label.clone()).collect();
     found.dedup();
     found.truncate(5);

@@ -6,12 +6,16 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustls::crypto::aws_lc_rs::{self, kx_group};
+use aws_lc_rs::digest;
+use outrigger_config::TlsVersion;
+use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 use crate::error::{Error, Part};
-use crate::material::{anchors, read_certificates};
+use crate::material::{anchors, read_certificates, read_key};
 
 /// The provider all our configs are built with; no process-wide default is needed. It prefers the hybrid
 /// post-quantum key exchange ([X25519MLKEM768]): recorded traffic stays secret.
@@ -21,9 +25,18 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let build = || {
         let kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
-        Arc::new(CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() })
+        Arc::new(CryptoProvider { kx_groups, ..default_provider() })
     };
     PROVIDER.get_or_init(build).clone()
+}
+
+/// The versions of TLS not older than `least`.
+pub(crate) fn versions(least: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    static TLS13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+    match least {
+        TlsVersion::Tls12 => rustls::ALL_VERSIONS,
+        TlsVersion::Tls13 => &TLS13,
+    }
 }
 
 /// Which signatures we can check.
@@ -44,18 +57,67 @@ pub fn public_client_config() -> Result<Arc<ClientConfig>, Error> {
 /// # Errors
 /// When the bundle cannot be read, is no PEM, or holds no certificate.
 pub fn client_config_with_roots(ca_pem: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+    let (mut config, _) = ordinary_client_config(ca_pem, None, TlsVersion::default())?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// TLS to servers that chain to a PEM bundle (or to the public authorities), presenting a certificate with its key when
+/// a server asks for one. Also a digest of all that it was made of, for telling whether a file changed. No ALPN.
+///
+/// # Errors
+/// When a file cannot be read, is no PEM, or certificate and key do not belong together.
+pub fn ordinary_client_config(
+    ca_pem: Option<&Path>,
+    own: Option<(&Path, &Path)>,
+    least: TlsVersion,
+) -> Result<(ClientConfig, ConfigDigest), Error> {
+    let mut digest = ConfigDigest::of(least);
     let roots = match ca_pem {
         None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         Some(path) => {
             let bundle = read_certificates(Part::CaBundle, path)?;
+            digest.add(&bundle);
             RootCertStore::from_iter(anchors(&bundle, Part::CaBundle, path)?.iter().cloned())
         }
     };
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(least))
         .map_err(Error::Tls)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+        .with_root_certificates(roots);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let pair = read_pair(certificate, key)?;
+            digest.add(&pair.cert);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
+        }
+    };
+    Ok((config, digest))
+}
+
+/// A certificate with its chain, and the key that belongs to it.
+pub(crate) fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
+    let pair = CertifiedKey::new(read_certificates(Part::Certificate, certificate)?, read_key(key)?);
+    pair.keys_match().map_err(|_| Error::KeyMismatch { certificate: certificate.into(), key: key.into() })?;
+    Ok(pair)
+}
+
+/// What a config was made of. A key needs no part in it: a new one has a new certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigDigest {
+    least: TlsVersion,
+    certificates: Vec<Box<[u8]>>,
+}
+
+impl ConfigDigest {
+    pub(crate) fn of(least: TlsVersion) -> Self {
+        Self { least, certificates: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, certificates: &[CertificateDer<'_>]) {
+        let mut context = digest::Context::new(&digest::SHA256);
+        certificates.iter().for_each(|certificate| context.update(certificate));
+        self.certificates.push(context.finish().as_ref().into());
+    }
 }

@@ -3,43 +3,53 @@
 //! In: pairs of certificate and key. Out: one rustls config that shows each client the
 //! certificate made for the name it asks for (SNI), and the first one to all others. Promise:
 //! a key that does not belong to its certificate is refused; nobody is asked for a
-//! certificate, so nobody's identity is known.
+//! certificate, so nobody's identity is known; a session is resumed on any worker, until a
+//! certificate changes.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use outrigger_config::TlsVersion;
 use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::CertificateDer;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use crate::error::{Error, Part};
-use crate::material::{read_certificates, read_key};
-use crate::public::provider;
+use crate::error::Error;
+use crate::public::{ConfigDigest, provider, read_pair, versions};
 
-/// A server config for these certificates and keys, of which there is at least one.
+/// A server config for these certificates and keys, of which there is at least one, and a digest of them for telling
+/// whether a file changed. No version of TLS older than `least`.
 ///
 /// # Errors
 /// When a file cannot be read, is no PEM, or key and certificate do not belong together.
 pub fn server_config_with_certificates(
     pairs: &[(impl AsRef<Path>, impl AsRef<Path>)],
     alpn: &[&[u8]],
-) -> Result<Arc<ServerConfig>, Error> {
+    least: TlsVersion,
+) -> Result<(Arc<ServerConfig>, ConfigDigest), Error> {
     let mut chosen = ByName::default();
+    let mut digest = ConfigDigest::of(least);
     for (certificate, key) in pairs {
-        chosen.add(certificate.as_ref(), key.as_ref())?;
+        let pair = read_pair(certificate.as_ref(), key.as_ref())?;
+        digest.add(&pair.cert);
+        chosen.add(pair);
     }
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions(least))
         .map_err(Error::Tls)?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(chosen));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(Arc::new(config))
+    // A memory of sessions would be shared by the workers, and too small for many clients; tickets are neither.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = Ticketer::new().map_err(Error::Tls)?;
+    Ok((Arc::new(config), digest))
 }
 
 #[derive(Debug, Default)]
@@ -51,19 +61,15 @@ struct ByName {
 }
 
 impl ByName {
-    fn add(&mut self, certificate: &Path, key: &Path) -> Result<(), Error> {
-        let chain = read_certificates(Part::Certificate, certificate)?;
-        let names = chain.first().map(names).unwrap_or_default();
-        let pair = Arc::new(CertifiedKey::new(chain, read_key(key)?));
-        pair.keys_match().map_err(|_| Error::KeyMismatch { certificate: certificate.into(), key: key.into() })?;
-        for name in names {
+    fn add(&mut self, pair: CertifiedKey) {
+        let pair = Arc::new(pair);
+        for name in pair.cert.first().map(names).unwrap_or_default() {
             match name.strip_prefix('*') {
                 Some(suffix) => drop(self.wildcards.entry(suffix.to_owned()).or_insert_with(|| Arc::clone(&pair))),
                 None => drop(self.exact.entry(name).or_insert_with(|| Arc::clone(&pair))),
             }
         }
         self.first.get_or_insert(pair);
-        Ok(())
     }
 
     fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
@@ -117,7 +123,7 @@ mod tests {
         let pairs = [pair(folder.path(), &["a.test"]), pair(folder.path(), &["b.test", "*.b.test"])];
         let mut chosen = ByName::default();
         for (certificate, key) in &pairs {
-            chosen.add(certificate, key).unwrap();
+            chosen.add(read_pair(certificate, key).unwrap());
         }
         let second = chosen.exact["b.test"].clone();
         for (name, is_second) in [
@@ -138,8 +144,13 @@ mod tests {
     fn a_key_of_another_certificate_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (pair(folder.path(), &["a.test"]), pair(folder.path(), &["b.test"]));
-        let error = server_config_with_certificates(&[(&one.0, &other.1)], &[]).unwrap_err().to_string();
+        let made = |key| server_config_with_certificates(&[(&one.0, key)], &[b"h2"], TlsVersion::Tls12);
+        let error = made(&other.1).unwrap_err().to_string();
         assert!(error.contains("a.test.pem") && error.contains("b.test.key"), "{error}");
-        assert!(server_config_with_certificates(&[(&one.0, &one.1)], &[b"h2"]).is_ok());
+        let (config, digest) = made(&one.1).unwrap();
+        assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
+        assert_eq!(made(&one.1).unwrap().1, digest, "nothing changed");
+        pair(folder.path(), &["a.test"]);
+        assert_ne!(made(&one.1).unwrap().1, digest, "renewed");
     }
 }

@@ -11,7 +11,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use outrigger_config::{SpiffeId, TrustDomain};
+use outrigger_config::{SpiffeId, TlsVersion, TrustDomain};
 use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::crypto::GetRandomFailed;
@@ -24,7 +24,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use crate::error::Error;
 use crate::material::Material;
-use crate::public::{algorithms, provider};
+use crate::public::{algorithms, provider, versions};
 use crate::verifier::SpiffeVerifier;
 
 /// Configs kept per snapshot and end; there is one per listener or cluster. Beyond it they are built each time.
@@ -32,7 +32,7 @@ const MOST_CONFIGS: usize = 1024;
 /// Sessions a client keeps per config, for servers it has talked to.
 const CLIENT_SESSIONS: usize = 128;
 /// A ticket's key is renewed after so many seconds and dropped after twice as many: the longest that a peer whose
-/// certificate has expired can still resume a session.
+/// certificate has expired can still resume a session. One that is revoked cannot: with the list all keys are new.
 const TICKET_SECONDS: u32 = 300;
 
 /// Who may connect.
@@ -51,7 +51,7 @@ impl PeerPolicy {
     }
 }
 
-type Cache<P, C> = Mutex<HashMap<(P, Vec<Vec<u8>>), Arc<C>>>;
+type Cache<P, C> = Mutex<HashMap<(P, TlsVersion, Vec<Vec<u8>>), Arc<C>>>;
 
 /// One identity at one time.
 pub struct Snapshot {
@@ -63,7 +63,7 @@ pub struct Snapshot {
     pub not_before: SystemTime,
     /// When the SVID ends.
     pub not_after: SystemTime,
-    /// Counts from 1, one more with every rotation and every change of the trust bundle.
+    /// Counts from 1, one more with every rotation and every change of the trust bundle or the revocation lists.
     pub generation: u64,
     material: Material,
     servers: Cache<PeerPolicy, ServerConfig>,
@@ -89,10 +89,23 @@ impl Snapshot {
     /// # Errors
     /// [`Error::NoPeer`] for an empty list, [`Error::ForeignPeer`] for one of another trust domain.
     pub fn server_config(&self, peers: &PeerPolicy, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
+        self.server_config_since(TlsVersion::Tls12, peers, alpn)
+    }
+
+    /// The same without versions of TLS older than `least`.
+    ///
+    /// # Errors
+    /// As [`Self::server_config`].
+    pub fn server_config_since(
+        &self,
+        least: TlsVersion,
+        peers: &PeerPolicy,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ServerConfig>, Error> {
         if let PeerPolicy::Only(ids) = peers {
             self.check_expected(ids)?;
         }
-        cached(&self.servers, peers.clone(), alpn, |alpn| self.build_server(peers, alpn))
+        cached(&self.servers, peers.clone(), least, alpn, |alpn| self.build_server(least, peers, alpn))
     }
 
     /// A client's mTLS config: the server must present an X.509-SVID with one of the `expected` IDs; the name that is
@@ -101,8 +114,21 @@ impl Snapshot {
     /// # Errors
     /// [`Error::NoPeer`] for an empty list, [`Error::ForeignPeer`] for one of another trust domain.
     pub fn client_config(&self, expected: &[SpiffeId], alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
+        self.client_config_since(TlsVersion::Tls12, expected, alpn)
+    }
+
+    /// The same without versions of TLS older than `least`.
+    ///
+    /// # Errors
+    /// As [`Self::client_config`].
+    pub fn client_config_since(
+        &self,
+        least: TlsVersion,
+        expected: &[SpiffeId],
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ClientConfig>, Error> {
         self.check_expected(expected)?;
-        cached(&self.clients, expected.to_vec(), alpn, |alpn| self.build_client(expected, alpn))
+        cached(&self.clients, expected.to_vec(), least, alpn, |alpn| self.build_client(least, expected, alpn))
     }
 
     /// Our own certificates, the leaf first.
@@ -131,13 +157,14 @@ impl Snapshot {
 
     fn verifier(&self, policy: PeerPolicy) -> Arc<SpiffeVerifier> {
         let anchors = self.material.anchors.clone();
-        Arc::new(SpiffeVerifier::new(anchors, algorithms(), self.trust_domain.clone(), policy))
+        let revocation = Arc::clone(&self.material.revocation);
+        Arc::new(SpiffeVerifier::new(anchors, revocation, algorithms(), self.trust_domain.clone(), policy))
     }
 
-    fn build_server(&self, peers: &PeerPolicy, alpn: Vec<Vec<u8>>) -> Result<ServerConfig, Error> {
+    fn build_server(&self, least: TlsVersion, peers: &PeerPolicy, alpn: Vec<Vec<u8>>) -> Result<ServerConfig, Error> {
         let own = SingleCertAndKey::from(self.material.credentials.clone());
         let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions(least))
             .map_err(Error::Tls)?
             .with_client_cert_verifier(self.verifier(peers.clone()))
             .with_cert_resolver(Arc::new(own));
@@ -147,10 +174,15 @@ impl Snapshot {
         Ok(config)
     }
 
-    fn build_client(&self, expected: &[SpiffeId], alpn: Vec<Vec<u8>>) -> Result<ClientConfig, Error> {
+    fn build_client(
+        &self,
+        least: TlsVersion,
+        expected: &[SpiffeId],
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<ClientConfig, Error> {
         let own = SingleCertAndKey::from(self.material.credentials.clone());
         let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions(least))
             .map_err(Error::Tls)?
             .dangerous()
             .with_custom_certificate_verifier(self.verifier(PeerPolicy::Only(expected.to_vec())))
@@ -174,16 +206,17 @@ impl fmt::Debug for Snapshot {
 fn cached<P: Eq + Hash, C>(
     cache: &Cache<P, C>,
     policy: P,
+    least: TlsVersion,
     alpn: &[&[u8]],
     build: impl FnOnce(Vec<Vec<u8>>) -> Result<C, Error>,
 ) -> Result<Arc<C>, Error> {
     let alpn: Vec<Vec<u8>> = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    let key = (policy, alpn);
+    let key = (policy, least, alpn);
     let mut cache = cache.lock();
     if let Some(config) = cache.get(&key) {
         return Ok(config.clone());
     }
-    let config = Arc::new(build(key.1.clone())?);
+    let config = Arc::new(build(key.2.clone())?);
     if cache.len() < MOST_CONFIGS {
         cache.insert(key, config.clone());
     }

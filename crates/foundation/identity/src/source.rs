@@ -8,10 +8,19 @@ use std::time::SystemTime;
 use outrigger_config::{DevelopmentAuthority, Identity, IdentityFiles, TrustDomain};
 
 use crate::authority::{self, Authority};
+use crate::development;
 use crate::error::Error;
+use crate::files::{self, Loaded};
 use crate::material::Material;
 use crate::snapshot::Snapshot;
-use crate::{development, files};
+
+/// What a source has.
+pub(crate) struct Found {
+    /// `None` when it is what was known already.
+    pub(crate) material: Option<Material>,
+    /// What is wrong although there is material.
+    pub(crate) problem: Option<Error>,
+}
 
 /// One source of an identity.
 #[derive(Debug, Clone)]
@@ -40,22 +49,28 @@ impl Source {
     /// The files that matter to it.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         match &self.kind {
-            Kind::Files(files) => vec![files.certificate.clone(), files.key.clone(), files.trust_bundle.clone()],
+            Kind::Files(files) => {
+                let vital = [&files.certificate, &files.key, &files.trust_bundle];
+                vital.into_iter().chain(&files.crl).cloned().collect()
+            }
             Kind::Development(settings) => authority::paths(&settings.directory).into(),
         }
     }
 
-    /// New material; `None` when `current` is what the source still gives. Cancel-safe.
-    pub(crate) async fn load(&self, current: Option<&Snapshot>, now: SystemTime) -> Result<Option<Material>, Error> {
+    /// What there is now. Cancel-safe.
+    pub(crate) async fn load(&self, current: Option<&Snapshot>, now: SystemTime) -> Result<Found, Error> {
         match &self.kind {
             Kind::Files(files) => {
-                let material = files::load(files, &self.trust_domain, now)?;
-                let known = current.is_some_and(|current| {
-                    current.trust_domain == self.trust_domain && material.same_as(current.material())
-                });
-                Ok((!known).then_some(material))
+                let current = current.filter(|current| current.trust_domain == self.trust_domain);
+                let before = current.map(|current| &current.material().revocation);
+                let Loaded { material, problem } = files::load(files, &self.trust_domain, before, now)?;
+                let known = current.is_some_and(|current| material.same_as(current.material()));
+                Ok(Found { material: (!known).then_some(material), problem })
             }
-            Kind::Development(settings) => development::load(settings, &self.trust_domain, current, now).await,
+            Kind::Development(settings) => {
+                let material = development::load(settings, &self.trust_domain, current, now).await?;
+                Ok(Found { material, problem: None })
+            }
         }
     }
 
@@ -70,7 +85,7 @@ impl Source {
     /// Whether it would give an identity now, without making anything.
     pub(crate) fn check(&self, now: SystemTime) -> Result<(), Error> {
         match &self.kind {
-            Kind::Files(files) => files::load(files, &self.trust_domain, now).map(drop),
+            Kind::Files(files) => files::load(files, &self.trust_domain, None, now).map(drop),
             Kind::Development(settings) => Authority::read(&settings.directory, &self.trust_domain).map(drop),
         }
     }

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest;
 use outrigger_config::{SpiffeId, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
@@ -79,6 +80,16 @@ pub enum PeerError {
 pub fn peer_id(certificates: Option<&[CertificateDer<'_>]>) -> Option<SpiffeId> {
     let leaf = certificates?.first()?;
     Leaf::parse(leaf).ok().map(|leaf| leaf.id)
+}
+
+/// A certificate's SHA-256, in hexadecimal.
+pub fn certificate_hash(certificate: &CertificateDer<'_>) -> String {
+    let hash = digest::digest(&digest::SHA256, certificate);
+    hash.as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+        let digit = |four: u8| char::from(b"0123456789abcdef"[usize::from(four)]);
+        text.extend([digit(byte >> 4), digit(byte & 15)]);
+        text
+    })
 }
 
 /// What matters in a leaf certificate.
@@ -180,14 +191,14 @@ fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), PeerError> {
     if usage.digital_signature() { Ok(()) } else { Err(PeerError::NoDigitalSignature) }
 }
 
-fn system_time(seconds: i64) -> SystemTime {
+pub(crate) fn system_time(seconds: i64) -> SystemTime {
     let span = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 { UNIX_EPOCH.checked_sub(span) } else { UNIX_EPOCH.checked_add(span) };
     time.unwrap_or(UNIX_EPOCH)
 }
 
 /// A peer's text, fit to be shown: printable and short.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_default).collect();
     if text.chars().nth(SHOWN).is_some() {
         shown.push('…');

@@ -1,8 +1,8 @@
 //! Decides whether a peer in a handshake is whom we expect.
 //!
 //! In: the chain a peer sent. Out: yes, or the reason. Promise: first the cryptography (the
-//! chain leads to our trust bundle, all dates are right, the usage fits), then the rules of
-//! an X.509-SVID, then the policy. DNS names mean nothing here.
+//! chain leads to our trust bundle, all dates are right, the usage fits, nothing is revoked),
+//! then the rules of an X.509-SVID, then the policy. DNS names mean nothing here.
 
 use std::sync::Arc;
 
@@ -12,8 +12,9 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
+use crate::revocation::Revocation;
 use crate::snapshot::PeerPolicy;
 use crate::svid::{Leaf, PeerError};
 
@@ -21,6 +22,7 @@ use crate::svid::{Leaf, PeerError};
 #[derive(Debug)]
 pub(crate) struct SpiffeVerifier {
     anchors: Arc<[TrustAnchor<'static>]>,
+    revocation: Arc<Revocation>,
     algorithms: WebPkiSupportedAlgorithms,
     trust_domain: TrustDomain,
     policy: PeerPolicy,
@@ -52,11 +54,12 @@ impl End {
 impl SpiffeVerifier {
     pub(crate) fn new(
         anchors: Arc<[TrustAnchor<'static>]>,
+        revocation: Arc<Revocation>,
         algorithms: WebPkiSupportedAlgorithms,
         trust_domain: TrustDomain,
         policy: PeerPolicy,
     ) -> Self {
-        Self { anchors, algorithms, trust_domain, policy }
+        Self { anchors, revocation, algorithms, trust_domain, policy }
     }
 
     fn verify(
@@ -66,7 +69,7 @@ impl SpiffeVerifier {
         now: UnixTime,
         end: End,
     ) -> Result<(), rustls::Error> {
-        verify_chain(&self.anchors, &self.algorithms, leaf, intermediates, now, end)?;
+        verify_chain(&self.anchors, &self.revocation, &self.algorithms, leaf, intermediates, now, end)?;
         let leaf = Leaf::parse(leaf).and_then(|leaf| leaf.of(&self.trust_domain)).map_err(refused)?;
         match &self.policy {
             PeerPolicy::TrustDomain => Ok(()),
@@ -78,9 +81,10 @@ impl SpiffeVerifier {
     }
 }
 
-/// Whether a chain leads to an anchor, with right dates, signatures and usage.
+/// Whether a chain leads to an anchor, with right dates, signatures and usage, and nothing of it revoked.
 pub(crate) fn verify_chain(
     anchors: &[TrustAnchor<'_>],
+    revocation: &Revocation,
     algorithms: &WebPkiSupportedAlgorithms,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -88,8 +92,9 @@ pub(crate) fn verify_chain(
     end: End,
 ) -> Result<(), rustls::Error> {
     let parsed = EndEntityCert::try_from(leaf).map_err(|error| certificate_error(error, end))?;
+    let check = |path: &VerifiedPath<'_>| revocation.check(path, now);
     parsed
-        .verify_for_usage(algorithms.all, anchors, intermediates, now, end.usage(), None, None)
+        .verify_for_usage(algorithms.all, anchors, intermediates, now, end.usage(), None, Some(&check))
         .map(drop)
         .map_err(|error| certificate_error(error, end))
 }
@@ -109,6 +114,11 @@ fn certificate_error(error: webpki::Error, end: End) -> rustls::Error {
         E::UnknownIssuer => CertificateError::UnknownIssuer.into(),
         E::InvalidSignatureForPublicKey => CertificateError::BadSignature.into(),
         E::UnsupportedCriticalExtension => CertificateError::UnhandledCriticalExtension.into(),
+        E::CertRevoked => CertificateError::Revoked.into(),
+        E::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus.into(),
+        E::CrlExpired { time, next_update } => {
+            CertificateError::ExpiredRevocationListContext { time, next_update }.into()
+        }
         E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => refused(PeerError::Usage(end.as_str())),
         E::CaUsedAsEndEntity => refused(PeerError::Authority),
         other => CertificateError::Other(OtherError(Arc::new(other))).into(),

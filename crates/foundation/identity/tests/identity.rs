@@ -81,8 +81,13 @@ fn config(identity: Identity) -> Config {
 
 fn from_files(folder: &Path) -> Identity {
     let path = |name: &str| folder.join(name);
-    let files =
-        IdentityFiles { certificate: path("svid.pem"), key: path("svid.key"), trust_bundle: path("bundle.pem") };
+    let files = IdentityFiles {
+        certificate: path("svid.pem"),
+        key: path("svid.key"),
+        trust_bundle: path("bundle.pem"),
+        crl: Vec::new(),
+        crl_required: false,
+    };
     Identity { trust_domain: "shop.example".parse().unwrap(), files: Some(files), development: None }
 }
 

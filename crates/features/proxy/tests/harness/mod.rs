@@ -288,6 +288,13 @@ impl Proxy {
         self.ended().await;
     }
 
+    /// All metrics as text.
+    pub(crate) fn metrics(&self) -> String {
+        let mut bytes = Vec::new();
+        self.registry.encode(Format::Text, &mut bytes);
+        String::from_utf8(bytes).unwrap()
+    }
+
     /// Waits until the metrics hold a text.
     pub(crate) async fn metrics_have(&self, wanted: &str) {
         self.metrics_have_one_of(&[wanted]).await;
@@ -299,9 +306,7 @@ impl Proxy {
         while !wanted.iter().any(|wanted| text.contains(wanted)) {
             assert!(Instant::now() < deadline, "none of {wanted:?} is in\n{text}");
             tokio::time::sleep(Duration::from_millis(5)).await;
-            let mut bytes = Vec::new();
-            self.registry.encode(Format::Text, &mut bytes);
-            text = String::from_utf8(bytes).unwrap();
+            text = self.metrics();
         }
     }
 }
@@ -310,13 +315,34 @@ fn parse(text: &str) -> Config {
     outrigger_config::parse("test.yaml", text, &|_| None).unwrap_or_else(|error| panic!("{error}")).config
 }
 
+/// A workload's identity, kept by its component.
+pub(crate) struct Identified {
+    /// The config's section.
+    pub(crate) section: String,
+    pub(crate) identities: Identities,
+    outside: Standalone,
+}
+
+impl Identified {
+    /// The identity of a service account, from the development authority in a folder.
+    pub(crate) async fn start(authority: &tempfile::TempDir, account: &str, keepers: &mut JoinSet<()>) -> Self {
+        let section = identity_section(authority, account);
+        let (component, identities) = IdentityComponent::new();
+        let (ctx, outside) = Context::standalone(parse(&section), 1);
+        keepers.spawn(async move { component.run(ctx).await.unwrap() });
+        tokio::time::timeout(PATIENCE, identities.first()).await.unwrap().expect("an identity");
+        Self { section, identities, outside }
+    }
+}
+
 /// A frontend's outbound side and a backend's inbound side with mTLS between them.
 pub(crate) struct Shop {
     pub(crate) backend: Proxy,
     pub(crate) frontend: Proxy,
+    frontend_config: String,
     authority: tempfile::TempDir,
     /// The backend's and the frontend's identity.
-    identities: Vec<Standalone>,
+    workloads: [Identified; 2],
     _keepers: JoinSet<()>,
 }
 
@@ -339,21 +365,16 @@ impl Shop {
     async fn start_in_mode(app: &App, expected: &str, line: &str, mode: &str) -> Self {
         let authority = tempfile::tempdir().unwrap();
         let mut keepers = JoinSet::new();
-        let (mut identities, mut handles) = (Vec::new(), Vec::new());
-        let section = |account: &str| identity_section(&authority, account);
-        for account in ["backend", "frontend"] {
-            let (component, handle) = IdentityComponent::new();
-            let (ctx, standalone) = Context::standalone(parse(&section(account)), 1);
-            keepers.spawn(async move { component.run(ctx).await.unwrap() });
-            tokio::time::timeout(PATIENCE, handle.first()).await.unwrap().expect("an identity");
-            handles.push(handle);
-            identities.push(standalone);
-        }
+        let workloads = [
+            Identified::start(&authority, "backend", &mut keepers).await,
+            Identified::start(&authority, "frontend", &mut keepers).await,
+        ];
+        let [backend_identity, frontend_identity] = &workloads;
         let peers = "[spiffe://shop.example/ns/shop/sa/frontend, spiffe://shop.example/ns/shop/sa/renewed]";
         let tls = format!("      tls: {{ mode: {mode}, allowedPeers: {peers} }}\n");
-        let config = section("backend") + &app.plain_config(&format!("{tls}      {line}\n"));
-        let backend = Proxy::start_with(&config, handles.remove(0), 0).await;
-        let config = section("frontend")
+        let config = backend_identity.section.clone() + &app.plain_config(&format!("{tls}      {line}\n"));
+        let backend = Proxy::start_with(&config, backend_identity.identities.clone(), 0).await;
+        let config = frontend_identity.section.clone()
             + &format!(
                 r#"
 proxy:
@@ -369,14 +390,20 @@ proxy:
 "#,
                 backend.port
             );
-        let frontend = Proxy::start_with(&config, handles.remove(0), 1).await;
-        Self { backend, frontend, authority, identities, _keepers: keepers }
+        let frontend = Proxy::start_with(&config, frontend_identity.identities.clone(), 1).await;
+        Self { backend, frontend, frontend_config: config, authority, workloads, _keepers: keepers }
     }
 
     /// Gives the frontend a new certificate, for another account so that it can be told from the old one.
     pub(crate) fn rotate_frontend(&self, account: &str) {
         let config = parse(&identity_section(&self.authority, account));
-        self.identities[1].config.send(Arc::new(config)).unwrap();
+        self.workloads[1].outside.config.send(Arc::new(config)).unwrap();
+    }
+
+    /// Gives the frontend's cluster a further member.
+    pub(crate) fn change_cluster(&self, member: &str) {
+        self.frontend
+            .reload(&self.frontend_config.replace("      endpoints:", &format!("      {member}\n      endpoints:")));
     }
 
     pub(crate) fn outbound(&self) -> u16 {

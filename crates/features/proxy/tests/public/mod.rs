@@ -5,8 +5,14 @@ use std::path::Path;
 
 use outrigger_identity::IdentityComponent;
 
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
 use crate::OK;
-use crate::harness::{App, Client, Proxy, until};
+use crate::harness::{App, Client, Proxy, Shop, until};
 
 /// Writes a certificate for these names, which is its own authority.
 fn certify(folder: &Path, file: &str, names: &[&str]) {
@@ -18,13 +24,18 @@ fn certify(folder: &Path, file: &str, names: &[&str]) {
 
 /// An outbound listener that calls `port` by TLS and expects `name`.
 async fn caller(port: u16, folder: &Path, name: &str, ca: &str, protocol: &str) -> Proxy {
+    caller_with(port, folder, name, ca, &format!("protocol: {protocol}"), "").await
+}
+
+/// The same with further members for the cluster and its `tls`.
+async fn caller_with(port: u16, folder: &Path, name: &str, ca: &str, cluster: &str, tls: &str) -> Proxy {
     let config = format!(
         r#"
 proxy:
   listeners:
     - {{ name: out, direction: outbound, address: "127.0.0.1:PORT", routes: [{{ name: all, backendRefs: [{{ name: there }}] }}] }}
   clusters:
-    - {{ name: there, endpoints: ["127.0.0.1:{port}"], protocol: {protocol}, tls: {{ serverName: {name}, ca: "{}" }} }}
+    - {{ name: there, endpoints: ["127.0.0.1:{port}"], {cluster}, tls: {{ serverName: {name}, ca: "{}"{tls} }} }}
 "#,
         folder.join(format!("{ca}.pem")).display()
     );
@@ -69,4 +80,125 @@ async fn the_name_asked_for_chooses_the_certificate_and_must_be_in_it() {
     until("the new certificate is shown", || ask(&client).starts_with("HTTP/1.1 200")).await;
     client.stop().await;
     server.stop().await;
+}
+
+/// A listener with this certificate for ordinary clients, in front of an application.
+async fn simple(app: &App, folder: &Path, certificate: &str) -> Proxy {
+    let path = |suffix: &str| folder.join(format!("{certificate}.{suffix}"));
+    let pair = format!("{{ certificate: {}, key: {} }}", path("pem").display(), path("key").display());
+    Proxy::start(&app.plain_config(&format!("      tls: {{ mode: simple, certificates: [{pair}] }}\n"))).await
+}
+
+#[tokio::test]
+async fn sessions_are_resumed_with_ordinary_peers_and_between_sidecars() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    certify(folder, "one", &["one.test"]);
+    let app = App::answering(OK);
+    let server = simple(&app, folder, "one").await;
+    // Each request has a connection of its own, and the listener has two workers.
+    let client = caller_with(server.port, folder, "one.test", "one", "pool: { maxRequests: 1 }", "").await;
+    for _ in 0..6 {
+        assert!(ask(&client).starts_with("HTTP/1.1 200"));
+    }
+    server.metrics_have("outrigger_tls_handshakes_total{listener=\"in\",result=\"ok\"} 6").await;
+    server.metrics_have("outrigger_tls_sessions_resumed_total{listener=\"in\"} 5").await;
+    client.metrics_have("outrigger_upstream_tls_sessions_resumed_total{cluster=\"there\"} 5").await;
+    // A reload that changes something else leaves the tickets good; a new certificate does not.
+    client.stop().await;
+    server.stop().await;
+
+    let shop = Shop::start(&app, "spiffe://shop.example/ns/shop/sa/backend").await;
+    shop.change_cluster("pool: { maxRequests: 1 }");
+    let resumed =
+        |count: u32| format!("outrigger_upstream_tls_sessions_resumed_total{{cluster=\"backend\"}} {count}\n");
+    let asked =
+        |count: u32| format!("outrigger_upstream_tls_handshakes_total{{cluster=\"backend\",result=\"ok\"}} {count}\n");
+    until("the change was taken", || {
+        // Before it, connections are kept and no handshake is made.
+        ask(&shop.frontend);
+        shop.frontend.metrics().contains(&resumed(3))
+    })
+    .await;
+    let before = shop.frontend.metrics();
+    shop.rotate_frontend("renewed");
+    until("the new certificate is used", || {
+        ask(&shop.frontend);
+        app.seen().last().unwrap().contains("sa/renewed")
+    })
+    .await;
+    let full = |metrics: &str| {
+        (0..999).find(|count| {
+            (0..999).any(|more| metrics.contains(&resumed(more)) && metrics.contains(&asked(more + count)))
+        })
+    };
+    assert_eq!(full(&before), Some(1), "but for the first, all were resumed: {before}");
+    assert_eq!(full(&shop.frontend.metrics()), Some(2), "no session outlives a rotation");
+    shop.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_bundle_of_authorities_is_taken_and_a_broken_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    certify(folder, "one", &["one.test"]);
+    certify(folder, "other", &["one.test"]);
+    let install = |from: &str| std::fs::copy(folder.join(format!("{from}.pem")), folder.join("ca.pem")).unwrap();
+    install("one");
+    let app = App::answering(OK);
+    let server = simple(&app, folder, "one").await;
+    let client = caller(server.port, folder, "one.test", "ca", "http1").await;
+    assert!(ask(&client).starts_with("HTTP/1.1 200"));
+    // The connection is kept, and yet it is not used with an authority that is no longer trusted.
+    install("other");
+    until("the new bundle is taken", || ask(&client).starts_with("HTTP/1.1 503")).await;
+    install("one");
+    until("and the next one", || ask(&client).starts_with("HTTP/1.1 200")).await;
+    std::fs::write(folder.join("ca.pem"), "-----BEGIN CERTIFICATE-----\n").unwrap();
+    until("the broken one is told", || {
+        let (state, reason) = client.status();
+        state == "degraded" && reason.contains("cluster `there`") && reason.contains("ca.pem")
+    })
+    .await;
+    assert!(ask(&client).starts_with("HTTP/1.1 200"), "what was good stays");
+    client.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_gets_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    certify(folder, "server", &["server.test"]);
+    certify(folder, "client", &["client.test"]);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let read = |name: &str| CertificateDer::from_pem_file(folder.join(format!("{name}.pem"))).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(read("client")).unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![read("server")], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let app = App::talking(move |mut stream| {
+        let mut connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut tls = rustls::Stream::new(&mut connection, &mut stream);
+        if tls.read(&mut [0; 1024]).is_ok_and(|count| count > 0) {
+            let _ = tls.write_all(OK.as_bytes());
+        }
+    });
+    let pair = format!(
+        ", clientCertificate: {{ certificate: \"{0}.pem\", key: \"{0}.key\" }}",
+        folder.join("client").display()
+    );
+    for (tls, status) in [(pair.as_str(), "200"), ("", "50")] {
+        let client = caller_with(app.port, folder, "server.test", "server", "protocol: http1", tls).await;
+        let answer = ask(&client);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{tls}: {answer}");
+        client.stop().await;
+    }
 }

@@ -305,6 +305,7 @@ async fn permissive_takes_plain_text_beside_mtls_and_strict_does_not() {
     assert!(ask(outbound).await.unwrap().starts_with("HTTP/1.1 200"), "mTLS");
     let seen = app.seen();
     assert!(!seen[1].contains("x-forwarded-client-cert"), "{seen:?}");
-    assert!(seen[2].contains("x-forwarded-client-cert: URI=spiffe://shop.example/ns/shop/sa/frontend"), "{seen:?}");
+    let told = "x-forwarded-client-cert: By=spiffe://shop.example/ns/shop/sa/backend;Hash=";
+    assert!(seen[2].contains(told) && seen[2].contains(";URI=spiffe://shop.example/ns/shop/sa/frontend"), "{seen:?}");
     shop.stop().await;
 }

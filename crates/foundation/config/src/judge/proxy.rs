@@ -329,6 +329,10 @@ fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: 
         let message = "`ca` is never used: mTLS trusts the identity's own bundle";
         judge.warning("unused", &at.key("ca"), message, "remove it, or give a `serverName`");
     }
+    if !ordinary && tls.client_certificate.is_some() {
+        let message = "`clientCertificate` is never shown: mTLS shows the workload's identity";
+        judge.warning("unused", &at.key("clientCertificate"), message, "remove it, or give a `serverName`");
+    }
 }
 
 fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {

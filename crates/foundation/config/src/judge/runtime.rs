@@ -92,6 +92,20 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
     if let Some(development) = &identity.development {
         judge.not_zero(&at.key("development").key("ttl"), development.ttl);
     }
+    if let Some(files) = &identity.files {
+        let (at, crl) = (at.key("files"), at.key("files").key("crl"));
+        let listed = files.crl.iter().enumerate();
+        judge.unique("revocation list", "keep one of them", listed.map(|(i, path)| (crl.index(i), path.clone())));
+        if files.crl_required && files.crl.is_empty() && !judge.checked.is_blurred_within(&crl) {
+            let message = "`crlRequired` without a list in `crl` would refuse every peer";
+            judge.error(
+                "conflict",
+                &at.key("crlRequired"),
+                message,
+                "name the lists in `crl`, or remove `crlRequired`",
+            );
+        }
+    }
 }
 
 fn statsd(config: &Config, judge: &mut Judge<'_>) {

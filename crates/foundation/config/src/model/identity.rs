@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{Duration, Name, TrustDomain};
@@ -34,6 +34,19 @@ pub struct IdentityFiles {
     /// The authorities peers must chain to, as PEM.
     #[schemars(extend("format" = "path"))]
     pub trust_bundle: PathBuf,
+    /// Certificate revocation lists (CRLs), as PEM or DER: a peer on one of them, or under an authority on one of them, is
+    /// refused. Each must be issued by an authority in `trustBundle` or above our own certificate. Up to 4 MiB a file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "paths")]
+    pub crl: Vec<PathBuf>,
+    /// Whether a peer is refused when an authority above it has no list in `crl`, or only one whose time is over. Otherwise
+    /// such a peer passes, and a list that is too old stays in force.
+    #[serde(default)]
+    pub crl_required: bool,
+}
+
+fn paths(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "format": "path" } })
 }
 
 /// A tiny built-in authority, for development and demos only.

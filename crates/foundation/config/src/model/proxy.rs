@@ -137,6 +137,8 @@ pub enum EscapedSlashes {
 pub struct ForwardedHeaders {
     /// `X-Forwarded-For`, and with it `X-Forwarded-Proto`.
     pub x_forwarded_for: ForwardedFor,
+    /// `x-forwarded-client-cert`, by which an application learns who called.
+    pub client_cert: ForwardedClientCert,
     /// The name to add to `Via` of requests and responses; absent means that `Via` passes as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<Name>,
@@ -154,6 +156,23 @@ pub enum ForwardedFor {
     /// It is replaced by the client's address, and `X-Forwarded-Proto` by how it came: for an edge, where clients may lie.
     Set,
     /// Both are removed.
+    Remove,
+}
+
+/// What happens to `x-forwarded-client-cert`, which holds `By=<our SPIFFE ID>;Hash=<the client certificate's
+/// SHA-256>;URI=<the client's SPIFFE ID>`, as Envoy writes it. What a client without a certificate says in it is removed
+/// in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardedClientCert {
+    /// It tells of the client alone, whatever the client said in it (Envoy's `SANITIZE_SET`).
+    #[default]
+    Set,
+    /// The client is added to those it names itself: for applications behind several proxies (`APPEND_FORWARD`).
+    Append,
+    /// What a client with a certificate says in it passes, and nothing is added (`FORWARD_ONLY`).
+    Keep,
+    /// It is removed (`SANITIZE`).
     Remove,
 }
 
@@ -223,13 +242,27 @@ pub struct ListenerTls {
     /// With `simple`: what the listener shows, chosen by the name the client asks for (SNI) among the names in the
     /// certificates; the first one to all others. Read again when a file changes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub certificates: Vec<ServerCertificate>,
+    pub certificates: Vec<CertificatePair>,
+    /// The oldest version of TLS that is spoken.
+    pub min_version: TlsVersion,
 }
 
-/// A server's certificate.
+/// A version of TLS. Older ones are never spoken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+pub enum TlsVersion {
+    /// TLS 1.2, with ECDHE and AEAD ciphers only.
+    #[default]
+    #[serde(rename = "TLSv1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "TLSv1.3")]
+    Tls13,
+}
+
+/// A certificate and its key.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ServerCertificate {
+pub struct CertificatePair {
     /// The certificate and what it chains to, as PEM, the certificate itself first.
     #[schemars(extend("format" = "path"))]
     pub certificate: PathBuf,
@@ -479,10 +512,16 @@ pub struct ClusterTls {
     /// Ordinary TLS: the DNS name that is asked for and must be in the endpoint's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
-    /// Ordinary TLS: a PEM bundle of authorities; absent means the public ones.
+    /// Ordinary TLS: a PEM bundle of authorities; absent means the public ones. Read again when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub ca: Option<PathBuf>,
+    /// Ordinary TLS: what we present to servers that ask for a certificate; absent means nothing. Read again when a file
+    /// changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<CertificatePair>,
+    /// The oldest version of TLS that is spoken.
+    pub min_version: TlsVersion,
 }
 
 /// Connections kept for the next request, per worker.

@@ -21,10 +21,11 @@ fn folder(pki: &Pki) -> tempfile::TempDir {
 }
 
 fn load(folder: &Path) -> Result<Material, String> {
-    crate::files::load(&files_in(folder), &shop(), SystemTime::now()).map_err(|error| chain(&error))
+    let loaded = crate::files::load(&files_in(folder), &shop(), None, SystemTime::now());
+    loaded.map(|loaded| loaded.material).map_err(|error| chain(&error))
 }
 
-fn openssl(folder: &Path, arguments: &str) {
+pub(super) fn openssl(folder: &Path, arguments: &str) {
     let status = Command::new("openssl")
         .args(arguments.split_whitespace())
         .current_dir(folder)

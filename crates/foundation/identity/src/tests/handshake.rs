@@ -21,11 +21,11 @@ use crate::public::{algorithms, provider};
 use crate::snapshot::{PeerPolicy, Snapshot};
 use crate::{peer_id, tls_error_reason, tls_error_text};
 
-type Ends =
+pub(super) type Ends =
     (Result<server::TlsStream<DuplexStream>, std::io::Error>, Result<client::TlsStream<DuplexStream>, std::io::Error>);
 
 /// One handshake, and a byte each way so that tickets and late refusals arrive.
-async fn handshake(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> Ends {
+pub(super) async fn handshake(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> Ends {
     let (near, far) = tokio::io::duplex(64 << 10);
     let name = ServerName::try_from("no.such.name").unwrap();
     let serve = async {

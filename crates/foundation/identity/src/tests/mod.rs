@@ -3,6 +3,7 @@
 mod authority;
 mod files;
 mod handshake;
+mod revocation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -118,5 +119,11 @@ pub(super) fn pem(label: &str, der: &[u8]) -> String {
 
 pub(super) fn files_in(folder: &Path) -> IdentityFiles {
     let path = |name: &str| -> PathBuf { folder.join(name) };
-    IdentityFiles { certificate: path("svid.pem"), key: path("svid.key"), trust_bundle: path("bundle.pem") }
+    IdentityFiles {
+        certificate: path("svid.pem"),
+        key: path("svid.key"),
+        trust_bundle: path("bundle.pem"),
+        crl: Vec::new(),
+        crl_required: false,
+    }
 }
