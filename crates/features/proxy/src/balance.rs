@@ -9,9 +9,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
-
-use crate::pool::{Idle, Shared};
+use crate::pool::Idle;
+use crate::shared::SharedConnections;
 
 /// An endpoint that failed is avoided for so long, doubling up to [`LONGEST_AVOIDANCE`].
 const AVOIDANCE: Duration = Duration::from_millis(200);
@@ -25,10 +24,9 @@ pub(crate) struct Endpoint {
     /// Connections kept for the next request.
     pub(crate) idle: RefCell<Vec<Idle>>,
     /// Connections that carry many requests.
-    pub(crate) shared: RefCell<Vec<Rc<Shared>>>,
-    /// One such is being made, and those who wait for it.
-    pub(crate) connecting: Cell<bool>,
-    pub(crate) connected_now: Notify,
+    pub(crate) shared: SharedConnections,
+    /// The last connection to it was agreed on as between Outriggers.
+    pub(crate) kin: Cell<bool>,
     /// The cluster has it no longer; connections to it are not kept.
     pub(crate) retired: Cell<bool>,
     failures: Cell<u32>,
@@ -41,9 +39,8 @@ impl Endpoint {
             address,
             under_way: Cell::new(0),
             idle: RefCell::default(),
-            shared: RefCell::default(),
-            connecting: Cell::new(false),
-            connected_now: Notify::new(),
+            shared: SharedConnections::default(),
+            kin: Cell::new(false),
             retired: Cell::new(false),
             failures: Cell::new(0),
             avoid_until: Cell::new(None),

@@ -16,9 +16,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::balance::Endpoint;
 use crate::error::Reason;
-use crate::pool::{Connection, Pool, Shared};
+use crate::pool::{Connection, Pool};
+use crate::shared::Begun;
 use crate::transport::Transport;
 use crate::upstream::{H1Connection, Link, Speech};
 use crate::{socket, tls};
@@ -38,23 +38,32 @@ pub(crate) struct Ends {
     pub(crate) local: SocketAddr,
 }
 
-/// A byte stream to an endpoint, with the generation of our certificates and whom the endpoint's names.
+/// A byte stream to an endpoint.
 pub(crate) struct Dialled {
     pub(crate) io: Transport,
+    /// Which certificate of ours it was made with; 0 for plain text.
     generation: u64,
+    /// Whom the endpoint's certificate names.
     pub(crate) peer: Option<Rc<str>>,
+    /// The endpoint is an Outrigger too, by the protocol that was agreed on.
+    pub(crate) kin: bool,
+}
+
+impl From<Dialled> for Connection {
+    fn from(Dialled { io, generation, peer, .. }: Dialled) -> Self {
+        Self { link: Link::H1(H1Connection::new(io)), generation, peer }
+    }
 }
 
 impl Pool {
     /// Connects to an endpoint for HTTP/1. Cancel-safe: a connection under way is dropped.
-    pub(crate) async fn dial(&self, address: SocketAddr, ends: Option<Ends>) -> Result<Connection, Reason> {
-        let Dialled { io, generation, peer } = self.reach(address, Speech::Http1, ends).await?;
-        Ok(Connection { link: Link::H1(H1Connection::new(io)), generation, peer })
+    pub(crate) async fn dial(&self, address: SocketAddr, ends: Option<Ends>) -> Result<Dialled, Reason> {
+        self.reach(address, Speech::Http1, ends).await
     }
 
     /// Connects to an endpoint for HTTP/2. Cancel-safe.
-    pub(crate) async fn dial_http2(self: &Rc<Self>, endpoint: &Endpoint) -> Result<Rc<Shared>, Reason> {
-        let Dialled { io, generation, peer } = self.reach(endpoint.address, Speech::Http2, None).await?;
+    pub(crate) async fn dial_http2(&self, address: SocketAddr) -> Result<Begun, Reason> {
+        let Dialled { io, generation, peer, kin } = self.reach(address, Speech::Http2, None).await?;
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
@@ -66,19 +75,7 @@ impl Pool {
             tracing::debug!(component = "proxy", cluster = self.cluster.name, %error, "HTTP/2 not begun");
             Reason::ConnectFailure
         })?;
-        let shared = Shared::new(sender, generation, peer);
-        let (pool, ending) = (Rc::downgrade(self), Rc::downgrade(&shared));
-        // The requests on it hear of an error themselves. It ends when nobody can send on it any more.
-        self.drivers.borrow_mut().spawn_local(async move {
-            let _ = connection.await;
-            if let Some(shared) = ending.upgrade() {
-                shared.end();
-            }
-            if let Some(pool) = pool.upgrade() {
-                pool.closed(1);
-            }
-        });
-        Ok(shared)
+        Ok(Begun { sender, connection, generation, peer, kin })
     }
 
     /// Connects, and encrypts when the cluster says so.
@@ -107,7 +104,7 @@ impl Pool {
             stream.write_all(&header).await.map_err(|_| Reason::ConnectFailure)?;
         }
         if self.cluster.config.tls.is_none() {
-            return Ok(Dialled { io: stream.into(), generation: 0, peer: None });
+            return Ok(Dialled { io: stream.into(), generation: 0, peer: None, kin: false });
         }
         if let Some(tls) = &self.cluster.config.tls
             && let Some(name) = &tls.server_name
@@ -121,8 +118,10 @@ impl Pool {
         match TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => {
                 self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
-                let peer = peer_id(stream.get_ref().1.peer_certificates()).map(|id| Rc::from(id.as_str()));
-                Ok(Dialled { io: stream.into(), generation: snapshot.generation, peer })
+                let session = stream.get_ref().1;
+                let peer = peer_id(session.peer_certificates()).map(|id| Rc::from(id.as_str()));
+                let kin = tls::is_outriggers(session.alpn_protocol());
+                Ok(Dialled { io: stream.into(), generation: snapshot.generation, peer, kin })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));
@@ -158,7 +157,7 @@ impl Pool {
             }
             Ok(stream) => {
                 self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
-                Ok(Dialled { io: stream.into(), generation, peer: None })
+                Ok(Dialled { io: stream.into(), generation, peer: None, kin: false })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));

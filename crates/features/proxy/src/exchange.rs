@@ -22,13 +22,13 @@ use crate::body::{Broken, Sink, Source, Waiting, poll_pump};
 use crate::connection::Downstream;
 use crate::error::{Fault, Reason};
 use crate::metrics::{RequestKey, RequestNames};
-use crate::pool::{Lease, Pool};
+use crate::pool::{Lease, Pool, Way, Wish};
 use crate::respond::Responder;
 use crate::route::Route;
 use crate::snapshot::LocalSnapshot;
-use crate::upstream::{Got, Receiver, Speech, Up};
+use crate::upstream::{Ask, Got, Receiver, Up};
 use crate::watch::{Order, Phase, Watched};
-use crate::{headers, judge};
+use crate::{headers, judge, upgrade};
 
 /// A request as it came, and whom to answer.
 pub(crate) struct Incoming<'a> {
@@ -181,19 +181,25 @@ impl Exchange {
         if matches!(framing, Framing::Chunked) {
             request.push("Transfer-Encoding", b"chunked");
         }
-        let speech = match (pool.cluster.config.protocol, request.version()) {
-            (ClusterProtocol::Http2, _) if upgrade.is_none() => Speech::Http2,
-            (ClusterProtocol::Auto, Version::Http2) if is_grpc(request) => Speech::Http2,
-            _ => Speech::Http1,
+        let ask = if upgrade.is_some() { Ask::Upgrade } else { Ask::Answer };
+        let way = match (pool.cluster.config.protocol, ask) {
+            (ClusterProtocol::Http2, Ask::Upgrade) => Way::Upgrade,
+            (ClusterProtocol::Http2, _) => Way::Shared,
+            (ClusterProtocol::Auto, Ask::Answer) if request.version() == Version::Http2 && is_grpc(request) => {
+                Way::Shared
+            }
+            (ClusterProtocol::Auto, Ask::Answer) => Way::Either,
+            _ => Way::Own,
         };
         request.set_version(Version::Http11);
 
         let mut fresh = false;
         loop {
-            let mut lease = self.in_time(pool.checkout(fresh, speech, self.downstream.ends)).await??;
+            let wish = Wish { way, fresh, ends: self.downstream.ends };
+            let mut lease = self.in_time(pool.checkout(wish)).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
-            match self.attempt(&mut lease, incoming, framing, upgrade.is_some(), response).await? {
+            match self.attempt(&mut lease, incoming, framing, ask, response).await? {
                 Try::Done(after) => {
                     lease.settle(Instant::now());
                     return Ok(after);
@@ -251,7 +257,7 @@ impl Exchange {
         lease: &mut Lease,
         incoming: &mut Incoming<'_>,
         framing: Framing,
-        upgrade: bool,
+        ask: Ask,
         response: &mut Head,
     ) -> Result<Try, Reason> {
         let reused = lease.reused;
@@ -260,12 +266,14 @@ impl Exchange {
         let secure = lease.is_secure();
         let (link, keep) = lease.parts();
         *keep = false;
-        let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure) {
-            Err(Reason::Reset) if reused => return Ok(Try::Stale(Reason::Reset)),
+        let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure, ask) {
+            // The connection ended just now, so nothing of the request went out.
+            Err(Reason::Reset) => return Ok(Try::Stale(Reason::Reset)),
             up => up?,
         };
+        let over_http2 = matches!(receiver, Receiver::H2 { .. });
         // What a client sends before its upgrade was agreed to must not reach the endpoint as a request.
-        let mut sending = if upgrade { Sending::Held } else { Sending::On };
+        let mut sending = if ask == Ask::Answer { Sending::On } else { Sending::Held };
         let head = poll_fn(|cx| self.poll_answer(cx, incoming, &mut sink, &mut receiver, &mut sending, response)).await;
         let (body, mut reusable) = match head {
             Ok(head) => head,
@@ -283,11 +291,12 @@ impl Exchange {
         self.watched.set_deadline(None);
         self.code = response.status();
 
-        if response.status() == 101 {
-            if !upgrade {
-                return Err(Reason::Protocol("it switched protocols unasked"));
-            }
+        if ask != Ask::Answer && upgrade::is_agreed(ask, over_http2, response.status()) {
+            upgrade::translate(incoming.request, ask, over_http2, incoming.responder.is_http2(), response);
             return self.tunnel(sink, receiver, incoming, response).await;
+        }
+        if response.status() == 101 {
+            return Err(Reason::Protocol("it switched protocols unasked"));
         }
         headers::strip_hop_by_hop(response);
         headers::via(response, &self.snapshot.forwarded, response.version());
@@ -428,6 +437,7 @@ impl Exchange {
     ) -> Result<Try, Reason> {
         self.answered = true;
         let mut down = incoming.responder.tunnel(response).map_err(|_| Reason::ClientGone)?;
+        self.code = response.status();
         let mut up = sink.into_tunnel();
         let mut from_endpoint = receiver.into_tunnel();
         incoming.source.become_tunnel();

@@ -16,7 +16,10 @@
 //! CONNECT) become tunnels once the endpoint agrees. CONNECT itself gets 501.
 //!
 //! Towards a cluster HTTP/2 is spoken for gRPC, which needs it, and HTTP/1.1 for everything else, unless the cluster says
-//! otherwise. Two Outriggers know one another by ALPN names of their own.
+//! otherwise. Two Outriggers know one another by ALPN names of their own; when many requests are under way between them,
+//! those that find no kept connection share a few HTTP/2 connections (`pool.multiplexAbove`). Names of header fields keep
+//! their case and order over these, trailers' names and reason phrases do not. Towards a cluster with `protocol: http2` an
+//! upgrade is an extended CONNECT where the endpoint takes it, else it gets an HTTP/1.1 connection of its own.
 //!
 //! # What is changed on the way
 //!
@@ -78,12 +81,14 @@ mod pool;
 mod relay;
 mod respond;
 mod route;
+mod shared;
 mod snapshot;
 mod socket;
 mod splice;
 mod tcp;
 mod tls;
 mod transport;
+mod upgrade;
 mod upstream;
 mod watch;
 mod worker;

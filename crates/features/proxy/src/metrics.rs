@@ -34,6 +34,8 @@ pub(crate) struct Families {
     upstream_resumed: CounterFamily,
     upstream_total: CounterFamily,
     upstream: GaugeFamily,
+    upstream_http2: GaugeFamily,
+    upstream_streams: GaugeFamily,
     retries: CounterFamily,
 }
 
@@ -128,6 +130,16 @@ impl Families {
                 "Open connections to endpoints.",
                 &["cluster"],
             ),
+            upstream_http2: registry.gauge(
+                "outrigger_upstream_http2_connections_active",
+                "Open connections to endpoints that many requests share.",
+                &["cluster"],
+            ),
+            upstream_streams: registry.gauge(
+                "outrigger_upstream_http2_streams_active",
+                "Requests under way on connections to endpoints that many share.",
+                &["cluster"],
+            ),
             retries: registry.counter(
                 "outrigger_upstream_retries_total",
                 "Requests sent again because a kept connection had gone stale.",
@@ -154,6 +166,8 @@ impl Families {
             failed: self.upstream_total.with(&[name, "failed"]),
             overflow: self.upstream_total.with(&[name, "overflow"]),
             open: self.upstream.with(&[name]),
+            http2: self.upstream_http2.with(&[name]),
+            streams: self.upstream_streams.with(&[name]),
             retries: self.retries.with(&[name]),
             handshakes: self.upstream_handshakes.clone(),
             resumed: self.upstream_resumed.with(&[name]),
@@ -168,6 +182,9 @@ pub(crate) struct ClusterMetrics {
     pub(crate) failed: Counter,
     pub(crate) overflow: Counter,
     pub(crate) open: Gauge,
+    /// Those of the open ones that many requests share, and the requests on them.
+    pub(crate) http2: Gauge,
+    pub(crate) streams: Gauge,
     pub(crate) retries: Counter,
     handshakes: CounterFamily,
     resumed: Counter,

@@ -13,8 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use outrigger_identity::{Identities, Snapshot};
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -25,12 +23,11 @@ use crate::cluster::Cluster;
 use crate::dial::{Dialled, Ends};
 use crate::error::Reason;
 use crate::metrics::ClusterMetrics;
+use crate::shared::Place;
 use crate::tls::PerGeneration;
 use crate::transport::Transport;
 use crate::upstream::{Link, Speech};
 
-/// Requests at once on one HTTP/2 connection, whatever the endpoint allows.
-const MOST_STREAMS: usize = 1000;
 /// Endpoints tried for one request when none of them can be reached.
 const MOST_TRIES: usize = 3;
 
@@ -62,53 +59,27 @@ pub(crate) struct Idle {
     since: Instant,
 }
 
-/// A connection to an endpoint that carries many requests at once.
-pub(crate) struct Shared {
-    pub(crate) sender: SendRequest<Bytes>,
-    pub(crate) generation: u64,
-    pub(crate) peer: Option<Rc<str>>,
-    /// Requests under way on it.
-    streams: Cell<u32>,
-    /// It carries no new request.
-    ended: Cell<bool>,
+/// What a request wants of its connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    pub(crate) way: Way,
+    /// A new one, after a kept one turned out stale.
+    pub(crate) fresh: bool,
+    /// Whose request it is.
+    pub(crate) ends: Ends,
 }
 
-impl Shared {
-    pub(crate) fn new(sender: SendRequest<Bytes>, generation: u64, peer: Option<Rc<str>>) -> Rc<Self> {
-        Rc::new(Self { sender, generation, peer, streams: Cell::new(0), ended: Cell::new(false) })
-    }
-
-    /// It carries no new request.
-    pub(crate) fn end(&self) {
-        self.ended.set(true);
-    }
-
-    /// Whether it takes another request made with this certificate.
-    fn has_room(&self, generation: u64) -> bool {
-        let most = self.sender.current_max_send_streams().min(MOST_STREAMS);
-        !self.ended.get() && self.generation == generation && (self.streams.get() as usize) < most
-    }
-}
-
-/// A request's place on a shared connection, given back when dropped.
-pub(crate) struct OpenStream(Rc<Shared>);
-
-impl OpenStream {
-    fn take(shared: &Rc<Shared>) -> Self {
-        shared.streams.set(shared.streams.get() + 1);
-        Self(Rc::clone(shared))
-    }
-
-    /// The connection failed: nobody else is to try it.
-    pub(crate) fn give_up(&self) {
-        self.0.end();
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-    }
+/// How a request may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// On a connection of its own.
+    Own,
+    /// On one that others use too: HTTP/2.
+    Shared,
+    /// On one of its own; between Outriggers, when there are many, on a shared one.
+    Either,
+    /// As extended CONNECT on a shared one, or, where the endpoint does not take it, on one of its own.
+    Upgrade,
 }
 
 /// A connection to an endpoint.
@@ -150,18 +121,13 @@ impl Pool {
         })
     }
 
-    /// A connection for one request. `fresh` asks for a new one, after a kept one turned out stale.
-    /// Cancel-safe: what was counted is given back.
-    pub(crate) async fn checkout(self: &Rc<Self>, fresh: bool, speech: Speech, ends: Ends) -> Result<Lease, Reason> {
+    /// A connection for one request. Cancel-safe: what was counted is given back.
+    pub(crate) async fn checkout(self: &Rc<Self>, wish: Wish) -> Result<Lease, Reason> {
         let generation = self.generation()?;
         let mut failed = 0;
         loop {
             let mut ticket = Ticket::take(self, self.choose()?);
-            let outcome = match speech {
-                Speech::Http2 => self.one_with_others(&mut ticket, generation, fresh).await,
-                Speech::Http1 | Speech::Tcp => self.one_for_itself(&mut ticket, generation, fresh, ends).await,
-            };
-            match outcome {
+            match self.obtain(&mut ticket, generation, wish).await {
                 Ok((connection, reused)) => return Ok(Lease { ticket, connection, reused, keep: true }),
                 Err(Reason::Overflow) => return Err(Reason::Overflow),
                 Err(reason) => {
@@ -204,11 +170,7 @@ impl Pool {
         let generation = self.generation().ok();
         let mut closed = 0;
         for endpoint in &self.state.borrow().endpoints {
-            endpoint.shared.borrow_mut().retain(|shared| {
-                // One without requests is closed by letting go of its last sender.
-                let rests = shared.streams.get() == 0;
-                !shared.ended.get() && (!rests || Some(shared.generation) == generation)
-            });
+            endpoint.shared.sweep(now, generation, &self.cluster.config.pool);
             endpoint.idle.borrow_mut().retain(|idle| {
                 let keep = idle.connection.is_good()
                     && now.saturating_duration_since(idle.since) < timeout
@@ -262,69 +224,53 @@ impl Pool {
         Ok(Rc::clone(&endpoints[index]))
     }
 
-    /// An HTTP/1 connection, and whether it carried a request before.
-    async fn one_for_itself(
+    /// A connection to the ticket's endpoint, and whether it carried a request before.
+    async fn obtain(
         self: &Rc<Self>,
         ticket: &mut Ticket,
         generation: u64,
-        fresh: bool,
-        ends: Ends,
+        wish: Wish,
     ) -> Result<(Connection, bool), Reason> {
+        let Wish { way, fresh, ends } = wish;
         // One that tells a client's address is that client's alone.
-        let shared = self.cluster.config.proxy_protocol.is_none();
-        if shared
-            && !fresh
-            && let Some(connection) = ticket.idle(generation)
-        {
-            return Ok((connection, true));
-        }
-        let connection = self.connect(ticket, self.dial(ticket.endpoint.address, Some(ends))).await?;
-        Ok((connection, false))
-    }
-
-    /// A place on an HTTP/2 connection. Requests that come while one is made wait for it.
-    async fn one_with_others(
-        self: &Rc<Self>,
-        ticket: &mut Ticket,
-        generation: u64,
-        fresh: bool,
-    ) -> Result<(Connection, bool), Reason> {
-        let endpoint = Rc::clone(&ticket.endpoint);
-        let mut fresh = fresh;
-        loop {
-            let found = {
-                let mut shared = endpoint.shared.borrow_mut();
-                shared.retain(|one| !one.ended.get());
-                shared.iter().find(|one| !fresh && one.has_room(generation)).map(OpenStream::take)
-            };
-            if let Some(stream) = found {
-                let mut sender = stream.0.sender.clone();
-                let reused = stream.0.streams.get() > 0;
-                if std::future::poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
-                    stream.give_up();
-                    continue;
+        let private = self.cluster.config.proxy_protocol.is_some();
+        match way {
+            Way::Shared => return Ok(shared(self.place(ticket, generation, fresh).await?, generation)),
+            Way::Upgrade => {
+                let place = self.place(ticket, generation, fresh).await?;
+                if place.takes_upgrades(&ticket.endpoint).await? {
+                    return Ok(shared(place, generation));
                 }
-                let peer = stream.0.peer.clone();
-                return Ok((Connection { link: Link::H2(sender, stream), generation, peer }, reused));
             }
-            if endpoint.connecting.replace(true) {
-                // Another request makes one just now.
-                endpoint.connected_now.notified().await;
-                fresh = false;
-                continue;
+            Way::Own | Way::Either => {
+                if !private
+                    && !fresh
+                    && let Some(connection) = ticket.idle(generation)
+                {
+                    return Ok((connection, true));
+                }
+                if way == Way::Either && !private && self.shares(&ticket.endpoint, generation) {
+                    match self.place(ticket, generation, fresh).await {
+                        // It is an Outrigger no longer.
+                        Err(Reason::TlsFailure) => ticket.endpoint.kin.set(false),
+                        place => return Ok(shared(place?, generation)),
+                    }
+                }
             }
-            let guard = Connecting(&endpoint);
-            let made = self.connect(ticket, self.dial_http2(&endpoint)).await;
-            drop(guard);
-            let shared = made?;
-            // From here on the connection's driver counts it.
-            ticket.open = false;
-            endpoint.shared.borrow_mut().push(shared);
-            fresh = false;
         }
+        let dialled = self.connect(ticket, self.dial(ticket.endpoint.address, Some(ends))).await?;
+        ticket.endpoint.kin.set(dialled.kin);
+        Ok((dialled.into(), false))
     }
 
-    async fn connect<C>(
+    /// Whether a request that found no kept connection shares one instead of getting its own.
+    fn shares(&self, endpoint: &Endpoint, generation: u64) -> bool {
+        let limits = &self.cluster.config.pool;
+        endpoint.kin.get()
+            && (endpoint.under_way.get() > limits.multiplex_above || endpoint.shared.have_room(generation, limits))
+    }
+
+    pub(crate) async fn connect<C>(
         self: &Rc<Self>,
         ticket: &mut Ticket,
         dial: impl Future<Output = Result<C, Reason>>,
@@ -352,7 +298,8 @@ impl Pool {
         let state = self.state.borrow();
         let idle = state.endpoints.iter().find_map(|endpoint| endpoint.idle.borrow_mut().pop());
         self.closed(u32::from(idle.is_some()));
-        idle.is_some()
+        // A shared one counts until it has said goodbye, which is a moment later.
+        idle.is_some() || state.endpoints.iter().any(|endpoint| endpoint.shared.close_one())
     }
 
     pub(crate) fn closed(&self, count: u32) {
@@ -386,7 +333,7 @@ impl State {
             .iter()
             .map(|gone| {
                 gone.retired.set(true);
-                gone.shared.take();
+                gone.shared.clear();
                 gone.idle.take().len() as u32
             })
             .sum()
@@ -414,12 +361,18 @@ impl Identity {
     }
 }
 
+/// A shared connection as one for a request.
+fn shared(place: Place, generation: u64) -> (Connection, bool) {
+    let (peer, reused) = (place.peer(), place.reused);
+    (Connection { link: Link::H2(place.sender, place.stream), generation, peer }, reused)
+}
+
 /// A place in the pool's counts, given back when dropped.
-struct Ticket {
+pub(crate) struct Ticket {
     pool: Weak<Pool>,
-    endpoint: Rc<Endpoint>,
+    pub(crate) endpoint: Rc<Endpoint>,
     /// Whether a connection is counted with it.
-    open: bool,
+    pub(crate) open: bool,
 }
 
 impl Ticket {
@@ -472,16 +425,6 @@ pub(crate) struct Tunnel {
     pub(crate) io: Transport,
     pub(crate) peer: Option<Rc<str>>,
     _ticket: Ticket,
-}
-
-/// Nobody else makes an HTTP/2 connection to the endpoint meanwhile.
-struct Connecting<'a>(&'a Endpoint);
-
-impl Drop for Connecting<'_> {
-    fn drop(&mut self) {
-        self.0.connecting.set(false);
-        self.0.connected_now.notify_waiters();
-    }
 }
 
 /// A connection for one request. Dropped, it is closed; settled, it is kept.

@@ -19,7 +19,8 @@ use crate::transport::{Output, Transport};
 /// Who gets the answer.
 pub(crate) enum Responder<'a> {
     H1(H1Responder<'a>),
-    H2(SendResponse<Bytes>),
+    /// The second is whether the client is an Outrigger.
+    H2(SendResponse<Bytes>, bool),
     /// It has been given.
     Done,
 }
@@ -34,6 +35,11 @@ pub(crate) struct H1Responder<'a> {
 }
 
 impl<'a> Responder<'a> {
+    /// Whether the client speaks HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self, Self::H2(..))
+    }
+
     /// Sends an interim response, to clients that know them.
     pub(crate) fn inform(&mut self, head: &mut Head) {
         match self {
@@ -41,8 +47,8 @@ impl<'a> Responder<'a> {
                 head.set_version(Version::Http11);
                 h1::write_response_head(head, client.output.bytes());
             }
-            Self::H2(stream) if head.status() != 101 => {
-                let _ = stream.send_informational(to_response(head));
+            Self::H2(stream, kin) if head.status() != 101 => {
+                let _ = stream.send_informational(to_response(head, *kin));
             }
             _ => {}
         }
@@ -59,7 +65,7 @@ impl<'a> Responder<'a> {
     /// Whether the client has given up on this request; registers for it.
     pub(crate) fn poll_reset(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
         match self {
-            Self::H2(stream) => stream.poll_reset(cx).map(|_| ()),
+            Self::H2(stream, _) => stream.poll_reset(cx).map(|_| ()),
             _ => std::task::Poll::Pending,
         }
     }
@@ -69,17 +75,17 @@ impl<'a> Responder<'a> {
     pub(crate) fn respond(&mut self, head: &mut Head, framing: Framing, keep: &mut bool) -> Result<Sink<'a>, Broken> {
         match std::mem::replace(self, Self::Done) {
             Self::H1(client) => Ok(client.respond(head, framing, keep)),
-            Self::H2(mut stream) => {
+            Self::H2(mut stream, kin) => {
                 date(head);
                 let ends = matches!(framing, Framing::Empty);
-                let body = stream.send_response(to_response(head), ends).map_err(|_| Broken::Refused)?;
+                let body = stream.send_response(to_response(head, kin), ends).map_err(|_| Broken::Refused)?;
                 Ok(if ends { Sink::Ended } else { Sink::H2(body) })
             }
             Self::Done => Err(Broken::Refused),
         }
     }
 
-    /// Answers that the connection is a tunnel from here on.
+    /// Answers that what was asked for is a tunnel from here on.
     pub(crate) fn tunnel(&mut self, head: &mut Head) -> Result<Sink<'a>, Broken> {
         match std::mem::replace(self, Self::Done) {
             Self::H1(client) => {
@@ -87,9 +93,9 @@ impl<'a> Responder<'a> {
                 h1::write_response_head(head, client.output.bytes());
                 Ok(Sink::tunnel(client.io, client.output))
             }
-            Self::H2(mut stream) => {
+            Self::H2(mut stream, kin) => {
                 head.set_status(200);
-                let body = stream.send_response(to_response(head), false).map_err(|_| Broken::Refused)?;
+                let body = stream.send_response(to_response(head, kin), false).map_err(|_| Broken::Refused)?;
                 Ok(Sink::H2(body))
             }
             Self::Done => Err(Broken::Refused),

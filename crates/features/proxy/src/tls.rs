@@ -43,6 +43,11 @@ pub(crate) fn public_offer(speech: Speech) -> &'static [&'static [u8]] {
     }
 }
 
+/// Whether a protocol was agreed on that only Outriggers speak.
+pub(crate) fn is_outriggers(protocol: Option<&[u8]>) -> bool {
+    matches!(protocol, Some(OUTRIGGER_HTTP1 | OUTRIGGER_HTTP2 | OUTRIGGER_TCP))
+}
+
 /// What was agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Agreed {

@@ -16,7 +16,7 @@ use crate::body::{Sink, Source};
 use crate::buffer::Buffer;
 use crate::error::Reason;
 use crate::h2::headers::{from_response, to_request};
-use crate::pool::OpenStream;
+use crate::shared::OpenStream;
 use crate::transport::{Output, Transport};
 
 /// What an endpoint may send with a response; beyond it 502.
@@ -83,7 +83,18 @@ pub(crate) enum Link {
     H2(SendRequest<Bytes>, OpenStream),
 }
 
-/// What is spoken with an endpoint.
+/// What a request wants beyond an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Nothing.
+    Answer,
+    /// To change to the protocol in its `Upgrade`.
+    Upgrade,
+    /// A tunnel to its target.
+    Connect,
+}
+
+/// What is spoken on a connection to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Speech {
     Http1,
@@ -93,12 +104,13 @@ pub(crate) enum Speech {
 
 impl Link {
     /// Sends a request's head. The body goes to the sink; what is gathered there must be flushed.
-    pub(crate) fn open(&mut self, request: &Head, framing: Framing, secure: bool) -> Result<Up<'_>, Reason> {
+    pub(crate) fn open(&mut self, request: &Head, framing: Framing, secure: bool, ask: Ask) -> Result<Up<'_>, Reason> {
         match self {
             Self::H1(connection) => Ok(connection.open(request, framing)),
             Self::H2(sender, place) => {
-                let message = to_request(request, secure)?;
-                let ends = matches!(framing, Framing::Empty);
+                let kin = place.is_kin();
+                let message = to_request(request, secure, ask, kin)?;
+                let ends = matches!(framing, Framing::Empty) && ask == Ask::Answer;
                 let (response, stream) = sender.send_request(message, ends).map_err(|error| {
                     if error.is_go_away() || error.is_io() {
                         place.give_up();
@@ -106,7 +118,7 @@ impl Link {
                     Reason::Reset
                 })?;
                 let sink = if ends { Sink::Ended } else { Sink::H2(stream) };
-                Ok(Up { sink, receiver: Receiver::H2 { response: Some(response), body: None, informational: 0 } })
+                Ok(Up { sink, receiver: Receiver::H2 { response: Some(response), body: None, informational: 0, kin } })
             }
         }
     }
@@ -130,7 +142,7 @@ pub(crate) enum Got {
 /// Where a response comes from.
 pub(crate) enum Receiver<'a> {
     H1(H1Receiver<'a>),
-    H2 { response: Option<ResponseFuture>, body: Option<h2::RecvStream>, informational: u8 },
+    H2 { response: Option<ResponseFuture>, body: Option<h2::RecvStream>, informational: u8, kin: bool },
 }
 
 pub(crate) struct H1Receiver<'a> {
@@ -147,19 +159,22 @@ impl<'a> Receiver<'a> {
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<Got, Reason>> {
         match self {
             Self::H1(receiver) => receiver.poll_head(cx, head),
-            Self::H2 { response, body, informational } => {
+            Self::H2 { response, body, informational, kin } => {
                 let Some(future) = response else { return Poll::Ready(Err(Reason::Reset)) };
                 if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
                     *informational += 1;
                     if *informational > MOST_INFORMATIONAL {
                         return Poll::Ready(Err(Reason::Protocol("too many interim responses")));
                     }
-                    from_response(&interim, head);
+                    if interim.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                        return Poll::Ready(Err(Reason::Protocol("HTTP/2 knows no 101")));
+                    }
+                    from_response(&interim, head, *kin);
                     return Poll::Ready(Ok(Got::Informational));
                 }
                 let outcome = ready!(std::pin::Pin::new(future).poll(cx));
                 let answer = outcome.map_err(|error| h2_reason(&error))?;
-                from_response(&answer, head);
+                from_response(&answer, head, *kin);
                 let stream = answer.into_body();
                 let framing = if stream.is_end_stream() {
                     Framing::Empty

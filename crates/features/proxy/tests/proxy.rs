@@ -4,6 +4,7 @@ mod framing;
 mod harness;
 mod http2;
 mod lifecycle;
+mod multiplex;
 mod permissive;
 mod public;
 mod tunnel;

@@ -405,6 +405,25 @@ impl Head {
         self.present = present;
     }
 
+    /// Gives fields the case of their names back, and their order: for each of `names` the first field of that name that
+    /// has no place yet. What is not named follows as it stood; what is named and not there is passed over.
+    pub fn arrange<'a>(&mut self, names: impl Iterator<Item = &'a [u8]>) {
+        let mut placed = 0;
+        for name in names {
+            let found = self.fields[placed..].iter().position(|field| {
+                let own = slice(&self.text, field.name);
+                own.eq_ignore_ascii_case(name)
+            });
+            if let Some(offset) = found {
+                self.fields[placed..=placed + offset].rotate_right(1);
+                let own = self.fields[placed].name;
+                // Of the same letters, so of the same length.
+                self.text[own.start as usize..own.end as usize].copy_from_slice(name);
+                placed += 1;
+            }
+        }
+    }
+
     /// Names and values as bytes, for writing: nobody has to see again that names are ASCII.
     pub(crate) fn raw_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.fields.iter().map(|field| (self.bytes(field.name), self.bytes(field.value)))
@@ -507,6 +526,19 @@ mod tests {
         assert!(!head.contains(FieldId::Cookie));
         head.set("New", b"n");
         assert_eq!(head.get_named("new"), Some(&b"n"[..]));
+    }
+
+    #[test]
+    fn names_get_their_case_and_order_back() {
+        let mut head = Head::default();
+        for (name, value) in [("host", "a"), ("x-a", "1"), ("x-a", "2"), ("x-b", "3"), ("x-new", "4")] {
+            head.push(name, value.as_bytes());
+        }
+        head.arrange(["X-A", "HOST", "gone", "X-b", "x-A"].map(str::as_bytes).into_iter());
+        let fields: Vec<_> = head.fields().map(|field| (field.name, field.value)).collect();
+        let expected = [("X-A", "1"), ("HOST", "a"), ("X-b", "3"), ("x-A", "2"), ("x-new", "4")];
+        assert_eq!(fields, expected.map(|(name, value)| (name, value.as_bytes())));
+        assert_eq!(head.get(FieldId::Host), Some(&b"a"[..]));
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! Heads of HTTP/2 messages as our own, and back ([RFC 9113], section 8.3).
 //!
 //! Promise: `:authority` and `Host` never disagree; cookies that were split are one field
-//! again; what HTTP/2 forbids is not sent.
+//! again; what HTTP/2 forbids is not sent. Where the other side is an Outrigger too (`kin`),
+//! names of fields keep their case.
 //!
 //! [RFC 9113]: https://www.rfc-editor.org/rfc/rfc9113
 
+use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use outrigger_wire::head::{FieldId, Head, Version};
 
 use crate::error::Reason;
+use crate::h2::names;
+use crate::upstream::Ask;
 
 /// Makes a head of an HTTP/2 request.
-pub(crate) fn from_request(request: &Request<()>, head: &mut Head) -> Result<(), Reason> {
+pub(crate) fn from_request(request: &Request<()>, head: &mut Head, kin: bool) -> Result<(), Reason> {
     head.clear();
     head.set_version(Version::Http2);
     head.set_method(request.method().as_str());
@@ -32,15 +36,21 @@ pub(crate) fn from_request(request: &Request<()>, head: &mut Head) -> Result<(),
         (None, None) => {}
     }
     push_fields(request.headers(), head, true);
+    if kin {
+        names::restore(request.headers(), head);
+    }
     Ok(())
 }
 
 /// Makes a head of an HTTP/2 response.
-pub(crate) fn from_response(response: &Response<impl Sized>, head: &mut Head) {
+pub(crate) fn from_response(response: &Response<impl Sized>, head: &mut Head, kin: bool) {
     head.clear();
     head.set_version(Version::Http2);
     head.set_status(response.status().as_u16());
     push_fields(response.headers(), head, false);
+    if kin {
+        names::restore(response.headers(), head);
+    }
 }
 
 /// Makes a head of trailers.
@@ -66,14 +76,16 @@ fn push_fields(map: &HeaderMap, head: &mut Head, is_request: bool) {
     }
 }
 
-/// Makes an HTTP/2 request of a head.
-pub(crate) fn to_request(head: &Head, secure: bool) -> Result<Request<()>, Reason> {
+/// Makes an HTTP/2 request of a head. An upgrade becomes an extended CONNECT ([RFC 8441]).
+///
+/// [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
+pub(crate) fn to_request(head: &Head, secure: bool, ask: Ask, kin: bool) -> Result<Request<()>, Reason> {
     let bad = |_| Reason::BadRequest("the request cannot be said in HTTP/2");
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(head.method_text().as_bytes()).map_err(|_| bad(()))?;
     let host = head.get(FieldId::Host).unwrap_or_default();
     let mut parts = http::uri::Parts::default();
-    if request.method() == Method::CONNECT {
+    if ask == Ask::Connect {
         parts.authority = Some(Authority::try_from(head.target()).map_err(|_| bad(()))?);
     } else {
         parts.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
@@ -83,15 +95,28 @@ pub(crate) fn to_request(head: &Head, secure: bool) -> Result<Request<()>, Reaso
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| bad(()))?;
     *request.version_mut() = http::Version::HTTP_2;
     put_fields(head, request.headers_mut());
+    if ask == Ask::Upgrade {
+        let protocol = head.get(FieldId::Upgrade).and_then(|protocol| str::from_utf8(protocol).ok()).ok_or(bad(()))?;
+        request.extensions_mut().insert(Protocol::from(protocol));
+        *request.method_mut() = Method::CONNECT;
+        // HTTP/2 does without it ([RFC 8441], 5).
+        request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+    }
+    if kin {
+        names::tell(head, request.headers_mut());
+    }
     Ok(request)
 }
 
 /// Makes an HTTP/2 response of a head.
-pub(crate) fn to_response(head: &Head) -> Response<()> {
+pub(crate) fn to_response(head: &Head, kin: bool) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status()).unwrap_or(StatusCode::BAD_GATEWAY);
     *response.version_mut() = http::Version::HTTP_2;
     put_fields(head, response.headers_mut());
+    if kin {
+        names::tell(head, response.headers_mut());
+    }
     response
 }
 
@@ -105,8 +130,17 @@ pub(crate) fn to_header_map(head: &Head) -> HeaderMap {
 fn put_fields(head: &Head, map: &mut HeaderMap) {
     map.reserve(head.len());
     for field in head.fields() {
-        // Fields of one connection were taken out before; these two are told in other ways.
-        if matches!(field.id, FieldId::Host | FieldId::TransferEncoding | FieldId::Connection) {
+        // Fields of one connection belong to HTTP/1 ([RFC 9113], 8.2.2); the host is told in another way.
+        if matches!(
+            field.id,
+            FieldId::Host
+                | FieldId::TransferEncoding
+                | FieldId::Connection
+                | FieldId::Upgrade
+                | FieldId::KeepAlive
+                | FieldId::ProxyConnection
+                | FieldId::Http2Settings
+        ) {
             continue;
         }
         let name = HeaderName::from_bytes(field.name.as_bytes());

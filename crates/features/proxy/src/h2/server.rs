@@ -127,7 +127,7 @@ async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, 
         parts.method = http::Method::GET;
     }
     let request = http::Request::from_parts(parts, ());
-    if let Err(reason) = from_request(&request, &mut heads.request) {
+    if let Err(reason) = from_request(&request, &mut heads.request, downstream.kin) {
         tracing::debug!(component = "proxy", listener = local.shared.name, %reason, "request refused");
         local.metrics.refused(reason, downstream.peer_number);
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
@@ -146,7 +146,7 @@ async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, 
     };
     let upgrade = protocol.map(|protocol| protocol.as_str().to_owned());
     let Heads { request, response } = &mut *heads;
-    let (source, responder) = (Source::h2(body), Responder::H2(respond));
+    let (source, responder) = (Source::h2(body), Responder::H2(respond, downstream.kin));
     let incoming = Incoming { request, framing, source, responder, upgrade };
     let exchange = Exchange::new(&downstream, watched, started);
     until_cut(&local, watched, async {

@@ -309,6 +309,13 @@ impl Proxy {
             text = self.metrics();
         }
     }
+
+    /// The value of a metric now, by its name and labels as they are written; 0 when there is none.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
 }
 
 fn parse(text: &str) -> Config {
@@ -339,7 +346,8 @@ impl Identified {
 pub(crate) struct Shop {
     pub(crate) backend: Proxy,
     pub(crate) frontend: Proxy,
-    frontend_config: String,
+    /// As it was given, with `PORT`.
+    pub(crate) frontend_config: String,
     authority: tempfile::TempDir,
     /// The backend's and the frontend's identity.
     workloads: [Identified; 2],
@@ -362,7 +370,24 @@ impl Shop {
         Self::start_in_mode(app, expected, "limits: {}", "permissive").await
     }
 
+    /// With a further line for the frontend's cluster, and a frontend of so many workers.
+    pub(crate) async fn start_toward(app: &App, cluster_line: &str, workers: usize) -> Self {
+        let expected = "spiffe://shop.example/ns/shop/sa/backend";
+        Self::start_wholly(app, expected, "limits: {}", "strict", cluster_line, workers).await
+    }
+
     async fn start_in_mode(app: &App, expected: &str, line: &str, mode: &str) -> Self {
+        Self::start_wholly(app, expected, line, mode, "# as it comes", 2).await
+    }
+
+    async fn start_wholly(
+        app: &App,
+        expected: &str,
+        line: &str,
+        mode: &str,
+        cluster_line: &str,
+        workers: usize,
+    ) -> Self {
         let authority = tempfile::tempdir().unwrap();
         let mut keepers = JoinSet::new();
         let workloads = [
@@ -387,10 +412,12 @@ proxy:
     - name: backend
       endpoints: ["127.0.0.1:{}"]
       tls: {{ spiffeIds: ["{expected}"] }}
+      {cluster_line}
 "#,
                 backend.port
             );
-        let frontend = Proxy::start_with(&config, frontend_identity.identities.clone(), 1).await;
+        let identities = frontend_identity.identities.clone();
+        let frontend = Proxy::launch(&config, identities, 1, workers).await;
         Self { backend, frontend, frontend_config: config, authority, workloads, _keepers: keepers }
     }
 

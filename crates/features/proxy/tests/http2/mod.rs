@@ -8,19 +8,21 @@ use std::time::{Duration, Instant};
 use crate::harness::{App, Proxy};
 use crate::{OK, harness};
 
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// `GET / HTTP/2` for the host `a`, without indexing.
 const GET: &[u8] = b"\x82\x84\x86\x01\x01a";
 
-struct Frames(TcpStream);
+/// One side of a connection, frame by frame.
+pub(crate) struct Frames(TcpStream);
 
 impl Frames {
     fn connect(port: u16) -> Self {
@@ -32,8 +34,17 @@ impl Frames {
         this
     }
 
+    /// The server's side of a connection that begins.
+    pub(crate) fn accept(mut stream: TcpStream) -> Option<Self> {
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).ok()?;
+        let mut this = Self(stream);
+        this.send(SETTINGS, 0, 0, &[]);
+        Some(this)
+    }
+
     /// Whether the connection took it.
-    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+    pub(crate) fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
         let length = (payload.len() as u32).to_be_bytes();
         let mut frame = vec![length[1], length[2], length[3], kind, flags];
         frame.extend_from_slice(&stream.to_be_bytes());
@@ -42,7 +53,7 @@ impl Frames {
     }
 
     /// The next frame: its kind, flags, stream and payload; nothing at the end.
-    fn receive(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+    pub(crate) fn receive(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;

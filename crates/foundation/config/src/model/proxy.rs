@@ -480,12 +480,14 @@ pub enum ProxyProtocol {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClusterProtocol {
-    /// HTTP/2 for gRPC, which needs it, HTTP/1.1 for everything else, whatever the client speaks.
+    /// HTTP/2 for gRPC, which needs it, HTTP/1.1 for everything else, whatever the client speaks; between two Outriggers
+    /// with many requests at once HTTP/2 too (`pool.multiplexAbove`).
     #[default]
     Auto,
     /// HTTP/1.1 always.
     Http1,
-    /// HTTP/2 always, in plain text with prior knowledge: many requests share few connections.
+    /// HTTP/2 always, in plain text with prior knowledge: many requests share few connections. Upgrades (WebSocket) are
+    /// extended CONNECT where the endpoint allows it, else HTTP/1.1 on a connection of their own.
     Http2,
 }
 
@@ -541,6 +543,15 @@ pub struct Pool {
     pub max_age: Duration,
     /// A connection is closed after so many requests; 0 turns it off.
     pub max_requests: u64,
+    /// Requests at once on one HTTP/2 connection, as far as the endpoint allows as many; beyond it another is opened.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_streams: u32,
+    /// Between two Outriggers with mTLS and `protocol: auto`: while more requests than this are under way per worker and
+    /// endpoint, those that find no kept connection share HTTP/2 connections instead of opening one each. That saves
+    /// handshakes and descriptors, and costs CPU per request. 0 shares from the second connection on; the first finds
+    /// out who the endpoint is.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub multiplex_above: u32,
 }
 
 impl Default for Pool {
@@ -551,6 +562,8 @@ impl Default for Pool {
             max_connections: 1024,
             max_age: Duration::from_secs(0),
             max_requests: 0,
+            max_streams: 100,
+            multiplex_above: 32,
         }
     }
 }
