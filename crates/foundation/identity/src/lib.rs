@@ -15,6 +15,7 @@ mod error;
 mod files;
 mod handle;
 mod handshake;
+mod known;
 mod material;
 mod pem;
 mod public;

@@ -169,6 +169,8 @@ impl Snapshot {
             .with_client_cert_verifier(self.verifier(peers.clone()))
             .with_cert_resolver(Arc::new(own));
         config.alpn_protocols = alpn;
+        // Peers of the mesh are machines like ours; OpenSSL's would ask for AES-256 first.
+        config.ignore_client_order = true;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = Arc::new(TicketRotator::new(TICKET_SECONDS, short_ticketer).map_err(Error::Tls)?);
         Ok(config)

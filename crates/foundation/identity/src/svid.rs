@@ -140,6 +140,13 @@ impl AuthorityFacts {
     }
 }
 
+/// The time in which a certificate is valid.
+pub(crate) fn validity(der: &[u8]) -> Result<(SystemTime, SystemTime), PeerError> {
+    let certificate = parse(der)?;
+    let validity = certificate.validity();
+    Ok((system_time(validity.not_before.timestamp()), system_time(validity.not_after.timestamp())))
+}
+
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PeerError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),

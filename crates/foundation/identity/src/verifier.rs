@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use outrigger_config::TrustDomain;
+use outrigger_config::{SpiffeId, TrustDomain};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
@@ -14,6 +14,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
+use crate::known::{self, KnownChains};
 use crate::revocation::Revocation;
 use crate::snapshot::PeerPolicy;
 use crate::svid::{Leaf, PeerError};
@@ -26,6 +27,7 @@ pub(crate) struct SpiffeVerifier {
     algorithms: WebPkiSupportedAlgorithms,
     trust_domain: TrustDomain,
     policy: PeerPolicy,
+    known: KnownChains,
 }
 
 /// Which end of the connection the certificate is for.
@@ -59,7 +61,7 @@ impl SpiffeVerifier {
         trust_domain: TrustDomain,
         policy: PeerPolicy,
     ) -> Self {
-        Self { anchors, revocation, algorithms, trust_domain, policy }
+        Self { anchors, revocation, algorithms, trust_domain, policy, known: KnownChains::default() }
     }
 
     fn verify(
@@ -69,15 +71,36 @@ impl SpiffeVerifier {
         now: UnixTime,
         end: End,
     ) -> Result<(), rustls::Error> {
-        verify_chain(&self.anchors, &self.revocation, &self.algorithms, leaf, intermediates, now, end)?;
-        let leaf = Leaf::parse(leaf).and_then(|leaf| leaf.of(&self.trust_domain)).map_err(refused)?;
+        let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).collect();
+        let digest = known::digest(&chain, end.as_str());
+        let id = match digest.and_then(|digest| self.known.find(&digest, now)) {
+            Some(id) => id,
+            None => {
+                let id = self.verify_anew(leaf, intermediates, now, end)?;
+                if let Some(digest) = digest {
+                    self.known.remember(digest, &id, &chain);
+                }
+                id
+            }
+        };
         match &self.policy {
             PeerPolicy::TrustDomain => Ok(()),
-            PeerPolicy::Only(expected) if expected.contains(&leaf.id) => Ok(()),
-            PeerPolicy::Only(expected) => {
-                Err(refused(PeerError::Unexpected { id: leaf.id, expected: expected.clone() }))
-            }
+            PeerPolicy::Only(expected) if expected.contains(&id) => Ok(()),
+            PeerPolicy::Only(expected) => Err(refused(PeerError::Unexpected { id, expected: expected.clone() })),
         }
+    }
+
+    /// Whom a chain names that leads to our trust bundle and breaks no rule.
+    fn verify_anew(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        end: End,
+    ) -> Result<SpiffeId, rustls::Error> {
+        verify_chain(&self.anchors, &self.revocation, &self.algorithms, leaf, intermediates, now, end)?;
+        let leaf = Leaf::parse(leaf).and_then(|leaf| leaf.of(&self.trust_domain)).map_err(refused)?;
+        Ok(leaf.id)
     }
 }
 

@@ -388,3 +388,47 @@ fn nothing_of_the_key_is_in_debug() {
     assert!(text.starts_with("Snapshot { spiffe_id: \"spiffe://shop.example/ns/shop/sa/backend\""), "{text}");
     assert!(snapshot.not_after > SystemTime::now() + Duration::from_secs(3000));
 }
+
+#[tokio::test]
+async fn a_chain_that_passed_is_held_to_its_time_and_to_the_policy() {
+    let pki = Pki::new();
+    let pair = pki.svid(FRONTEND, |p| p.not_after = (SystemTime::now() + Duration::from_secs(100)).into());
+    let (leaf, now) = (&pair.chain[0], UnixTime::now());
+    let later = |seconds: u64| UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + seconds));
+    let known = crate::known::KnownChains::default();
+    let digest = |end: &str| crate::known::digest(&[leaf], end).unwrap();
+    assert_eq!(known.find(&digest("client"), now), None);
+    known.remember(digest("client"), &FRONTEND.parse().unwrap(), &[leaf]);
+    assert_eq!(known.find(&digest("client"), later(90)).unwrap().as_str(), FRONTEND);
+    assert_eq!(known.find(&digest("client"), later(102)), None, "expired");
+    assert_eq!(known.find(&digest("client"), UnixTime::since_unix_epoch(Duration::from_secs(1))), None, "not yet");
+    assert_eq!(known.find(&digest("server"), now), None, "at the other end another usage is needed");
+    // Whoever shows a known chain without having its key gets nowhere.
+    let server = pki.snapshot(BACKEND).server_config(&only(FRONTEND), &[]).unwrap();
+    let client = |own| raw_client(Some(own), &rustls::version::TLS13);
+    assert!(handshake(server.clone(), client(pair.certified())).await.0.is_ok());
+    let thief = Arc::new(CertifiedKey::new(pair.chain.clone(), pki.svid(FRONTEND, |_| {}).certified().key.clone()));
+    assert!(handshake(server, client(thief)).await.0.is_err());
+}
+
+#[tokio::test]
+async fn between_sidecars_the_cheaper_cipher_is_taken_whatever_the_client_prefers() {
+    let pki = Pki::new();
+    let (frontend, backend) = (pki.snapshot(FRONTEND), pki.snapshot(BACKEND));
+    let server = backend.server_config(&PeerPolicy::TrustDomain, &[]).unwrap();
+    let ours = frontend.client_config(&[BACKEND.parse().unwrap()], &[]).unwrap();
+    let other = raw_client(Some(pki.svid(FRONTEND, |_| {}).certified()), &rustls::version::TLS13);
+    let mut provider = (**other.crypto_provider()).clone();
+    provider.cipher_suites.reverse();
+    let other = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Gullible))
+        .with_client_cert_resolver(other.client_auth_cert_resolver.clone());
+    for client in [ours, Arc::new(other)] {
+        let (_, called) = handshake(server.clone(), client).await;
+        let suite = called.unwrap().get_ref().1.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
+}
