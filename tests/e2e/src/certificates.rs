@@ -41,6 +41,47 @@ impl Authority {
         authority
     }
 
+    /// The authority of a folder, made when there is none.
+    ///
+    /// # Panics
+    /// When openssl fails.
+    pub fn of(folder: &Path) -> Self {
+        match folder.join("ca.pem").exists() {
+            true => Self { folder: folder.to_path_buf() },
+            false => Self::new(folder),
+        }
+    }
+
+    /// A new revocation list with these, and all that were revoked before, on it.
+    ///
+    /// # Panics
+    /// When openssl fails.
+    pub fn revoke(&self, leaves: &[&Leaf]) -> PathBuf {
+        let path = |name: &str| self.folder.join(name);
+        if !path("index").exists() {
+            let config = format!(
+                "[ca]\ndefault_ca=d\n[d]\ndatabase={0}/index\ncrlnumber={0}/number\ndefault_md=sha256\n\
+                 default_crl_days=1\ncrl_extensions=e\n[e]\nauthorityKeyIdentifier=keyid\n",
+                self.folder.display()
+            );
+            for (name, text) in [("index", ""), ("number", "01"), ("ca.cnf", &config)] {
+                fs::write(path(name), text).expect("the test's folder can be written");
+            }
+        }
+        let ca = || {
+            let mut command = tool("openssl");
+            command.args(["ca", "-config"]).arg(path("ca.cnf")).arg("-keyfile").arg(path("ca.key"));
+            command.arg("-cert").arg(self.bundle());
+            command
+        };
+        for leaf in leaves {
+            run(ca().arg("-revoke").arg(&leaf.certificate)).expect("openssl revokes");
+        }
+        let list = path("new.crl");
+        run(ca().args(["-gencrl", "-out"]).arg(&list)).expect("openssl makes a revocation list");
+        list
+    }
+
     /// The trust bundle, PEM.
     pub fn bundle(&self) -> PathBuf {
         self.folder.join("ca.pem")

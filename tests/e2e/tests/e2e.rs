@@ -17,6 +17,8 @@ mod handover;
 mod harness;
 #[path = "e2e/metrics.rs"]
 mod metrics;
+#[path = "e2e/openssl.rs"]
+mod openssl;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/supervise.rs"]

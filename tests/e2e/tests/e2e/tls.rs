@@ -9,35 +9,40 @@ use outrigger_e2e::{
     Application, Authority, Leaf, Outrigger, eventually, free_port, request, run, start_outrigger, tool,
 };
 
-const BACKEND: &str = "spiffe://shop.example/ns/shop/sa/backend";
-const FRONTEND: &str = "spiffe://shop.example/ns/shop/sa/frontend";
+pub(crate) const BACKEND: &str = "spiffe://shop.example/ns/shop/sa/backend";
+pub(crate) const FRONTEND: &str = "spiffe://shop.example/ns/shop/sa/frontend";
 
 /// A backend: an application and an Outrigger with an mTLS listener before it.
-struct Backend {
-    application: Application,
-    outrigger: Outrigger,
-    port: u16,
-    authority: Authority,
+pub(crate) struct Backend {
+    pub(crate) application: Application,
+    pub(crate) outrigger: Outrigger,
+    pub(crate) port: u16,
+    pub(crate) authority: Authority,
 }
 
 impl Backend {
-    fn start(folder: &Path, allowed_peers: &str) -> Self {
-        let authority = Authority::new(&folder.join("ca"));
+    pub(crate) fn start(folder: &Path, allowed_peers: &str) -> Self {
+        Self::over(folder, allowed_peers, "", "")
+    }
+
+    /// With further members of the identity's files, and of the listener's TLS.
+    pub(crate) fn over(folder: &Path, allowed_peers: &str, files: &str, tls: &str) -> Self {
+        let authority = Authority::of(&folder.join("ca"));
         let leaf = authority.issue("backend", BACKEND);
         let application = Application::start();
         let port = free_port();
         let config = format!(
             "{}proxy:\n  listeners:\n  - name: in\n    direction: inbound\n    address: 127.0.0.1:{port}\n    \
-             tls: {{ mode: strict, allowedPeers: [{allowed_peers}] }}\n    routes: [{{ name: all, backendRefs: [{{ name: app }}] }}]\n  \
+             tls: {{ mode: strict, allowedPeers: [{allowed_peers}]{tls} }}\n    routes: [{{ name: all, backendRefs: [{{ name: app }}] }}]\n  \
              clusters: [{{ name: app, endpoints: [\"{}\"] }}]\n",
-            identity(&leaf, &authority),
+            identity(&leaf, &authority, files),
             application.address
         );
         let outrigger = start_outrigger(folder, &config);
         Self { application, outrigger, port, authority }
     }
 
-    fn s_client(&self, client: Option<&Leaf>) -> Command {
+    pub(crate) fn s_client(&self, client: Option<&Leaf>) -> Command {
         let mut command = tool("openssl");
         command.args(["s_client", "-connect", &format!("127.0.0.1:{}", self.port), "-ign_eof", "-CAfile"]);
         command.arg(self.authority.bundle());
@@ -48,11 +53,11 @@ impl Backend {
     }
 
     /// Speaks HTTP through `openssl s_client`; all that it printed.
-    fn ask(&self, client: Option<&Leaf>) -> String {
+    pub(crate) fn ask(&self, client: Option<&Leaf>) -> String {
         self.ask_with(self.s_client(client))
     }
 
-    fn ask_with(&self, mut command: Command) -> String {
+    pub(crate) fn ask_with(&self, mut command: Command) -> String {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("openssl can be started");
         let mut stdin = child.stdin.take().expect("its input is a pipe");
@@ -64,9 +69,9 @@ impl Backend {
     }
 }
 
-fn identity(leaf: &Leaf, authority: &Authority) -> String {
+pub(crate) fn identity(leaf: &Leaf, authority: &Authority, files: &str) -> String {
     format!(
-        "identity:\n  trustDomain: shop.example\n  files: {{ certificate: {}, key: {}, trustBundle: {} }}\n",
+        "identity:\n  trustDomain: shop.example\n  files: {{ certificate: {}, key: {}, trustBundle: {}{files} }}\n",
         leaf.certificate.display(),
         leaf.key.display(),
         authority.bundle().display()
@@ -189,7 +194,7 @@ fn two_sidecars_carry_plain_http_over_mtls() {
     let config = format!(
         "{}proxy:\n  listeners:\n  - {{ name: out, direction: outbound, address: \"127.0.0.1:{port}\", routes: [{{ name: all, backendRefs: [{{ name: backend }}] }}] }}\n  \
          clusters: [{{ name: backend, endpoints: [\"127.0.0.1:{}\"], tls: {{ spiffeIds: [\"{BACKEND}\"] }} }}]\n",
-        identity(&leaf, &backend.authority),
+        identity(&leaf, &backend.authority, ""),
         backend.port
     );
     let home = folder.path().join("frontend");
