@@ -4,6 +4,7 @@ mod framing;
 mod harness;
 mod http2;
 mod lifecycle;
+mod live;
 mod multiplex;
 mod permissive;
 mod public;

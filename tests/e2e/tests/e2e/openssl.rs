@@ -11,7 +11,7 @@ use crate::tls::{BACKEND, Backend, FRONTEND, identity};
 
 /// How often a counter of the inbound listener counts.
 fn counted(outrigger: &Outrigger, name: &str, label: &str) -> u64 {
-    let text = outrigger.get("/metrics").unwrap().body;
+    let text = outrigger.get("/metrics").expect("the admin API answers").body;
     let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
 }

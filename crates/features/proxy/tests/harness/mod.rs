@@ -340,6 +340,18 @@ impl Identified {
         tokio::time::timeout(PATIENCE, identities.first()).await.unwrap().expect("an identity");
         Self { section, identities, outside }
     }
+
+    /// Gives it a new certificate, of the authority in this folder.
+    pub(crate) async fn renew(&self, authority: &tempfile::TempDir) {
+        let before = self.identities.current().unwrap().generation;
+        let account = self.section.split("serviceAccount: ").nth(1).unwrap().split([' ', '}']).next().unwrap();
+        // Another lifetime makes it another section, and so a new certificate.
+        let section = identity_section(authority, &format!("{account}, ttl: {}s", 3000 - before));
+        self.outside.config.send(Arc::new(parse(&section))).unwrap();
+        let mut newest = self.identities.subscribe();
+        let newer = newest.wait_for(|one| one.as_ref().is_some_and(|one| one.generation > before));
+        tokio::time::timeout(PATIENCE, newer).await.expect("a new certificate").unwrap();
+    }
 }
 
 /// A frontend's outbound side and a backend's inbound side with mTLS between them.

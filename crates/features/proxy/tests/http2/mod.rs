@@ -25,7 +25,7 @@ const GET: &[u8] = b"\x82\x84\x86\x01\x01a";
 pub(crate) struct Frames(TcpStream);
 
 impl Frames {
-    fn connect(port: u16) -> Self {
+    pub(crate) fn connect(port: u16) -> Self {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();

@@ -202,3 +202,29 @@ async fn a_server_that_asks_for_a_certificate_gets_ours() {
         client.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_certificate_that_is_half_renewed_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    certify(folder, "one", &["one.test"]);
+    std::fs::copy(folder.join("one.pem"), folder.join("ca.pem")).unwrap();
+    let app = App::answering(OK);
+    let server = simple(&app, folder, "one").await;
+    let client = caller_with(server.port, folder, "one.test", "ca", "pool: { maxRequests: 1 }", "").await;
+    assert!(ask(&client).starts_with("HTTP/1.1 200"));
+    // The certificate comes, and its key later.
+    certify(folder, "two", &["one.test"]);
+    std::fs::rename(folder.join("two.pem"), folder.join("one.pem")).unwrap();
+    until("the mismatch is told", || {
+        let (state, reason) = server.status();
+        state == "degraded" && reason.contains("one.key") && reason.contains("does not belong")
+    })
+    .await;
+    assert!(ask(&client).starts_with("HTTP/1.1 200"), "the old pair is still shown");
+    std::fs::rename(folder.join("two.key"), folder.join("one.key")).unwrap();
+    until("the new pair is shown", || ask(&client).starts_with("HTTP/1.1 503")).await;
+    until("and all is well", || server.status().0 == "ready").await;
+    client.stop().await;
+    server.stop().await;
+}
