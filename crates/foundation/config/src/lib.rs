@@ -27,4 +27,6 @@ pub use path::{ConfigPath, Position, Positions};
 pub use print::to_yaml;
 pub use schema::{json_schema, markdown_reference};
 pub use secret::{MASK, Secret};
-pub use units::{ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, TrustDomain};
+pub use units::{
+    ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, SpiffePattern, TrustDomain,
+};

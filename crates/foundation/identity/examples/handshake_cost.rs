@@ -58,9 +58,9 @@ async fn configs(what: &str, folder: &std::path::Path) -> (Arc<ServerConfig>, Ar
         return (server, Arc::new(client));
     }
     let (backend, frontend) = (workload(folder, "backend").await, workload(folder, "frontend").await);
-    let policy = PeerPolicy::Only(vec![frontend.spiffe_id.clone()]);
+    let policy = PeerPolicy::Only(vec![frontend.spiffe_id.clone().into()]);
     let server = backend.server_config(&policy, &[b"outrigger-http/1.1"]).unwrap();
-    let expected = [backend.spiffe_id.clone()];
+    let expected = [backend.spiffe_id.clone().into()];
     (server, frontend.client_config(&expected, &[b"outrigger-http/1.1"]).unwrap())
 }
 

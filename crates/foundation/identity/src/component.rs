@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use outrigger_config::{Config, Identity, SpiffeId};
+use outrigger_config::{Config, Identity, SpiffePattern};
 use outrigger_runtime::{Backoff, BoxError, BoxFuture, Component, Context, FileWatcher, Status, StopPhase};
 use outrigger_telemetry::{CounterFamily, GaugeFamily, Registry};
 use tokio::sync::watch;
@@ -83,7 +83,7 @@ fn check_peers(section: &Identity, config: &Config) -> Result<(), Error> {
     let Some(proxy) = &config.proxy else { return Ok(()) };
     let listeners = proxy.listeners.iter().filter_map(|listener| listener.tls.as_ref());
     let clusters = proxy.clusters.iter().filter_map(|cluster| cluster.tls.as_ref());
-    let mut peers: Box<dyn Iterator<Item = &SpiffeId>> =
+    let mut peers: Box<dyn Iterator<Item = &SpiffePattern>> =
         Box::new(listeners.flat_map(|tls| &tls.allowed_peers).chain(clusters.flat_map(|tls| &tls.spiffe_ids)));
     match peers.find(|id| id.trust_domain() != section.trust_domain.as_str()) {
         Some(id) => Err(Error::ForeignPeer { id: id.clone(), trust_domain: section.trust_domain.clone() }),

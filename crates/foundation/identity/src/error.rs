@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use outrigger_config::{SpiffeId, TrustDomain};
+use outrigger_config::{SpiffePattern, TrustDomain};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -203,7 +203,7 @@ pub enum Error {
     #[error("{id} can never connect: it is not of our trust domain `{trust_domain}`; name peers of that domain")]
     ForeignPeer {
         /// The expected peer.
-        id: SpiffeId,
+        id: SpiffePattern,
         /// Our trust domain.
         trust_domain: TrustDomain,
     },

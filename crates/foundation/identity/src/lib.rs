@@ -32,7 +32,7 @@ pub use component::IdentityComponent;
 pub use error::{Error, Part};
 pub use handle::Identities;
 pub use handshake::{tls_error_reason, tls_error_text};
-pub use outrigger_config::{SpiffeId, TrustDomain};
+pub use outrigger_config::{SpiffeId, SpiffePattern, TrustDomain};
 pub use public::{ConfigDigest, client_config_with_roots, ordinary_client_config, public_client_config};
 pub use server::server_config_with_certificates;
 pub use snapshot::{PeerPolicy, Snapshot};

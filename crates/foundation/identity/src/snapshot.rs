@@ -11,7 +11,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use outrigger_config::{SpiffeId, TlsVersion, TrustDomain};
+use outrigger_config::{SpiffeId, SpiffePattern, TlsVersion, TrustDomain};
 use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::crypto::GetRandomFailed;
@@ -41,12 +41,12 @@ pub enum PeerPolicy {
     /// Every workload of our trust domain.
     TrustDomain,
     /// Only these.
-    Only(Vec<SpiffeId>),
+    Only(Vec<SpiffePattern>),
 }
 
 impl PeerPolicy {
     /// The policy of a list in the config, where an empty list means the whole trust domain.
-    pub fn allowing(peers: &[SpiffeId]) -> Self {
+    pub fn allowing(peers: &[SpiffePattern]) -> Self {
         if peers.is_empty() { Self::TrustDomain } else { Self::Only(peers.to_vec()) }
     }
 }
@@ -67,7 +67,7 @@ pub struct Snapshot {
     pub generation: u64,
     material: Material,
     servers: Cache<PeerPolicy, ServerConfig>,
-    clients: Cache<Vec<SpiffeId>, ClientConfig>,
+    clients: Cache<Vec<SpiffePattern>, ClientConfig>,
 }
 
 impl Snapshot {
@@ -113,7 +113,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Error::NoPeer`] for an empty list, [`Error::ForeignPeer`] for one of another trust domain.
-    pub fn client_config(&self, expected: &[SpiffeId], alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
+    pub fn client_config(&self, expected: &[SpiffePattern], alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
         self.client_config_since(TlsVersion::Tls12, expected, alpn)
     }
 
@@ -124,7 +124,7 @@ impl Snapshot {
     pub fn client_config_since(
         &self,
         least: TlsVersion,
-        expected: &[SpiffeId],
+        expected: &[SpiffePattern],
         alpn: &[&[u8]],
     ) -> Result<Arc<ClientConfig>, Error> {
         self.check_expected(expected)?;
@@ -145,7 +145,7 @@ impl Snapshot {
         &self.material
     }
 
-    fn check_expected(&self, ids: &[SpiffeId]) -> Result<(), Error> {
+    fn check_expected(&self, ids: &[SpiffePattern]) -> Result<(), Error> {
         if ids.is_empty() {
             return Err(Error::NoPeer);
         }
@@ -179,7 +179,7 @@ impl Snapshot {
     fn build_client(
         &self,
         least: TlsVersion,
-        expected: &[SpiffeId],
+        expected: &[SpiffePattern],
         alpn: Vec<Vec<u8>>,
     ) -> Result<ClientConfig, Error> {
         let own = SingleCertAndKey::from(self.material.credentials.clone());

@@ -8,7 +8,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest;
-use outrigger_config::{SpiffeId, TrustDomain};
+use outrigger_config::{SpiffeId, SpiffePattern, TrustDomain};
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -68,7 +68,7 @@ pub enum PeerError {
         /// Who it is.
         id: SpiffeId,
         /// Whom we accept.
-        expected: Vec<SpiffeId>,
+        expected: Vec<SpiffePattern>,
     },
     /// It is not for this end of a connection.
     #[error("its extended key usage does not allow {0} authentication")]
@@ -213,13 +213,13 @@ pub(crate) fn shown(text: &str) -> String {
     shown
 }
 
-fn expected_text(expected: &[SpiffeId]) -> String {
+fn expected_text(expected: &[SpiffePattern]) -> String {
     const SHOWN_IDS: usize = 5;
     match expected {
         [] => "nobody".to_owned(),
         [one] => one.to_string(),
         several => {
-            let ids: Vec<_> = several.iter().take(SHOWN_IDS).map(SpiffeId::as_str).collect();
+            let ids: Vec<_> = several.iter().take(SHOWN_IDS).map(SpiffePattern::as_str).collect();
             let more = if several.len() > SHOWN_IDS { ", …" } else { "" };
             format!("one of {}{more}", ids.join(", "))
         }

@@ -85,7 +85,7 @@ impl SpiffeVerifier {
         };
         match &self.policy {
             PeerPolicy::TrustDomain => Ok(()),
-            PeerPolicy::Only(expected) if expected.contains(&id) => Ok(()),
+            PeerPolicy::Only(expected) if expected.iter().any(|one| one.matches(&id)) => Ok(()),
             PeerPolicy::Only(expected) => Err(refused(PeerError::Unexpected { id, expected: expected.clone() })),
         }
     }

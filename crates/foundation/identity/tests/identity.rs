@@ -285,8 +285,9 @@ async fn development_identities_rotate_and_trust_one_another() {
 }
 
 async fn meet(client: &Snapshot, server: &Snapshot) {
-    let accept = server.server_config(&PeerPolicy::Only(vec![client.spiffe_id.clone()]), &[b"http/1.1"]).unwrap();
-    let call = client.client_config(std::slice::from_ref(&server.spiffe_id), &[b"http/1.1"]).unwrap();
+    let accept =
+        server.server_config(&PeerPolicy::Only(vec![client.spiffe_id.clone().into()]), &[b"http/1.1"]).unwrap();
+    let call = client.client_config(&[server.spiffe_id.clone().into()], &[b"http/1.1"]).unwrap();
     let (near, far) = tokio::io::duplex(64 << 10);
     let serve = async {
         let mut stream = TlsAcceptor::from(accept).accept(far).await.unwrap();

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 
 use crate::tree::is_variable_name;
 use crate::units::{is_host, nearest_address};
-use crate::{ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, TrustDomain};
+use crate::{
+    ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, SpiffePattern, TrustDomain,
+};
 
 /// Whether `text` has the form `format`; unknown formats allow everything.
 pub(super) fn check(format: &str, text: &str) -> Result<(), InvalidScalar> {
@@ -19,6 +21,7 @@ pub(super) fn check(format: &str, text: &str) -> Result<(), InvalidScalar> {
         "listen-address" => text.parse::<ListenAddress>().map(drop),
         "host-port" => text.parse::<HostPort>().map(drop),
         "spiffe-id" => text.parse::<SpiffeId>().map(drop),
+        "spiffe-pattern" => text.parse::<SpiffePattern>().map(drop),
         "trust-domain" => text.parse::<TrustDomain>().map(drop),
         "socket-address" => socket_address(text),
         "route-hostname" => route_hostname(text),
@@ -40,7 +43,7 @@ pub(super) fn stand_in(format: Option<&str>) -> &'static str {
         "file-mode" => "0400",
         "listen-address" | "socket-address" => "127.0.0.1:0",
         "host-port" => "localhost:1",
-        "spiffe-id" => "spiffe://stand.in/x",
+        "spiffe-id" | "spiffe-pattern" => "spiffe://stand.in/x",
         "trust-domain" => "stand.in",
         "http-url" | "http-origin" => "http://localhost",
         "route-hostname" => "localhost",
@@ -59,7 +62,7 @@ pub(super) fn example(format: &str) -> Option<&'static str> {
         "name" => "my-name",
         "listen-address" | "socket-address" => "127.0.0.1:15006",
         "host-port" => "backend.shop:8080",
-        "spiffe-id" => "spiffe://cluster.local/ns/shop/sa/frontend",
+        "spiffe-id" | "spiffe-pattern" => "spiffe://cluster.local/ns/shop/sa/frontend",
         "trust-domain" => "cluster.local",
         "http-url" => "https://logs.example/ingest",
         "http-origin" => "https://vault.example:8200",
@@ -196,6 +199,7 @@ mod tests {
             "listen-address",
             "host-port",
             "spiffe-id",
+            "spiffe-pattern",
             "trust-domain",
             "socket-address",
             "route-hostname",

@@ -7,7 +7,7 @@ use super::Judge;
 use crate::diagnostic::Problem;
 use crate::{
     BackendRef, ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy,
-    Route, SpiffeId,
+    Route, SpiffePattern,
 };
 use crate::{ClusterTls, ListenerTlsMode};
 
@@ -344,7 +344,7 @@ fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {
 }
 
 /// Peers must be of the one trust domain that we accept.
-fn trusted(config: &Config, at: &ConfigPath, ids: &[SpiffeId], judge: &mut Judge<'_>) {
+fn trusted(config: &Config, at: &ConfigPath, ids: &[SpiffePattern], judge: &mut Judge<'_>) {
     let ids = || ids.iter().enumerate().map(|(index, id)| (at.index(index), id));
     judge.unique("SPIFFE ID", "keep one of them", ids());
     let home = ConfigPath::from("identity.trustDomain");

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Duration, HostPort, Name, SpiffeId};
+use crate::{ByteSize, Duration, HostPort, Name, SpiffePattern};
 
 /// The data plane.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -237,8 +237,8 @@ pub enum Direction {
 pub struct ListenerTls {
     /// What a client must present.
     pub mode: ListenerTlsMode,
-    /// Peers that may connect, by SPIFFE ID; empty means every peer of the trust domain.
-    pub allowed_peers: Vec<SpiffeId>,
+    /// Peers that may connect, by SPIFFE ID or pattern; empty means every peer of the trust domain.
+    pub allowed_peers: Vec<SpiffePattern>,
     /// With `simple`: what the listener shows, chosen by the name the client asks for (SNI) among the names in the
     /// certificates; the first one to all others. Read again when a file changes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -508,9 +508,9 @@ fn default_connect_timeout() -> Duration {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ClusterTls {
-    /// mTLS: identities an endpoint may have; one of them must be in its certificate.
+    /// mTLS: identities an endpoint may have, by SPIFFE ID or pattern; one of them must be in its certificate.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub spiffe_ids: Vec<SpiffeId>,
+    pub spiffe_ids: Vec<SpiffePattern>,
     /// Ordinary TLS: the DNS name that is asked for and must be in the endpoint's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,

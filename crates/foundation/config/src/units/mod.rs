@@ -9,7 +9,7 @@ mod quantity;
 
 pub use address::{HostPort, ListenAddress};
 pub(crate) use address::{UNIX_PATH_MAX, is_host, nearest_address};
-pub use name::{Name, SpiffeId, TrustDomain};
+pub use name::{Name, SpiffeId, SpiffePattern, TrustDomain};
 pub use quantity::{ByteSize, Duration, FileMode};
 
 /// Why a scalar was refused. The text itself is kept apart from the reason, for it may

@@ -112,6 +112,81 @@ string_scalar!(
     "A SPIFFE ID: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`."
 );
 
+/// SPIFFE IDs that are expected: one, or with `*` for a segment many of a kind. The last segment's `*` stands for all
+/// that may follow, any other for exactly one segment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SpiffePattern(String);
+
+impl SpiffePattern {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The trust domain's name.
+    pub fn trust_domain(&self) -> &str {
+        let rest = &self.0["spiffe://".len()..];
+        rest.split_once('/').map_or(rest, |(domain, _)| domain)
+    }
+
+    /// Whether it stands for this ID.
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        if !self.0.contains('*') {
+            return self.0 == id.0;
+        }
+        let mut segments = id.0.split('/');
+        let mut expected = self.0.split('/').peekable();
+        while let Some(segment) = expected.next() {
+            let Some(found) = segments.next() else { return false };
+            if segment == "*" && expected.peek().is_none() {
+                return true;
+            }
+            if segment != "*" && segment != found {
+                return false;
+            }
+        }
+        segments.next().is_none()
+    }
+}
+
+impl From<SpiffeId> for SpiffePattern {
+    fn from(id: SpiffeId) -> Self {
+        Self(id.0)
+    }
+}
+
+impl FromStr for SpiffePattern {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        // What a star stands for is a segment, and the rest is an ID.
+        let path = text.strip_prefix("spiffe://").and_then(|rest| rest.find('/')).map(|at| at + "spiffe://".len());
+        let (domain, path) = text.split_at(path.unwrap_or(text.len()));
+        let segments: Vec<&str> = path.split('/').map(|segment| if segment == "*" { "x" } else { segment }).collect();
+        match format!("{domain}{}", segments.join("/")).parse::<SpiffeId>() {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) if path.contains('*') => {
+                let help = "write `*` as a whole segment, such as `spiffe://TRUST-DOMAIN/ns/NAMESPACE/*`";
+                Err(InvalidScalar::new(text, "is no pattern of SPIFFE IDs", help))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl fmt::Display for SpiffePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+string_scalar!(
+    SpiffePattern,
+    "spiffe-pattern",
+    "^spiffe://[a-z0-9._-]{1,255}(/([A-Za-z0-9._-]+|[*]))*$",
+    "A SPIFFE ID, such as `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`, or with `*` for a segment many of a kind: the last segment's stands for all that may follow, as in `spiffe://TRUST-DOMAIN/ns/NAMESPACE/*`."
+);
+
 /// The name of a SPIFFE trust domain, such as `shop.example`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TrustDomain(String);
@@ -157,6 +232,31 @@ mod tests {
         }
         for text in ["", "A", "-a", "a-", "a b", "é", "a/b", &"x".repeat(64)] {
             assert!(text.parse::<Name>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn spiffe_patterns() {
+        let rows = [
+            ("spiffe://td/ns/shop/sa/a", &["ns/shop/sa/a"][..], &["ns/shop/sa/b", "ns/shop/sa/a/x", "ns/shop/sa"][..]),
+            (
+                "spiffe://td/ns/shop/*",
+                &["ns/shop/sa/a", "ns/shop/x"],
+                &["ns/shop", "ns/shopping/sa/a", "ns/other/sa/a"],
+            ),
+            ("spiffe://td/ns/*/sa/a", &["ns/shop/sa/a", "ns/x/sa/a"], &["ns/shop/sa/b", "ns/a/b/sa/a", "ns/sa/a"]),
+            ("spiffe://td/*", &["x", "ns/shop/sa/a"], &[]),
+        ];
+        for (pattern, matching, others) in rows {
+            let pattern: SpiffePattern = pattern.parse().unwrap();
+            let matches = |path: &&str| pattern.matches(&format!("spiffe://td/{path}").parse().unwrap());
+            assert!(matching.iter().all(matches), "{pattern}");
+            assert!(!others.iter().any(matches), "{pattern}");
+            assert!(!pattern.matches(&"spiffe://other/ns/shop/sa/a".parse().unwrap()), "{pattern}");
+            assert!(!pattern.matches(&"spiffe://td".parse().unwrap()), "{pattern}");
+        }
+        for text in ["spiffe://*/x", "spiffe://td/ns/shop*", "spiffe://td/**", "spiffe://td/*/", "td/*"] {
+            assert!(text.parse::<SpiffePattern>().is_err(), "{text}");
         }
     }
 

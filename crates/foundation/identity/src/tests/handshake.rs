@@ -432,3 +432,21 @@ async fn between_sidecars_the_cheaper_cipher_is_taken_whatever_the_client_prefer
         assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
     }
 }
+
+#[tokio::test]
+async fn a_pattern_admits_its_kind_on_both_ends() {
+    let pki = Pki::new();
+    let (frontend, backend) = (pki.snapshot(FRONTEND), pki.snapshot(BACKEND));
+    for (pattern, passes) in [
+        ("spiffe://shop.example/ns/shop/*", true),
+        ("spiffe://shop.example/ns/*/sa/*", true),
+        ("spiffe://shop.example/ns/bank/*", false),
+    ] {
+        let client = frontend.client_config(&[pattern.parse().unwrap()], &[]).unwrap();
+        let server = backend.server_config(&PeerPolicy::TrustDomain, &[]).unwrap();
+        assert_eq!(handshake(server, client).await.1.is_ok(), passes, "{pattern}");
+        let client = frontend.client_config(&[BACKEND.parse().unwrap()], &[]).unwrap();
+        let server = backend.server_config(&only(pattern), &[]).unwrap();
+        assert_eq!(handshake(server, client).await.0.is_ok(), passes, "{pattern}");
+    }
+}
