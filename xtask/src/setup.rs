@@ -23,6 +23,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
     ("curl", "curl"),
+    ("nghttpd", "nghttp2-server"),
     ("openssl", "openssl"),
     ("buildah", "buildah"),
     ("ps", "procps"),

@@ -6,6 +6,7 @@
 //! says what it waited for; a missing server fails the test.
 
 mod application;
+mod calls;
 mod certificates;
 mod collector;
 mod http;
@@ -16,6 +17,7 @@ mod servers;
 mod wait;
 
 pub use application::{Application, Seen};
+pub use calls::{Called, Calls};
 pub use certificates::{Authority, Leaf};
 pub use collector::{Collector, Mood};
 pub use http::{Connection, Response, request};

@@ -1,7 +1,7 @@
 //! A sidecar is replaced under load, by way of `outrigger keeper`, and no client notices.
 //!
-//! Clients of every kind go on all the while: kept connections, new ones, HTTP/2, mTLS, the
-//! kubelet's probes and StatsD. A client does what HTTP asks of it and no more: it sends a
+//! Clients of every kind go on all the while: kept connections, new ones, HTTP/2, gRPC's kind,
+//! mTLS, ordinary TLS, the kubelet's probes and StatsD. A client does what HTTP asks of it and no more: it sends a
 //! request again when a connection that had served it before is closed without a byte of
 //! an answer ([RFC 9112], 9.3.1).
 //!
@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use outrigger_e2e::{
-    Application, Authority, Process, eventually, free_port, free_udp_port, outrigger_command, request, run, tool,
+    Application, Authority, Called, Calls, Process, eventually, free_port, free_udp_port, outrigger_command, request,
+    run, tool,
 };
 use rustix::process::Signal;
 
@@ -36,9 +37,14 @@ const NOBODY: u32 = 65_534;
 struct Sidecar {
     folder: tempfile::TempDir,
     _application: Application,
+    /// Answers with trailers.
+    _calls: Process,
     client: PathBuf,
+    bundle: PathBuf,
     plain: u16,
+    grpc: u16,
     tls: u16,
+    ordinary: u16,
     health: u16,
     metrics: u16,
     statsd: u16,
@@ -51,26 +57,36 @@ impl Sidecar {
         let application = Application::start();
         let authority = Authority::new(&folder.path().join("ca"));
         let (leaf, client) = (authority.issue("backend", BACKEND), authority.issue("client", CLIENT));
-        let [plain, tls, admin, health, metrics] = [(); 5].map(|()| free_port());
+        let server = authority.issue_server("server", "shop.test");
+        let (calls, callee) = answering_calls(folder.path());
+        let [plain, grpc, tls, ordinary, admin, health, metrics] = [(); 7].map(|()| free_port());
         let statsd = free_udp_port();
-        let listener = |name: &str, port: u16, more: &str| {
+        let listener = |name: &str, port: u16, cluster: &str, more: &str| {
             format!(
                 "  - name: {name}\n    direction: inbound\n    address: 127.0.0.1:{port}\n{more}    \
-                 routes: [{{ name: all, backendRefs: [{{ name: app }}] }}]\n"
+                 routes: [{{ name: all, backendRefs: [{{ name: {cluster} }}] }}]\n"
             )
         };
+        let simple = format!(
+            "    tls: {{ mode: simple, certificates: [{{ certificate: {}, key: {} }}] }}\n",
+            server.certificate.display(),
+            server.key.display()
+        );
         let text = format!(
             "admin: {{ listen: \"127.0.0.1:{admin}\", health: \"127.0.0.1:{health}\" }}\n\
              runtime: {{ workers: 2, shutdownBudget: 10s, flushBudget: 4s, handover: {{ socket: \"{0}/keeper\" }} }}\n\
              identity:\n  trustDomain: shop.example\n  files: {{ certificate: {1}, key: {2}, trustBundle: {3} }}\n\
              metrics: {{ listen: \"127.0.0.1:{metrics}\", statsd: {{ listen: \"127.0.0.1:{statsd}\" }} }}\n\
-             proxy:\n  listeners:\n{4}{5}  clusters: [{{ name: app, endpoints: [\"{6}\"] }}]\n",
+             proxy:\n  listeners:\n{4}{5}{6}{7}  \
+             clusters: [{{ name: app, endpoints: [\"{8}\"] }}, {{ name: calls, endpoints: [\"127.0.0.1:{callee}\"] }}]\n",
             folder.path().display(),
             leaf.certificate.display(),
             leaf.key.display(),
             authority.bundle().display(),
-            listener("plain", plain, ""),
-            listener("tls", tls, "    tls: { mode: strict }\n"),
+            listener("plain", plain, "app", ""),
+            listener("grpc", grpc, "calls", ""),
+            listener("tls", tls, "app", "    tls: { mode: strict }\n"),
+            listener("ordinary", ordinary, "app", &simple),
             application.address,
         );
         fs::write(folder.path().join("outrigger.yaml"), text).unwrap();
@@ -78,7 +94,22 @@ impl Sidecar {
         let pair = [fs::read(&client.certificate).unwrap(), fs::read(&client.key).unwrap()].concat();
         fs::write(folder.path().join("client.pem"), pair).unwrap();
         let client = folder.path().join("client.pem");
-        Self { folder, _application: application, client, plain, tls, health, metrics, statsd, starts: 0 }
+        let bundle = authority.bundle();
+        Self {
+            folder,
+            _application: application,
+            _calls: calls,
+            client,
+            bundle,
+            plain,
+            grpc,
+            tls,
+            ordinary,
+            health,
+            metrics,
+            statsd,
+            starts: 0,
+        }
     }
 
     /// The next process, ready.
@@ -134,6 +165,21 @@ impl Sidecar {
         assert!(!self.socket().exists());
         gap
     }
+}
+
+/// A server whose answers have trailers, and its port.
+fn answering_calls(folder: &Path) -> (Process, u16) {
+    fs::write(folder.join("call"), "answer").unwrap();
+    let port = free_port();
+    let mut command = tool("nghttpd");
+    command.args(["--no-tls", "--address", "127.0.0.1", "--trailer", "grpc-status: 0", "-d"]).arg(folder);
+    let mut process = Process::start("nghttpd", command.arg(port.to_string()), folder);
+    eventually("nghttpd", || {
+        process.still_runs()?;
+        TcpStream::connect(("127.0.0.1", port))?;
+        Ok(())
+    });
+    (process, port)
 }
 
 /// Clients under way.
@@ -321,6 +367,50 @@ fn clients_of_http2_notice_nothing_either() {
         load.add("HTTP/2", move |_| curl(&arguments));
     }
     replace_under(load, &mut sidecar, &mut process, 20);
+}
+
+#[test]
+fn clients_of_grpc_and_of_ordinary_tls_notice_nothing_either() {
+    let mut sidecar = Sidecar::new();
+    let mut process = sidecar.start();
+    let (grpc, ordinary) = (sidecar.grpc, sidecar.ordinary);
+    let mut load = Load::new();
+    for pause in [0, 0, 3] {
+        let (mut kept, pause) = (None, Duration::from_millis(pause));
+        load.add("calls with trailers", move |tally| {
+            std::thread::sleep(pause);
+            call(grpc, &mut kept, tally)
+        });
+    }
+    let address = format!("https://shop.test:{ordinary}");
+    let resolve = format!("shop.test:{ordinary}:127.0.0.1");
+    let common = ["--resolve", &resolve, "--cacert", &sidecar.bundle.display().to_string()].map(str::to_owned);
+    let http1 = [&common[..], &["--http1.1".to_owned()], &twice(address.clone())].concat();
+    load.add("ordinary TLS", move |_| curl(&http1));
+    let http2 = [&common[..], &["--http2".to_owned(), address]].concat();
+    load.add("ordinary TLS and HTTP/2", move |_| curl(&http2));
+    replace_under(load, &mut sidecar, &mut process, 60);
+    let text = request("GET", &format!("http://127.0.0.1:{}/metrics", sidecar.metrics), &[], "").unwrap().body;
+    let counted =
+        |line: &&str| line.starts_with("outrigger_http_requests_total{") && line.contains("listener=\"grpc\"");
+    let calls: Vec<_> = text.lines().filter(counted).collect();
+    assert!(calls.len() == 1 && calls[0].contains("code=\"200\""), "{calls:?}");
+}
+
+/// One call, on the connection there is or on a new one; what no server looked at is sent again.
+fn call(port: u16, kept: &mut Option<Calls>, tally: &Tally) -> Result<()> {
+    for _ in 0..5 {
+        let mut calls = kept.take().map_or_else(|| Calls::connect(port), Ok)?;
+        let called = calls.call("/call")?;
+        if !calls.is_ending() {
+            *kept = Some(calls);
+        }
+        match called {
+            Called::Answered => return Ok(()),
+            Called::Unseen => drop(tally.stale.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+    bail!("five servers did not look at it")
 }
 
 #[track_caller]
