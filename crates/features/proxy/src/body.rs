@@ -337,6 +337,14 @@ impl<'a> Sink<'a> {
         }
     }
 
+    /// Ends a tunnel whose other side broke off, so that the receiver sees that too.
+    pub(crate) fn break_off(&mut self) {
+        match self {
+            Self::H1(sink) => sink.io.reset(),
+            _ => self.abort(h2::Reason::CONNECT_ERROR),
+        }
+    }
+
     /// Whether the receiver has gone, or wants no more; registers for it.
     pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {

@@ -30,9 +30,12 @@ pub(crate) enum Reason {
     /// Nothing is configured for this host and path.
     #[error("no route matches this host and path")]
     NoRoute,
-    /// CONNECT and protocol upgrades.
-    #[error("upgrades and CONNECT are not supported")]
+    /// CONNECT, on a listener without routes for it.
+    #[error("CONNECT is not supported here")]
     Unsupported,
+    /// A CONNECT to what its route does not reach.
+    #[error("forbidden: {0}")]
+    Forbidden(&'static str),
     /// Every endpoint is unknown (DNS) or there is none.
     #[error("the cluster has no endpoint")]
     NoEndpoint,
@@ -81,6 +84,7 @@ impl Reason {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NoEndpoint
             | Self::Overflow
             | Self::ConnectFailure
@@ -99,6 +103,7 @@ impl Reason {
     pub(crate) fn flag(self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::HeadersTooLarge | Self::BodyTooLarge | Self::Unsupported => "DPE",
+            Self::Forbidden(_) => "UAEX",
             Self::NoRoute => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow => "UO",
@@ -121,6 +126,7 @@ impl Reason {
             | Self::BodyTooLarge
             | Self::NoRoute
             | Self::Unsupported
+            | Self::Forbidden(_)
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
             Self::Overflow | Self::Stopped => Fault::Us,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_config::ClusterProtocol;
 use outrigger_wire::h1::Framing;
-use outrigger_wire::head::{FieldId, Head, Version};
+use outrigger_wire::head::{FieldId, Head, Method, Version};
 
 use crate::access_log::Entry;
 use crate::body::{Broken, Sink, Source, Waiting, poll_pump};
@@ -29,6 +29,8 @@ use crate::snapshot::LocalSnapshot;
 use crate::upstream::{Ask, Got, Receiver, Up};
 use crate::watch::{Order, Phase, Watched};
 use crate::{headers, judge, upgrade};
+
+mod connect;
 
 /// A request as it came, and whom to answer.
 pub(crate) struct Incoming<'a> {
@@ -52,6 +54,8 @@ pub(crate) enum After {
     Linger,
     /// It is closed so that the client cannot take the end for the response's.
     Reset,
+    /// It was a tunnel, and the other side broke off.
+    BreakOff,
 }
 
 /// A request and what came of it.
@@ -151,6 +155,9 @@ impl Exchange {
         if matches!(incoming.framing, Framing::Length(length) if self.is_too_large(length)) {
             return Err(Reason::BodyTooLarge);
         }
+        if request.method() == Method::Connect {
+            return Box::pin(self.connect(incoming, response)).await;
+        }
         judge::target(request, &self.snapshot.path)?;
         let (number, timeout, pool) = self.find_route(request)?;
         self.route = Some(number);
@@ -192,7 +199,19 @@ impl Exchange {
             _ => Way::Own,
         };
         request.set_version(Version::Http11);
+        self.send(&pool, way, incoming, framing, ask, response).await
+    }
 
+    /// Sends the request, a second time if the first was in vain and that is safe.
+    async fn send(
+        &mut self,
+        pool: &Rc<Pool>,
+        way: Way,
+        incoming: &mut Incoming<'_>,
+        framing: Framing,
+        ask: Ask,
+        response: &mut Head,
+    ) -> Result<After, Reason> {
         let mut fresh = false;
         loop {
             let wish = Wish { way, fresh, ends: self.downstream.ends };
@@ -301,8 +320,8 @@ impl Exchange {
         headers::strip_hop_by_hop(response);
         headers::via(response, &self.snapshot.forwarded, response.version());
         self.answered = true;
-        // A drained connection ends with this response.
-        let mut keep_client = self.watched.order() == Order::None;
+        // A drained connection ends with this response, and so does one on which bytes of a tunnel may have been sent.
+        let mut keep_client = self.watched.order() == Order::None && ask != Ask::Connect;
         let mut down = incoming.responder.respond(response, body, &mut keep_client).map_err(|_| Reason::ClientGone)?;
         let mut source = receiver.into_source();
         let outcome = poll_fn(|cx| {
@@ -427,7 +446,7 @@ impl Exchange {
         }
     }
 
-    /// Carries bytes both ways until both ends have ended their direction.
+    /// Makes the exchange a tunnel.
     async fn tunnel(
         &mut self,
         sink: Sink<'_>,
@@ -435,11 +454,22 @@ impl Exchange {
         incoming: &mut Incoming<'_>,
         response: &mut Head,
     ) -> Result<Try, Reason> {
+        let after = self.carry(sink.into_tunnel(), receiver.into_tunnel(), incoming, response).await?;
+        Ok(Try::Done(after))
+    }
+
+    /// Tells the client that it has a tunnel, and carries bytes both ways until both ends have ended their direction.
+    /// What breaks off on one side is broken off on the other.
+    async fn carry(
+        &mut self,
+        mut up: Sink<'_>,
+        mut from_endpoint: Source<'_>,
+        incoming: &mut Incoming<'_>,
+        response: &mut Head,
+    ) -> Result<After, Reason> {
         self.answered = true;
         let mut down = incoming.responder.tunnel(response).map_err(|_| Reason::ClientGone)?;
         self.code = response.status();
-        let mut up = sink.into_tunnel();
-        let mut from_endpoint = receiver.into_tunnel();
         incoming.source.become_tunnel();
         let (mut there, mut back) = (false, false);
         self.watched.be_patient();
@@ -451,6 +481,7 @@ impl Exchange {
                 };
                 match poll_pump(cx, &mut incoming.source, &mut up, moved, &mut None) {
                     Poll::Ready(Ok(())) => there = true,
+                    Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::Reset)),
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
                     Poll::Pending => {}
                 }
@@ -462,6 +493,7 @@ impl Exchange {
                 };
                 match poll_pump(cx, &mut from_endpoint, &mut down, moved, &mut None) {
                     Poll::Ready(Ok(())) => back = true,
+                    Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::ClientGone)),
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
                     Poll::Pending => {}
                 }
@@ -469,9 +501,11 @@ impl Exchange {
             if there && back { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await;
-        // How a tunnel ends is the ends' own affair; what was said in it was not for us.
-        let _ = outcome;
-        Ok(Try::Done(After::Close))
+        let Err(reason) = outcome else { return Ok(After::Close) };
+        self.reason = Some(reason);
+        up.break_off();
+        down.break_off();
+        Ok(After::BreakOff)
     }
 
     /// Answers that the request was not forwarded, and why.
@@ -491,13 +525,14 @@ impl Exchange {
         let text = format!("{reason}\n");
         // Where the body's end is not known, the next request's beginning is not either.
         let mut keep = !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)
+            && incoming.request.method() != Method::Connect
             && incoming.source.is_ended()
             && self.watched.order() == Order::None;
         let whole = incoming.source.is_ended();
         own_response(response, status, &text);
         let framing = Framing::Length(text.len() as u64);
         let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
-        let bytes = if incoming.request.method() == outrigger_wire::head::Method::Head { "" } else { text.as_str() };
+        let bytes = if incoming.request.method() == Method::Head { "" } else { text.as_str() };
         let mut source = Source::Own(bytes.as_bytes());
         self.watched.begin(Instant::now());
         self.watched.wait_to_write(true);

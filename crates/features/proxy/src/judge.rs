@@ -4,6 +4,7 @@
 //! what two readers may understand differently is refused before any rule looks at it, and
 //! what is forwarded is what was judged.
 
+use outrigger_wire::h1::{Target, check_target};
 use outrigger_wire::head::{FieldId, Head, Method, Version};
 use outrigger_wire::path::{self, PathPolicy};
 
@@ -13,9 +14,6 @@ use crate::error::Reason;
 ///
 /// [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
 pub(crate) fn target(head: &mut Head, policy: &PathPolicy) -> Result<(), Reason> {
-    if head.method() == Method::Connect {
-        return Err(Reason::Unsupported);
-    }
     if !head.target().starts_with('/') && head.target() != "*" {
         to_origin_form(head)?;
     }
@@ -31,6 +29,24 @@ pub(crate) fn target(head: &mut Head, policy: &PathPolicy) -> Result<(), Reason>
         Err(error) => return Err(Reason::BadRequest(error.as_str())),
     }
     Ok(())
+}
+
+/// Judges the target of a CONNECT; its host, without brackets, and port ([RFC 9110], 9.3.6).
+///
+/// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+pub(crate) fn authority(head: &Head) -> Result<(String, u16), Reason> {
+    const NONE: Reason = Reason::BadRequest("CONNECT needs a host and a port");
+    if head.version() != Version::Http2 {
+        one_host(head)?;
+    }
+    let Ok(Target::Authority(authority)) = check_target(head) else { return Err(NONE) };
+    let (host, port) = authority.rsplit_once(':').ok_or(NONE)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match port.parse() {
+        Ok(0) | Err(_) => Err(NONE),
+        Ok(_) if host.is_empty() => Err(NONE),
+        Ok(port) => Ok((host.to_owned(), port)),
+    }
 }
 
 /// The path, without the query.

@@ -13,7 +13,8 @@
 //! for `detectTimeout`, for then the server speaks first; that is remembered for five minutes. `tcp` carries bytes, and
 //! `tls` carries TLS undecrypted, routed by the name the client asks for. With `mode: permissive`, `auto` and `tcp` know
 //! a sidecar by the protocols it offers (ALPN); other TLS is the application's own and is carried as it comes. Upgrades (WebSocket, also by HTTP/2's extended
-//! CONNECT) become tunnels once the endpoint agrees. CONNECT itself gets 501.
+//! CONNECT) become tunnels once the endpoint agrees. So does
+//! CONNECT where the listener's `connectRoutes` allow it, to an endpoint of ours or through a proxy behind us; else 501.
 //!
 //! Towards a cluster HTTP/2 is spoken for gRPC, which needs it, and HTTP/1.1 for everything else, unless the cluster says
 //! otherwise. Two Outriggers know one another by ALPN names of their own; when many requests are under way between them,

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use outrigger_config::{
-    BackendRef, Cluster as ClusterConfig, Listener, PathMatch, PathMatchType, Route as RouteConfig, RouteMatch,
+    BackendRef, Cluster as ClusterConfig, ConnectMode, Listener, PathMatch, PathMatchType, Route as RouteConfig,
+    RouteMatch,
 };
 
 use crate::cluster::Cluster;
@@ -82,8 +83,47 @@ pub(crate) struct RouteTable {
     sni: HashMap<String, u32>,
     sni_wildcards: Vec<(String, u32)>,
     sni_any: Option<u32>,
+    /// Routes of CONNECT, the most specific first.
+    connects: Vec<Connect>,
     /// Routes of redirected connections, by where they wanted to go.
     virtuals: HashMap<SocketAddr, u32>,
+}
+
+/// A route of CONNECT.
+struct Connect {
+    host: HostPattern,
+    /// Empty means all.
+    ports: Vec<u16>,
+    forward: bool,
+    route: u32,
+}
+
+enum HostPattern {
+    Exact(String),
+    /// With its dot.
+    Suffix(String),
+    Any,
+}
+
+impl HostPattern {
+    /// Lower is more specific.
+    fn rank(&self) -> (u8, std::cmp::Reverse<usize>) {
+        match self {
+            Self::Exact(_) => (0, std::cmp::Reverse(0)),
+            Self::Suffix(suffix) => (1, std::cmp::Reverse(suffix.len())),
+            Self::Any => (2, std::cmp::Reverse(0)),
+        }
+    }
+}
+
+/// Where a CONNECT goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectTo {
+    pub(crate) route: u32,
+    /// To the endpoint as it is, not only its bytes.
+    pub(crate) forward: bool,
+    /// The route says this very host.
+    pub(crate) named: bool,
 }
 
 #[derive(Default)]
@@ -124,6 +164,26 @@ impl RouteTable {
                 }
             }
         }
+        for config in &listener.connect_routes {
+            let timeout = Duration::from(config.timeouts.request);
+            let timeout = (!timeout.is_zero()).then_some(timeout);
+            let route = table.add(Route { timeout, ..Route::to(&config.name, &config.backend_refs, &cluster) });
+            let hosts = config.hostnames.iter().map(|host| {
+                let host = host.to_ascii_lowercase();
+                match host.strip_prefix('*') {
+                    Some(suffix) => HostPattern::Suffix(suffix.to_owned()),
+                    None => HostPattern::Exact(host),
+                }
+            });
+            let mut hosts: Vec<_> = hosts.collect();
+            if hosts.is_empty() {
+                hosts.push(HostPattern::Any);
+            }
+            let forward = config.mode == ConnectMode::Forward;
+            let ports = &config.ports;
+            table.connects.extend(hosts.into_iter().map(|host| Connect { host, ports: ports.clone(), forward, route }));
+        }
+        table.connects.sort_by_key(|one| (one.host.rank(), one.ports.is_empty()));
         table.sni_wildcards.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
         table
     }
@@ -144,6 +204,26 @@ impl RouteTable {
             return None;
         }
         self.virtuals.get(&destination?).copied()
+    }
+
+    /// Whether any CONNECT is taken.
+    pub(crate) fn takes_connect(&self) -> bool {
+        !self.connects.is_empty()
+    }
+
+    /// Where a CONNECT to this host, without brackets, and port goes.
+    pub(crate) fn connect(&self, host: &str, port: u16) -> Option<ConnectTo> {
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let found = self.connects.iter().find(|one| {
+            let fits = match &one.host {
+                HostPattern::Exact(name) => *name == host,
+                HostPattern::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+                HostPattern::Any => true,
+            };
+            fits && (one.ports.is_empty() || one.ports.contains(&port))
+        })?;
+        let named = matches!(found.host, HostPattern::Exact(_));
+        Some(ConnectTo { route: found.route, forward: found.forward, named })
     }
 
     /// The number of the route of a TLS connection whose client asks for `name`.
@@ -340,6 +420,34 @@ mod tests {
             ("other.test", "/", "any"),
         ] {
             assert_eq!(found(&routes, host, path).as_deref(), Some(expected), "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn a_connect_goes_by_host_and_port() {
+        let listener: Listener = serde_json::from_value(serde_json::json!({
+            "name": "in", "direction": "outbound", "address": "127.0.0.1:1",
+            "connectRoutes": [
+                { "name": "any", "backendRefs": [{ "name": "c" }], "ports": [443] },
+                { "name": "wild", "hostnames": ["*.example"], "backendRefs": [{ "name": "c" }], "mode": "forward" },
+                { "name": "exact", "hostnames": ["db.example", "10.0.0.1"], "backendRefs": [{ "name": "c" }] },
+                { "name": "port", "hostnames": ["db.example"], "ports": [5432], "backendRefs": [{ "name": "c" }] },
+            ],
+        }))
+        .unwrap();
+        let table = RouteTable::of(&listener, &[], |_| None);
+        for (host, port, expected) in [
+            ("db.example", 5432, Some(("port", false, true))),
+            ("DB.example.", 80, Some(("exact", false, true))),
+            ("10.0.0.1", 80, Some(("exact", false, true))),
+            ("x.example", 80, Some(("wild", true, false))),
+            ("example", 443, Some(("any", false, false))),
+            ("::1", 443, Some(("any", false, false))),
+            ("example", 80, None),
+        ] {
+            let found = table.connect(host, port);
+            let found = found.map(|to| (table.route(to.route).unwrap().name.as_str(), to.forward, to.named));
+            assert_eq!(found, expected, "{host}:{port}");
         }
     }
 

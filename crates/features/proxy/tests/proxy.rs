@@ -1,5 +1,6 @@
 //! The data plane over real sockets: raw clients, scripted applications, two proxies with mTLS.
 
+mod connect;
 mod framing;
 mod harness;
 mod http2;

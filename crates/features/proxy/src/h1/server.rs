@@ -122,7 +122,7 @@ impl Connection {
                     self.linger().await;
                     break;
                 }
-                After::Reset => {
+                After::Reset | After::BreakOff => {
                     self.io.reset();
                     break;
                 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
 use outrigger_wire::h1::Framing;
-use outrigger_wire::head::FieldId;
+use outrigger_wire::head::{FieldId, Method};
 use tokio::task::JoinSet;
 
 use crate::body::Source;
@@ -138,7 +138,8 @@ async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, 
         let key = local.worker.websocket_key();
         heads.request.set("sec-websocket-key", key.as_bytes());
     }
-    let framing = if body.is_end_stream() || protocol.is_some() {
+    let is_tunnel = protocol.is_some() || heads.request.method() == Method::Connect;
+    let framing = if body.is_end_stream() || is_tunnel {
         Framing::Empty
     } else {
         let length = heads.request.get(FieldId::ContentLength);

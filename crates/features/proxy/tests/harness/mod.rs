@@ -47,6 +47,10 @@ impl Client {
         self.0.write_all(bytes.as_bytes()).unwrap();
     }
 
+    pub(crate) fn into_socket(self) -> TcpStream {
+        self.0
+    }
+
     /// The socket itself.
     pub(crate) fn socket(&mut self) -> &mut TcpStream {
         &mut self.0

@@ -243,7 +243,7 @@ async fn a_failed_try_is_the_failure_of_all_who_waited_for_it() {
 }
 
 /// An endpoint of HTTP/2 in plain text that does with each stream what the test says.
-fn http2_server(
+pub(crate) fn http2_server(
     serve: impl Fn(usize, http::Request<h2::RecvStream>, h2::server::SendResponse<bytes::Bytes>) + Send + Sync + 'static,
     builder: impl Fn() -> h2::server::Builder + Send + Sync + 'static,
 ) -> u16 {
@@ -381,7 +381,7 @@ async fn an_endpoint_gets_as_many_at_once_as_it_allows() {
 const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// Reads a head, byte by byte, so that nothing behind it is taken.
-fn read_head(stream: &mut TcpStream) -> String {
+pub(crate) fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
@@ -412,7 +412,7 @@ fn chat(port: u16) {
 }
 
 /// Says back what comes on a stream, and ends with it.
-fn echo_stream(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<bytes::Bytes>) {
+pub(crate) fn echo_stream(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<bytes::Bytes>) {
     tokio::spawn(async move {
         let mut body = request.into_body();
         let mut back = respond.send_response(http::Response::new(()), false).unwrap();

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use super::Judge;
 use crate::diagnostic::Problem;
 use crate::{
-    BackendRef, ByteSize, Cluster, Config, ConfigPath, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy,
-    Route, SpiffePattern,
+    BackendRef, ByteSize, Cluster, Config, ConfigPath, ConnectMode, HostPort, Listener, ListenerProtocol,
+    PathMatchType, Proxy, Route, SpiffePattern,
 };
 use crate::{ClusterTls, ListenerTlsMode};
 
@@ -50,7 +50,7 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
     let wants_original =
         |name: &str| proxy.clusters.iter().any(|cluster| cluster.name.as_str() == name && cluster.original_destination);
     if !listener.redirected
-        && let Some(backend) = listener.backend_refs().find(|backend| wants_original(&backend.name))
+        && let Some(backend) = listener.carrying_backend_refs().find(|backend| wants_original(&backend.name))
     {
         let message =
             format!("the cluster `{}` needs an original destination, and this listener has none", backend.name);
@@ -125,7 +125,8 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
             continue;
         }
         // What is redirected may all go by virtual addresses.
-        if wanted && !given && !listener.redirected {
+        let other = listener.redirected || (key == "routes" && !listener.connect_routes.is_empty());
+        if wanted && !given && !other {
             let message = format!("a listener with `protocol: {word}` needs `{key}`");
             let span = judge.key_span(at);
             let problem = Problem::error("missing", span, place, message);
@@ -142,6 +143,7 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
     if let Some(route) = &listener.tcp_route {
         backend_rules(proxy, listener, &route.backend_refs, &at.key("tcpRoute"), judge);
     }
+    connect_rules(proxy, listener, at, judge);
     let routes = at.key("tlsRoutes");
     let named = listener.tls_routes.iter().enumerate();
     judge.unique(
@@ -151,6 +153,38 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
     );
     for (index, route) in listener.tls_routes.iter().enumerate() {
         backend_rules(proxy, listener, &route.backend_refs, &routes.index(index), judge);
+    }
+}
+
+fn connect_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let routes = at.key("connectRoutes");
+    if matches!(listener.protocol, ListenerProtocol::Tcp | ListenerProtocol::Tls) && !listener.connect_routes.is_empty()
+    {
+        let message = "`connectRoutes` are never used: the listener does not speak HTTP";
+        judge.warning("unused", &routes, message, "remove them, or change the listener's `protocol`");
+    }
+    let named = listener.connect_routes.iter().enumerate();
+    judge.unique(
+        "route name",
+        "give each a name of its own",
+        named.map(|(i, route)| (routes.index(i).key("name"), route.name.clone())),
+    );
+    for (index, route) in listener.connect_routes.iter().enumerate() {
+        let at = routes.index(index);
+        backend_rules(proxy, listener, &route.backend_refs, &at, judge);
+        let original = |name: &str| {
+            proxy.clusters.iter().any(|cluster| cluster.name.as_str() == name && cluster.original_destination)
+        };
+        if route.mode == ConnectMode::Forward
+            && let Some(backend) = route.backend_refs.iter().find(|backend| original(&backend.name))
+        {
+            let message = format!("the cluster `{}` has no endpoint that could be a proxy", backend.name);
+            judge.error("conflict", &at.key("mode"), message, "use `mode: terminate`, or a cluster with `endpoints`");
+        }
+        if let Some(zero) = route.ports.iter().position(|port| *port == 0) {
+            let message = "no connection goes to port 0";
+            judge.error("value", &at.key("ports").index(zero), message, "write a port from 1 to 65535");
+        }
     }
 }
 

@@ -52,6 +52,10 @@ pub struct Listener {
     /// Where TLS connections go that are carried undecrypted, by the name the client asks for (SNI). For `tls`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tls_routes: Vec<TlsRoute>,
+    /// Where CONNECT requests go, by the host and port they ask for; the most specific match wins. For `http` and `auto`.
+    /// Without any, CONNECT gets 501: a proxy that connects to whatever it is asked for serves whoever can reach it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connect_routes: Vec<ConnectRoute>,
     /// With `auto`: a client that is silent for so long gets a connection to the cluster at once, for in some
     /// protocols (MySQL, SMTP) the server speaks first. Remembered for a while, so that others need not wait.
     #[serde(default = "default_detect_timeout")]
@@ -80,6 +84,11 @@ pub struct Listener {
 impl Listener {
     /// All backends that its routes of any kind name.
     pub fn backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
+        self.carrying_backend_refs().chain(self.connect_routes.iter().flat_map(|route| &route.backend_refs))
+    }
+
+    /// All backends but those of CONNECT, whose destination is in the request.
+    pub fn carrying_backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
         let http = self.routes.iter().map(|route| &route.backend_refs);
         let tcp = self.tcp_route.iter().map(|route| &route.backend_refs);
         http.chain(tcp).chain(self.tls_routes.iter().map(|route| &route.backend_refs)).flatten()
@@ -219,6 +228,42 @@ pub struct TlsRoute {
     /// Clusters that take the connections, by weight.
     #[schemars(length(min = 1))]
     pub backend_refs: Vec<BackendRef>,
+}
+
+/// Where CONNECT requests go, by the host and port they ask for.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConnectRoute {
+    /// Unique within its listener; a label of its metrics.
+    pub name: Name,
+    /// Hosts asked for, exact or `*.suffix`, or IPv4 addresses; empty means all.
+    #[serde(default)]
+    #[schemars(schema_with = "hostnames")]
+    pub hostnames: Vec<String>,
+    /// Ports asked for; empty means all.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// Whether the tunnel begins here.
+    #[serde(default)]
+    pub mode: ConnectMode,
+    /// Clusters that take the tunnels, by weight. One with `originalDestination` connects to the address asked for: no
+    /// names, and no loopback or link-local address unless `hostnames` says that very address.
+    #[schemars(length(min = 1))]
+    pub backend_refs: Vec<BackendRef>,
+    /// Time limits; `request` is up to the consent.
+    #[serde(default)]
+    pub timeouts: RouteTimeouts,
+}
+
+/// Who makes the connection that a CONNECT asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ConnectMode {
+    /// We: the client's bytes go to an endpoint of the cluster as they come.
+    #[default]
+    Terminate,
+    /// An endpoint of the cluster, which is a proxy: it gets the CONNECT, over HTTP/1.1 or, with `protocol: http2`, HTTP/2.
+    Forward,
 }
 
 /// As the application sees it.
