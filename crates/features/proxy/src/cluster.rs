@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use outrigger_config::Cluster as ClusterConfig;
+use outrigger_config::{Cluster as ClusterConfig, Direction};
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
 use tokio::sync::watch;
@@ -21,6 +21,8 @@ use crate::origination::Origination;
 /// A name whose record lives for ever is still asked for again.
 const LONGEST_TTL: Duration = Duration::from_secs(300);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
+/// Route and cluster, as metrics and logs call them, of connections to destinations that nobody told us of.
+pub(crate) const PASSTHROUGH: &str = "passthrough";
 
 /// A named set of endpoints.
 pub(crate) struct Cluster {
@@ -35,6 +37,8 @@ pub(crate) struct Cluster {
     pub(crate) pools: AtomicUsize,
     /// Why the names could not be resolved last time, or nothing; `None` before the first try.
     resolution: watch::Sender<Option<Result<(), String>>>,
+    /// Inbound listeners send to it.
+    inbound: AtomicBool,
 }
 
 impl Cluster {
@@ -48,6 +52,7 @@ impl Cluster {
             addresses: ArcSwap::default(),
             pools: AtomicUsize::new(0),
             resolution: watch::channel(None).0,
+            inbound: AtomicBool::new(false),
         };
         let literal: Option<Vec<SocketAddr>> = config
             .endpoints
@@ -65,7 +70,29 @@ impl Cluster {
     pub(crate) fn toward(&self, address: SocketAddr) -> Self {
         let cluster = Self::new(&self.config);
         cluster.addresses.store(Arc::new(vec![address]));
+        cluster.inbound.store(self.inbound.load(Relaxed), Relaxed);
         Self { id: self.id, origination: Arc::clone(&self.origination), ..cluster }
+    }
+
+    /// The cluster of connections that go to where they wanted to go, because nobody knows better.
+    pub(crate) fn passthrough(direction: Direction) -> Arc<Self> {
+        let mut config = ClusterConfig::new(PASSTHROUGH.parse().expect("a plain word is a name"), Vec::new());
+        config.original_destination = true;
+        // Where it goes may be far away; without us, the application would wait for minutes.
+        config.connect_timeout = outrigger_config::Duration::from_secs(10);
+        let cluster = Self::new(&config);
+        cluster.inbound.store(direction == Direction::Inbound, Relaxed);
+        Arc::new(cluster)
+    }
+
+    /// Inbound listeners send to it, too.
+    pub(crate) fn take_inbound(&self) {
+        self.inbound.store(true, Relaxed);
+    }
+
+    /// Whether it is the application itself, as far as can be told: what inbound listeners send plain text to.
+    pub(crate) fn is_beside_us(&self) -> bool {
+        self.inbound.load(Relaxed) && self.config.tls.is_none()
     }
 
     /// Where requests may go now.
@@ -78,9 +105,10 @@ impl Cluster {
         Arc::ptr_eq(&self.addresses.load(), addresses)
     }
 
-    /// The `Host` for requests that came without one: an endpoint's, as the config names it.
+    /// The `Host` for requests that came without one: an endpoint's, as the config names it, or where they wanted to go.
     pub(crate) fn host(&self) -> String {
-        self.config.endpoints.first().map(ToString::to_string).unwrap_or_default()
+        let named = self.config.endpoints.first().map(ToString::to_string);
+        named.or_else(|| self.addresses.load().first().map(ToString::to_string)).unwrap_or_default()
     }
 
     /// Waits for the first try to resolve all names; says how the last one went.

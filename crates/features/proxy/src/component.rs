@@ -52,10 +52,11 @@ pub fn components(identities: Identities, resolver: Resolver) -> Vec<Box<dyn Com
         access_logs: AccessLogs::default(),
         generation: AtomicU64::new(0),
     });
-    vec![
-        Box::new(DirectionComponent { direction: Direction::Inbound, shared: Arc::clone(&shared) }),
-        Box::new(DirectionComponent { direction: Direction::Outbound, shared }),
-    ]
+    let component = |direction| -> Box<dyn Component> {
+        let (shared, passthrough) = (Arc::clone(&shared), Cluster::passthrough(direction));
+        Box::new(DirectionComponent { direction, shared, passthrough })
+    };
+    vec![component(Direction::Inbound), component(Direction::Outbound)]
 }
 
 /// What both directions have in common.
@@ -70,6 +71,8 @@ struct Shared {
 struct DirectionComponent {
     direction: Direction,
     shared: Arc<Shared>,
+    /// Where redirected connections go that nobody told us of.
+    passthrough: Arc<Cluster>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -308,7 +311,13 @@ impl<'a> Running<'a> {
                 named(&cluster.name)
                     || (listeners.iter().any(|one| one.redirected) && !cluster.virtual_addresses.is_empty())
             })
-            .map(|cluster| (cluster.name.to_string(), self.component.shared.clusters.obtain(cluster)))
+            .map(|config| {
+                let cluster = self.component.shared.clusters.obtain(config);
+                if self.component.direction == Direction::Inbound {
+                    cluster.take_inbound();
+                }
+                (config.name.to_string(), cluster)
+            })
             .collect()
     }
 
@@ -373,7 +382,7 @@ impl<'a> Running<'a> {
             path: path_policy(&config.path),
             forwarded: config.forwarded.clone(),
             tcp_keepalive: config.tcp_keepalive.into(),
-            routes: RouteTable::of(config, all, |name| clusters.get(name).cloned()),
+            routes: RouteTable::of(config, all, &self.component.passthrough, |name| clusters.get(name).cloned()),
             tls: mutual.map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
             simple_tls,
             simple_digest,

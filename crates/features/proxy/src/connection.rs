@@ -25,7 +25,6 @@ use crate::buffer::Buffer;
 use crate::dial::Ends;
 use crate::listener::LocalListener;
 use crate::permissive::Beginning;
-use crate::route::RouteTable;
 use crate::snapshot::ListenerSnapshot;
 use crate::socket;
 use crate::tls::{self, Agreed, Peer};
@@ -36,8 +35,6 @@ use crate::{h1, h2, tcp};
 
 /// The longest TLS ClientHello; those with several key shares and a ticket take about 2 KiB.
 const MOST_HELLO: usize = 16 * 1024;
-/// How long it is remembered that servers behind a listener speak first.
-pub(crate) const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// What the requests of one connection know of it.
 pub(crate) struct Downstream {
@@ -80,6 +77,13 @@ pub(crate) async fn connection(
     let _open = local.metrics.connection();
     socket::prepare(&stream, snapshot.tcp_keepalive, Duration::ZERO);
     let original = if snapshot.redirected { socket::original_destination(&stream) } else { None };
+    if snapshot.redirected && original.is_none() {
+        // From outside, anybody could go through us to anywhere; and where it should go nobody knows.
+        local.metrics.cut("not_redirected");
+        let listener = &local.shared.name;
+        tracing::warn!(component = "proxy", listener, %remote, "refused a connection that was not redirected (`redirected: true`)");
+        return;
+    }
     let is_simple = snapshot.tls.is_none()
         && snapshot.simple_tls.is_none()
         && snapshot.protocol == ListenerProtocol::Http
@@ -124,7 +128,8 @@ pub(crate) async fn connection(
             until_cut(local, watched, serving).await;
         }
         Speech::Tcp => {
-            let relay = Box::pin(tcp::relay(downstream, watched, io, input, route));
+            let learns = snapshot.protocol == ListenerProtocol::Auto;
+            let relay = Box::pin(tcp::relay(downstream, watched, io, input, route, learns));
             until_cut(local, watched, relay).await;
         }
     }
@@ -184,13 +189,16 @@ impl LocalListener {
         }
         let routes = &snapshot.routes;
         let (speech, route) = match (snapshot.protocol, agreed) {
-            _ if beginning == Beginning::Foreign => (Speech::Tcp, routes.tcp(original)),
+            _ if matches!(beginning, Beginning::Foreign | Beginning::Silent) => (Speech::Tcp, routes.tcp(original)),
             (ListenerProtocol::Http, Agreed::Http2) | (ListenerProtocol::Auto, Agreed::Http2) => (Speech::Http2, None),
             (ListenerProtocol::Http, _) | (ListenerProtocol::Auto, Agreed::Http1) => (Speech::Http1, None),
             (ListenerProtocol::Tcp, _) | (ListenerProtocol::Auto, Agreed::Tcp) => (Speech::Tcp, routes.tcp(original)),
-            (ListenerProtocol::Tls, _) => (Speech::Tcp, self.route_of_tls(&io, &mut input, routes, ends.client).await?),
+            (ListenerProtocol::Tls, _) => {
+                let name = self.name_asked_for(&io, &mut input, ends.client).await?;
+                (Speech::Tcp, routes.tls(name.as_deref(), original))
+            }
             (ListenerProtocol::Auto, Agreed::Nothing) => {
-                let speech = self.detect(snapshot, &io, &mut input).await?;
+                let speech = self.detect(snapshot, &io, &mut input, original).await?;
                 (speech, routes.tcp(original))
             }
         };
@@ -230,11 +238,18 @@ impl LocalListener {
     }
 
     /// Finds out what a client speaks that was not told by ALPN.
-    async fn detect(&self, snapshot: &ListenerSnapshot, io: &Transport, input: &mut Buffer) -> Option<Speech> {
-        if self.server_first.get().is_some_and(|until| Instant::now() < until) && input.is_empty() {
+    async fn detect(
+        &self,
+        snapshot: &ListenerSnapshot,
+        io: &Transport,
+        input: &mut Buffer,
+        original: Option<SocketAddr>,
+    ) -> Option<Speech> {
+        let now = Instant::now();
+        if input.is_empty() && self.speak_first.knows(original, now) {
             return Some(Speech::Tcp);
         }
-        let deadline = Instant::now() + snapshot.detect_timeout;
+        let deadline = now + snapshot.detect_timeout;
         loop {
             match sniff(input.filled()) {
                 Sniff::Http1 => return Some(Speech::Http1),
@@ -244,23 +259,13 @@ impl LocalListener {
             }
             match tokio::time::timeout_at(deadline.into(), self.read_more(io, input)).await {
                 Ok(more) => more?,
-                Err(_) if input.is_empty() => {
-                    self.server_first.set(Instant::now().checked_add(REMEMBERED));
-                    return Some(Speech::Tcp);
-                }
                 Err(_) => return Some(Speech::Tcp),
             }
         }
     }
 
-    /// The route for the name that a TLS client asks for; what it sent stays in `input`.
-    async fn route_of_tls(
-        &self,
-        io: &Transport,
-        input: &mut Buffer,
-        routes: &RouteTable,
-        remote: SocketAddr,
-    ) -> Option<Option<u32>> {
+    /// The name that a TLS client asks for, if any; what it sent stays in `input`.
+    async fn name_asked_for(&self, io: &Transport, input: &mut Buffer, remote: SocketAddr) -> Option<Option<String>> {
         let listener = &self.shared.name;
         loop {
             if input.len() > MOST_HELLO {
@@ -271,7 +276,7 @@ impl LocalListener {
             self.read_more(io, input).await?;
             match tls::server_name(input.filled()) {
                 Ok(None) => {}
-                Ok(Some(name)) => return Some(routes.sni(name.as_deref())),
+                Ok(Some(name)) => return Some(name),
                 Err(error) => {
                     self.metrics.cut("tls_hello");
                     tracing::debug!(component = "proxy", listener, %remote, %error, "no TLS ClientHello");

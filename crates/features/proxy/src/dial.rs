@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use crate::error::Reason;
 use crate::pool::{Connection, Pool};
 use crate::shared::Begun;
+use crate::socket::OwnCall;
 use crate::transport::Transport;
 use crate::upstream::{H1Connection, Link, Speech};
 use crate::{socket, tls};
@@ -86,11 +87,20 @@ impl Pool {
         ends: Option<Ends>,
     ) -> Result<Dialled, Reason> {
         let cluster = &self.cluster.name;
-        let mut stream = TcpStream::connect(address).await.map_err(|error| {
+        let connecting = async {
+            match self.cluster.is_beside_us() {
+                true => socket::connect_to_application(address).await,
+                false => TcpStream::connect(address).await,
+            }
+        };
+        let mut stream = connecting.await.map_err(|error| {
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
             Reason::ConnectFailure
         })?;
         let config = &self.cluster.config;
+        let call = (config.original_destination && !self.cluster.is_beside_us())
+            .then(|| OwnCall::note(&stream, address))
+            .flatten();
         socket::prepare(&stream, config.tcp_keepalive.into(), config.tcp_user_timeout.into());
         if let (Some(version), Some(ends)) = (self.cluster.config.proxy_protocol, ends) {
             let mut header = Vec::new();
@@ -104,12 +114,13 @@ impl Pool {
             stream.write_all(&header).await.map_err(|_| Reason::ConnectFailure)?;
         }
         if self.cluster.config.tls.is_none() {
-            return Ok(Dialled { io: stream.into(), generation: 0, peer: None, kin: false });
+            return Ok(Dialled { io: Transport::from(stream).known_as(call), generation: 0, peer: None, kin: false });
         }
         if let Some(tls) = &self.cluster.config.tls
             && let Some(name) = &tls.server_name
         {
-            return self.reach_server(address, stream, name, speech).await;
+            let dialled = self.reach_server(address, stream, name, speech).await?;
+            return Ok(Dialled { io: dialled.io.known_as(call), ..dialled });
         }
         let snapshot = self.snapshot().ok_or(Reason::TlsFailure)?;
         let config = self.tls_config(&snapshot, speech)?;
@@ -121,7 +132,8 @@ impl Pool {
                 let session = stream.get_ref().1;
                 let peer = peer_id(session.peer_certificates()).map(|id| Rc::from(id.as_str()));
                 let kin = tls::is_outriggers(session.alpn_protocol());
-                Ok(Dialled { io: stream.into(), generation: snapshot.generation, peer, kin })
+                let io = Transport::from(stream).known_as(call);
+                Ok(Dialled { io, generation: snapshot.generation, peer, kin })
             }
             Err(error) => {
                 self.metrics.handshake(tls_error_reason(&error));

@@ -30,6 +30,12 @@ pub(crate) enum Reason {
     /// Nothing is configured for this host and path.
     #[error("no route matches this host and path")]
     NoRoute,
+    /// A redirected connection to an address that no route and no cluster takes, and unknown ones are denied.
+    #[error("no route or cluster is for this destination, and unknown ones are refused (`unknownDestinations: deny`)")]
+    UnknownDestination,
+    /// It was sent to where it wanted to go, and came here again.
+    #[error("the connection is Outrigger's own: it runs as another user than `outrigger init --proxy-uid` was told")]
+    Loop,
     /// CONNECT, on a listener without routes for it.
     #[error("CONNECT is not supported here")]
     Unsupported,
@@ -92,7 +98,8 @@ impl Reason {
             | Self::TlsFailure
             | Self::Refused
             | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Reset | Self::Protocol(_) => StatusCode::BAD_GATEWAY,
+            Self::Reset | Self::Protocol(_) | Self::UnknownDestination => StatusCode::BAD_GATEWAY,
+            Self::Loop => StatusCode::LOOP_DETECTED,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -104,10 +111,10 @@ impl Reason {
         match self {
             Self::BadRequest(_) | Self::HeadersTooLarge | Self::BodyTooLarge | Self::Unsupported => "DPE",
             Self::Forbidden(_) => "UAEX",
-            Self::NoRoute => "NR",
+            Self::NoRoute | Self::UnknownDestination => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow => "UO",
-            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure => "UF",
+            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::Loop => "UF",
             Self::Reset => "UC",
             Self::Refused => "UR",
             Self::Protocol(_) => "UPE",
@@ -125,11 +132,12 @@ impl Reason {
             | Self::HeadersTooLarge
             | Self::BodyTooLarge
             | Self::NoRoute
+            | Self::UnknownDestination
             | Self::Unsupported
             | Self::Forbidden(_)
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
-            Self::Overflow | Self::Stopped => Fault::Us,
+            Self::Overflow | Self::Stopped | Self::Loop => Fault::Us,
             _ => Fault::Upstream,
         }
     }
@@ -139,6 +147,8 @@ impl Reason {
         matches!(
             self,
             Self::NoEndpoint
+                | Self::UnknownDestination
+                | Self::Loop
                 | Self::Overflow
                 | Self::ConnectFailure
                 | Self::ConnectTimeout

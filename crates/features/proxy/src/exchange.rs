@@ -189,10 +189,14 @@ impl Exchange {
             request.push("Transfer-Encoding", b"chunked");
         }
         let ask = if upgrade.is_some() { Ask::Upgrade } else { Ask::Answer };
+        // A client that goes where it wanted to go has chosen HTTP/2 for this very server; between sidecars we did.
+        let chosen = pool.cluster.config.original_destination && self.downstream.peer.is_none();
         let way = match (pool.cluster.config.protocol, ask) {
             (ClusterProtocol::Http2, Ask::Upgrade) => Way::Upgrade,
             (ClusterProtocol::Http2, _) => Way::Shared,
-            (ClusterProtocol::Auto, Ask::Answer) if request.version() == Version::Http2 && is_grpc(request) => {
+            (ClusterProtocol::Auto, Ask::Answer)
+                if request.version() == Version::Http2 && (chosen || is_grpc(request)) =>
+            {
                 Way::Shared
             }
             (ClusterProtocol::Auto, Ask::Answer) => Way::Either,
@@ -246,14 +250,16 @@ impl Exchange {
         let number = routes.find(host, path);
         let number = match number {
             // What is redirected may be for an address that we know, or for one that anything may go to.
-            None if self.snapshot.redirected => routes.tcp(self.downstream.original),
+            None if self.snapshot.redirected => {
+                Some(routes.tcp(self.downstream.original).ok_or(Reason::UnknownDestination)?)
+            }
             number => number,
         };
         let number = number.ok_or(Reason::NoRoute)?;
         let route = routes.route(number).ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
         let pool = route.backend(worker.random()).ok_or(Reason::NoEndpoint);
-        let pool = pool.and_then(|cluster| worker.pool_toward(cluster, self.downstream.original));
+        let pool = pool.and_then(|cluster| worker.pool_for(cluster, &self.downstream));
         Ok((number, route.timeout, pool))
     }
 

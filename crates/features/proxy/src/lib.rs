@@ -10,11 +10,12 @@
 //!
 //! A listener with `protocol: http` serves HTTP/1.0, HTTP/1.1 and HTTP/2 on one port: ALPN or the first bytes tell.
 //! `auto` adds everything else: what does not begin like HTTP is carried as TCP, and so is a client that stays silent
-//! for `detectTimeout`, for then the server speaks first; that is remembered for five minutes. `tcp` carries bytes, and
-//! `tls` carries TLS undecrypted, routed by the name the client asks for. With `mode: permissive`, `auto` and `tcp` know
-//! a sidecar by the protocols it offers (ALPN); other TLS is the application's own and is carried as it comes. Upgrades (WebSocket, also by HTTP/2's extended
-//! CONNECT) become tunnels once the endpoint agrees. So does
-//! CONNECT where the listener's `connectRoutes` allow it, to an endpoint of ours or through a proxy behind us; else 501.
+//! for `detectTimeout`, for then the server speaks first; that is remembered for five minutes, for each destination.
+//! `tcp` carries bytes, and `tls` carries TLS undecrypted, routed by the name the client asks for. With
+//! `mode: permissive`, `auto` and `tcp` know a sidecar by the protocols it offers (ALPN); other TLS is the application's
+//! own and is carried as it comes. Upgrades (WebSocket, also by HTTP/2's extended CONNECT) become tunnels once the
+//! endpoint agrees. So does CONNECT where the listener's `connectRoutes` allow it, to an endpoint of ours or through a
+//! proxy behind us; else 501.
 //!
 //! Towards a cluster HTTP/2 is spoken for gRPC, which needs it, and HTTP/1.1 for everything else, unless the cluster says
 //! otherwise. Two Outriggers know one another by ALPN names of their own; when many requests are under way between them,
@@ -85,6 +86,7 @@ mod route;
 mod shared;
 mod snapshot;
 mod socket;
+mod speaks_first;
 mod splice;
 mod tcp;
 mod tls;

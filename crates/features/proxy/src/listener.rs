@@ -5,12 +5,12 @@
 //! is counted, and never spins; what waited in the backlog when the listener was drained
 //! is still served.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use outrigger_runtime::Sockets;
 use rustls::ServerConfig;
@@ -20,6 +20,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::connection::connection;
 use crate::metrics::ListenerMetrics;
 use crate::snapshot::{Listener, LocalSnapshot, OpenConnection};
+use crate::speaks_first::SpeakFirst;
 use crate::tls::PerGeneration;
 use crate::watch::Order;
 use crate::worker::Worker;
@@ -34,8 +35,8 @@ pub(crate) struct LocalListener {
     pub(crate) metrics: Rc<ListenerMetrics>,
     /// TLS configs for the listener's config with this generation.
     pub(crate) tls: RefCell<(u64, Rc<PerGeneration<ServerConfig>>)>,
-    /// Until when it is held that servers behind it speak first.
-    pub(crate) server_first: Cell<Option<Instant>>,
+    /// Behind it, whose servers speak first.
+    pub(crate) speak_first: SpeakFirst,
     /// The listener's config as this worker saw it last.
     snapshot: RefCell<Rc<LocalSnapshot>>,
 }
@@ -50,7 +51,7 @@ pub(crate) async fn serve(
     let metrics = ListenerMetrics::new(&worker.families, shared.direction, &shared.name);
     let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
     let tls = RefCell::new((u64::MAX, Rc::default()));
-    let local = Rc::new(LocalListener { shared, worker, metrics, tls, server_first: Cell::new(None), snapshot });
+    let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first: SpeakFirst::default(), snapshot });
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
     local.accept_until_drained(&socket, &sockets, &mut connections).await;

@@ -4,13 +4,10 @@
 //! that was meant for the application; a client that waits for its server to speak first is
 //! not kept waiting for longer than `detectTimeout`.
 
-use std::time::Instant;
-
 use outrigger_config::ListenerProtocol;
 use outrigger_wire::hello::{self, Hello};
 
 use crate::buffer::Buffer;
-use crate::connection::REMEMBERED;
 use crate::listener::LocalListener;
 use crate::snapshot::ListenerSnapshot;
 use crate::tls;
@@ -23,8 +20,10 @@ pub(crate) enum Beginning {
     Mesh,
     /// With TLS that the application itself is to answer.
     Foreign,
-    /// With something else, or nothing.
+    /// With something else.
     Plain,
+    /// With nothing: the server is to speak first.
+    Silent,
 }
 
 impl LocalListener {
@@ -46,11 +45,7 @@ impl LocalListener {
             } else {
                 match tokio::time::timeout(snapshot.detect_timeout, first).await {
                     Ok(more) => more?,
-                    Err(_) => {
-                        // So that it need not be found out again.
-                        self.server_first.set(Instant::now().checked_add(REMEMBERED));
-                        return Some(Beginning::Plain);
-                    }
+                    Err(_) => return Some(Beginning::Silent),
                 }
             }
         }

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use outrigger_config::{
     BackendRef, Cluster as ClusterConfig, ConnectMode, Listener, PathMatch, PathMatchType, Route as RouteConfig,
-    RouteMatch,
+    RouteMatch, UnknownDestinations,
 };
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PASSTHROUGH};
 
 /// A compiled route.
 pub(crate) struct Route {
@@ -87,6 +87,8 @@ pub(crate) struct RouteTable {
     connects: Vec<Connect>,
     /// Routes of redirected connections, by where they wanted to go.
     virtuals: HashMap<SocketAddr, u32>,
+    /// The route of redirected connections that no other one takes; `None` refuses them.
+    unknown: Option<u32>,
 }
 
 /// A route of CONNECT.
@@ -134,10 +136,11 @@ struct PathTable {
 }
 
 impl RouteTable {
-    /// Compiles a listener's routes of all kinds.
+    /// Compiles a listener's routes of all kinds. `passthrough` is the cluster of destinations that nobody told us of.
     pub(crate) fn of(
         listener: &Listener,
         clusters: &[ClusterConfig],
+        passthrough: &Arc<Cluster>,
         cluster: impl Fn(&str) -> Option<Arc<Cluster>>,
     ) -> Self {
         let mut table = Self::compile(&listener.routes, &cluster);
@@ -146,6 +149,11 @@ impl RouteTable {
                 let only = BackendRef { name: config.name.clone(), weight: 1 };
                 let number = table.add(Route::to(&config.name, &[only], &cluster));
                 table.virtuals.extend(config.virtual_addresses.iter().map(|address| (*address, number)));
+            }
+            if listener.unknown_destinations == UnknownDestinations::Allow {
+                let only = BackendRef { name: passthrough.config.name.clone(), weight: 1 };
+                let route = Route::to(PASSTHROUGH, &[only], |_| Some(Arc::clone(passthrough)));
+                table.unknown = Some(table.add(route));
             }
         }
         if let Some(route) = &listener.tcp_route {
@@ -195,11 +203,11 @@ impl RouteTable {
 
     /// The number of the route of connections that are carried as they come, and wanted to go to `destination`.
     pub(crate) fn tcp(&self, destination: Option<SocketAddr>) -> Option<u32> {
-        self.virtually(destination).or(self.tcp)
+        self.virtually(destination).or(self.tcp).or(self.unknown)
     }
 
     /// The number of the route of the virtual address `destination`.
-    pub(crate) fn virtually(&self, destination: Option<SocketAddr>) -> Option<u32> {
+    fn virtually(&self, destination: Option<SocketAddr>) -> Option<u32> {
         if self.virtuals.is_empty() {
             return None;
         }
@@ -226,8 +234,12 @@ impl RouteTable {
         Some(ConnectTo { route: found.route, forward: found.forward, named })
     }
 
-    /// The number of the route of a TLS connection whose client asks for `name`.
-    pub(crate) fn sni(&self, name: Option<&str>) -> Option<u32> {
+    /// The number of the route of a TLS connection whose client asks for `name`, and wanted to go to `destination`.
+    pub(crate) fn tls(&self, name: Option<&str>, destination: Option<SocketAddr>) -> Option<u32> {
+        self.sni(name).or_else(|| self.tcp(destination))
+    }
+
+    fn sni(&self, name: Option<&str>) -> Option<u32> {
         let Some(name) = name else { return self.sni_any };
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let wild = || {
@@ -435,7 +447,8 @@ mod tests {
             ],
         }))
         .unwrap();
-        let table = RouteTable::of(&listener, &[], |_| None);
+        let passthrough = Cluster::passthrough(outrigger_config::Direction::Outbound);
+        let table = RouteTable::of(&listener, &[], &passthrough, |_| None);
         for (host, port, expected) in [
             ("db.example", 5432, Some(("port", false, true))),
             ("DB.example.", 80, Some(("exact", false, true))),
@@ -448,6 +461,43 @@ mod tests {
             let found = table.connect(host, port);
             let found = found.map(|to| (table.route(to.route).unwrap().name.as_str(), to.forward, to.named));
             assert_eq!(found, expected, "{host}:{port}");
+        }
+    }
+
+    #[test]
+    fn redirected_connections_go_by_their_destination() {
+        let listener = |more: &str| {
+            let text = format!(
+                "proxy:\n  listeners:\n  - {{ name: out, direction: outbound, address: \"[::]:15001\", protocol: auto, \
+                 redirected: true{more} }}\n  clusters:\n  - {{ name: orders, endpoints: [\"10.0.0.7:80\"], \
+                 virtualAddresses: [\"10.96.0.1:80\", \"[fd00::1]:80\"] }}\n  - {{ name: other, endpoints: [\"10.0.0.8:80\"] }}\n"
+            );
+            outrigger_config::parse("test.yaml", &text, &|_| None).unwrap_or_else(|error| panic!("{error}")).config
+        };
+        let found = |more: &str, destination: &str| {
+            let proxy = listener(more).proxy.unwrap();
+            let clusters = crate::cluster::Clusters::default();
+            let passthrough = Cluster::passthrough(outrigger_config::Direction::Outbound);
+            let table = RouteTable::of(&proxy.listeners[0], &proxy.clusters, &passthrough, |name| {
+                proxy.clusters.iter().find(|one| one.name.as_str() == name).map(|one| clusters.obtain(one))
+            });
+            let number = table.tcp(Some(destination.parse().unwrap()))?;
+            let cluster = table.route(number).unwrap().backend(0).unwrap().name.clone();
+            Some((table.route(number).unwrap().name.clone(), cluster))
+        };
+        let all = ", tcpRoute: { name: bytes, backendRefs: [{ name: other }] }";
+        let deny = ", unknownDestinations: deny";
+        for (more, destination, expected) in [
+            ("", "10.96.0.1:80", Some(("orders", "orders"))),
+            ("", "[fd00::1]:80", Some(("orders", "orders"))),
+            ("", "10.96.0.1:81", Some(("passthrough", "passthrough"))),
+            (deny, "10.96.0.1:80", Some(("orders", "orders"))),
+            (deny, "10.96.0.1:81", None),
+            (all, "10.96.0.1:80", Some(("orders", "orders"))),
+            (all, "10.96.0.1:81", Some(("bytes", "other"))),
+        ] {
+            let expected = expected.map(|(route, cluster)| (route.to_owned(), cluster.to_owned()));
+            assert_eq!(found(more, destination), expected, "{destination} with {more:?}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! back. Promise: each direction ends when its sender ends it; what breaks off is seen by the
 //! other side as broken off; bytes are counted and never looked at.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -35,16 +36,19 @@ struct Carried {
     received: u64,
     sent: u64,
     reason: Option<Reason>,
+    /// Who speaks first is kept in mind.
+    learns: bool,
     ended: bool,
 }
 
-/// Carries a connection to its end. `input` is what was read already.
+/// Carries a connection to its end. `input` is what was read already. When it `learns`, who speaks first is kept in mind.
 pub(crate) async fn relay(
     downstream: Rc<Downstream>,
     watched: &Rc<Watched>,
     io: Transport,
     mut input: Buffer,
     route: Option<u32>,
+    learns: bool,
 ) {
     watched.begin(Instant::now());
     watched.handled.set(watched.handled.get() + 1);
@@ -61,6 +65,7 @@ pub(crate) async fn relay(
         received: 0,
         sent: 0,
         reason: None,
+        learns: learns && input.is_empty(),
         ended: false,
     };
     let outcome = carried.run(&io, &mut input).await;
@@ -74,11 +79,12 @@ pub(crate) async fn relay(
 
 impl Carried {
     async fn run(&mut self, io: &Transport, input: &mut Buffer) -> Result<(), Reason> {
-        let number = self.route.ok_or(Reason::NoRoute)?;
+        let unknown = if self.snapshot.redirected { Reason::UnknownDestination } else { Reason::NoRoute };
+        let number = self.route.ok_or(unknown)?;
         let worker = &self.downstream.local.worker;
         let route = self.snapshot.routes.route(number).ok_or(Reason::NoRoute)?;
         let cluster = route.backend(worker.random()).ok_or(Reason::NoEndpoint)?;
-        let pool = worker.pool_toward(cluster, self.downstream.original)?;
+        let pool = worker.pool_for(cluster, &self.downstream)?;
         self.pool = Some(Rc::clone(&pool));
         let tunnel = pool.tunnel(self.downstream.ends).await?;
         self.endpoint = Some(tunnel.address);
@@ -89,8 +95,14 @@ impl Carried {
         self.watched.be_patient();
         let watched = &self.watched;
         let (received, sent) = (&mut self.received, &mut self.sent);
+        let (local, original) = (&self.downstream.local, self.downstream.original);
+        // Nobody has spoken yet, and it is of interest who will.
+        let learns = Cell::new(self.learns);
         let outcome = poll_fn(|cx| {
             let moved = |count| {
+                if learns.take() {
+                    local.speak_first.forget(original);
+                }
                 *received += count as u64;
                 watched.be_patient();
             };
@@ -101,6 +113,9 @@ impl Carried {
                 Poll::Pending => false,
             };
             let moved = |count| {
+                if learns.take() {
+                    local.speak_first.remember(original, Instant::now());
+                }
                 *sent += count as u64;
                 watched.be_patient();
             };

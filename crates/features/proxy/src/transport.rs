@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
 use crate::buffer::Buffer;
+use crate::socket::OwnCall;
 
 /// What the bytes go over.
 enum Kind {
@@ -22,23 +23,26 @@ enum Kind {
 }
 
 /// A byte stream that can be read and written through a shared reference.
-pub(crate) struct Transport(RefCell<Kind>);
+pub(crate) struct Transport(
+    RefCell<Kind>,
+    #[expect(dead_code, reason = "held for what its drop does")] Option<Box<OwnCall>>,
+);
 
 impl From<TcpStream> for Transport {
     fn from(stream: TcpStream) -> Self {
-        Self(RefCell::new(Kind::Plain(stream)))
+        Self(RefCell::new(Kind::Plain(stream)), None)
     }
 }
 
 impl From<server::TlsStream<Replay>> for Transport {
     fn from(stream: server::TlsStream<Replay>) -> Self {
-        Self(RefCell::new(Kind::Accepted(Box::new(stream))))
+        Self(RefCell::new(Kind::Accepted(Box::new(stream))), None)
     }
 }
 
 impl From<client::TlsStream<TcpStream>> for Transport {
     fn from(stream: client::TlsStream<TcpStream>) -> Self {
-        Self(RefCell::new(Kind::Connected(Box::new(stream))))
+        Self(RefCell::new(Kind::Connected(Box::new(stream))), None)
     }
 }
 
@@ -63,6 +67,11 @@ macro_rules! with_stream {
 }
 
 impl Transport {
+    /// Keeps it known as ours as long as it is open.
+    pub(crate) fn known_as(self, call: Option<Box<OwnCall>>) -> Self {
+        Self(self.0, call)
+    }
+
     /// Reads behind what waits in `buffer`; 0 is the end. Holds no memory while nothing comes.
     pub(crate) fn poll_fill(&self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
         let mut into = ReadBuf::new(buffer.space());

@@ -17,9 +17,11 @@ use tokio::task::JoinSet;
 use crate::access_log::{AccessLog, Buffer, Entry};
 use crate::balance::Random;
 use crate::cluster::Cluster;
+use crate::connection::Downstream;
 use crate::error::Reason;
 use crate::metrics::{Families, NumberHasher};
 use crate::pool::Pool;
+use crate::socket::OwnCall;
 use crate::watch::Clock;
 use crate::{buffer, splice};
 
@@ -105,12 +107,25 @@ impl Worker {
         pool
     }
 
-    /// The pool of a cluster, or of the one address a redirected connection wanted to go to.
-    pub(crate) fn pool_toward(&self, cluster: &Arc<Cluster>, original: Option<SocketAddr>) -> Result<Rc<Pool>, Reason> {
+    /// The pool for a client's connection. One of our own that was redirected to us is not sent on again.
+    pub(crate) fn pool_for(&self, cluster: &Arc<Cluster>, downstream: &Downstream) -> Result<Rc<Pool>, Reason> {
+        if cluster.config.original_destination
+            && let Some(address) = downstream.original
+            && OwnCall::is_one(downstream.remote, address)
+        {
+            let (listener, reason) = (&downstream.local.shared.name, Reason::Loop);
+            tracing::error!(component = "proxy", listener, %address, %reason, "refused a connection");
+            return Err(reason);
+        }
+        self.pool_toward(cluster, downstream.original)
+    }
+
+    /// The pool of a cluster, or of the one address a connection wants to go to.
+    pub(crate) fn pool_toward(&self, cluster: &Arc<Cluster>, address: Option<SocketAddr>) -> Result<Rc<Pool>, Reason> {
         if !cluster.config.original_destination {
             return Ok(self.pool(cluster));
         }
-        let address = original.ok_or(Reason::NoEndpoint)?;
+        let address = address.ok_or(Reason::NoEndpoint)?;
         if let Some(pool) = self.originals.borrow().get(&(cluster.id, address)) {
             return Ok(Rc::clone(pool));
         }

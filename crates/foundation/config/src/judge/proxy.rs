@@ -92,6 +92,7 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
         judge.error("value", &limits.key("maxHeaderBytes"), message, "it must be between `1KiB` and `1MiB`");
     }
     judge.not_zero(&at.key("detectTimeout"), listener.detect_timeout);
+    redirection_rules(listener, at, judge);
     protocol_rules(proxy, listener, at, judge);
     let routes = at.key("routes");
     let named = listener.routes.iter().enumerate();
@@ -104,6 +105,23 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
         route_rules(proxy, listener, route, &routes.index(index), judge);
     }
     shadowed_routes(listener, &routes, judge);
+}
+
+/// What is redirected is whatever the application speaks.
+fn redirection_rules(listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let (unknown, protocol) = (at.key("unknownDestinations"), at.key("protocol"));
+    if judge.checked.is_blurred(&at.key("redirected")) {
+        return;
+    }
+    if !listener.redirected && judge.is_given(&unknown) {
+        let message = "`unknownDestinations` is never used: this listener has no redirected connections";
+        judge.warning("unused", &unknown, message, "remove it, or set `redirected: true`");
+    }
+    if listener.redirected && !judge.is_given(&protocol) {
+        let message = "all the application's connections are redirected here, and those that are not HTTP are refused";
+        let problem = Problem::error("missing", judge.key_span(&at.key("redirected")), protocol, message).warning();
+        judge.report(problem.help("add `protocol: auto`, or `protocol: http` if that is what you want"));
+    }
 }
 
 /// A listener's protocol needs the routes of its kind, and no others.

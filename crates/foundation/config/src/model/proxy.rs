@@ -65,8 +65,13 @@ pub struct Listener {
     pub proxy_protocol: bool,
     /// Whether connections are redirected here (`outrigger init`), so that each has an original destination: a cluster
     /// of that address's `virtualAddresses` takes those that no route does, and clusters with `originalDestination` know it.
+    /// Connections that were not redirected are refused then. Wants `protocol: auto`, for anything may come.
     #[serde(default)]
     pub redirected: bool,
+    /// With `redirected`: what becomes of connections and requests to addresses that no route and no cluster's
+    /// `virtualAddresses` takes.
+    #[serde(default)]
+    pub unknown_destinations: UnknownDestinations,
     /// How request paths are made the same for all readers before routes look at them; what is forwarded is the result.
     #[serde(default)]
     pub path: PathNormalization,
@@ -97,6 +102,18 @@ impl Listener {
 
 fn default_tcp_keepalive() -> Duration {
     Duration::from_secs(60)
+}
+
+/// What becomes of connections to addresses that nobody told us of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownDestinations {
+    /// They go where they wanted to go, unchanged, as route and cluster `passthrough`. On an inbound listener that is
+    /// the application.
+    #[default]
+    Allow,
+    /// Requests get 502, other connections are reset.
+    Deny,
 }
 
 /// How request paths are made the same for all readers. Escapes of unreserved characters are always undone, those that
