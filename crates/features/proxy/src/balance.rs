@@ -55,6 +55,13 @@ impl Endpoint {
         self.avoid_until.set(Some(now + wait));
     }
 
+    /// A connection is being made. While it is not known that the endpoint is back, one try is enough.
+    pub(crate) fn try_again(&self, timeout: Duration) {
+        if self.failures.get() > 0 {
+            self.avoid_until.set(Instant::now().checked_add(timeout));
+        }
+    }
+
     /// A connection was made.
     pub(crate) fn connected(&self) {
         self.failures.set(0);
@@ -156,6 +163,9 @@ mod tests {
         assert!((0..100).any(|_| balancer.choose(&some, now + AVOIDANCE) == 0), "worth a try again");
         some[0].failed(now + AVOIDANCE);
         assert!(some[0].is_avoided(now + AVOIDANCE * 2), "longer the second time");
+        // One that is tried again is not tried by others meanwhile.
+        some[0].try_again(Duration::from_secs(60));
+        assert!((0..100).all(|_| balancer.choose(&some, now + LONGEST_AVOIDANCE) != 0));
         some[1].failed(now);
         some[2].failed(now);
         let mut chosen = [false; 3];

@@ -43,6 +43,11 @@ pub(crate) struct H1Source<'a> {
     /// Bytes of the body at the buffer's front, and bytes of framing behind them.
     run: usize,
     behind: usize,
+    /// The body's beginning, where it may have to be sent again, and how much of it has gone on.
+    kept: Vec<u8>,
+    again: usize,
+    /// More than that has gone on.
+    beyond: bool,
 }
 
 /// A body that comes on an HTTP/2 stream.
@@ -66,7 +71,8 @@ pub(crate) enum Source<'a> {
 impl<'a> Source<'a> {
     /// A body on an HTTP/1 connection.
     pub(crate) fn h1(io: &'a Transport, buffer: &'a mut Buffer, decoder: &'a mut BodyDecoder) -> Self {
-        Self::H1(H1Source { io, buffer, decoder, run: 0, behind: 0 })
+        let (kept, again) = (Vec::new(), 0);
+        Self::H1(H1Source { io, buffer, decoder, run: 0, behind: 0, kept, again, beyond: false })
     }
 
     /// A body on an HTTP/2 stream.
@@ -82,7 +88,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => true,
             Self::Own(bytes) => bytes.is_empty(),
-            Self::H1(source) => source.run == 0 && source.decoder.is_done(),
+            Self::H1(source) => source.run == 0 && source.again == source.kept.len() && source.decoder.is_done(),
             Self::H2(source) => source.data.is_empty() && source.stream.is_end_stream(),
         }
     }
@@ -98,6 +104,29 @@ impl<'a> Source<'a> {
             }
         }
         Poll::Pending
+    }
+
+    /// Keeps what has come of the body, so that it can be sent again; more than a buffer it cannot be.
+    pub(crate) fn keep(&mut self) {
+        if let Self::H1(source) = self
+            && !source.beyond
+            && source.run == 0
+            && source.kept.is_empty()
+        {
+            source.keep();
+        }
+    }
+
+    /// Begins the body again. Whether it can: false when more has gone on than was kept.
+    pub(crate) fn rewind(&mut self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::H1(source) if !source.beyond => {
+                source.again = 0;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Everything that comes from here on is data, until the sender ends its direction.
@@ -122,6 +151,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => &[],
             Self::Own(bytes) => bytes,
+            Self::H1(source) if source.again < source.kept.len() => &source.kept[source.again..],
             Self::H1(source) => &source.buffer.filled()[..source.run],
             Self::H2(source) => &source.data,
         }
@@ -148,9 +178,21 @@ impl<'a> Source<'a> {
 }
 
 impl H1Source<'_> {
+    fn keep(&mut self) {
+        while !self.buffer.is_empty() && !self.decoder.is_done() {
+            // A body that is wrong is told when it is read on.
+            let Ok(decoded) = self.decoder.decode(self.buffer.filled()) else { return };
+            self.kept.extend_from_slice(&self.buffer.filled()[decoded.data]);
+            self.buffer.consume(decoded.consumed);
+            if decoded.consumed == 0 {
+                return;
+            }
+        }
+    }
+
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         loop {
-            if self.run > 0 {
+            if self.run > 0 || self.again < self.kept.len() {
                 return Poll::Ready(Ok(true));
             }
             if self.decoder.is_done() {
@@ -179,6 +221,11 @@ impl H1Source<'_> {
     }
 
     fn advance(&mut self, count: usize) {
+        if self.again < self.kept.len() {
+            self.again += count;
+            return;
+        }
+        self.beyond = true;
         self.run -= count;
         self.buffer.consume(count);
         if self.run == 0 {

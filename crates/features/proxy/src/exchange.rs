@@ -218,7 +218,8 @@ impl Exchange {
     ) -> Result<After, Reason> {
         let mut fresh = false;
         loop {
-            let wish = Wish { way, fresh, ends: self.downstream.ends };
+            let certain = !incoming.request.method().is_idempotent();
+            let wish = Wish { way, fresh, certain, ends: self.downstream.ends };
             let mut lease = self.in_time(pool.checkout(wish)).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
@@ -297,18 +298,22 @@ impl Exchange {
             up => up?,
         };
         let over_http2 = matches!(receiver, Receiver::H2 { .. });
+        if !matches!(framing, Framing::Empty) && (over_http2 || (reused && may_be_repeated(incoming.request))) {
+            incoming.source.keep();
+        }
         // What a client sends before its upgrade was agreed to must not reach the endpoint as a request.
         let mut sending = if ask == Ask::Answer { Sending::On } else { Sending::Held };
         let head = poll_fn(|cx| self.poll_answer(cx, incoming, &mut sink, &mut receiver, &mut sending, response)).await;
         let (body, mut reusable) = match head {
             Ok(head) => head,
             // Should the endpoint close a kept connection just now, a request that may be repeated ([RFC 9110], 9.2.2)
-            // is sent again, as long as nothing of its body is gone. One that was refused was surely not acted on.
+            // is sent again, as long as its body is in hand. One that was refused was surely not acted on.
             Err(reason @ (Reason::Reset | Reason::Refused))
-                if self.received == 0
-                    && (reason == Reason::Refused || (reused && incoming.request.method().is_idempotent())) =>
+                if (reason == Reason::Refused || (reused && may_be_repeated(incoming.request)))
+                    && (self.received == 0 || incoming.source.rewind()) =>
             {
-                return Ok(Try::Stale(Reason::Reset));
+                self.received = 0;
+                return Ok(Try::Stale(reason));
             }
             Err(reason) => return Err(reason),
         };
@@ -702,6 +707,14 @@ pub(crate) fn own_response(head: &mut Head, status: http::StatusCode, text: &str
     head.set_reason(status.canonical_reason().unwrap_or_default().as_bytes());
     head.push("Content-Type", b"text/plain; charset=utf-8");
     head.push("Content-Length", itoa::Buffer::new().format(text.len()).as_bytes());
+}
+
+/// Whether sending a request twice does what sending it once does: by its method, or because its sender says that the
+/// receiver will know it again.
+fn may_be_repeated(request: &Head) -> bool {
+    request.method().is_idempotent()
+        || request.get_named("idempotency-key").is_some()
+        || request.get_named("x-idempotency-key").is_some()
 }
 
 /// The status of a gRPC call, in the trailers or, when there is no message, in the head.

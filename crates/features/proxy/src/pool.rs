@@ -65,6 +65,8 @@ pub(crate) struct Wish {
     pub(crate) way: Way,
     /// A new one, after a kept one turned out stale.
     pub(crate) fresh: bool,
+    /// It cannot be sent again, so a kept one is looked at more closely.
+    pub(crate) certain: bool,
     /// Whose request it is.
     pub(crate) ends: Ends,
 }
@@ -93,9 +95,9 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Whether it can carry another request.
-    fn is_good(&self) -> bool {
+    fn is_good(&self, surely: bool) -> bool {
         match &self.link {
-            Link::H1(connection) => connection.is_good(),
+            Link::H1(connection) => connection.is_good(surely),
             Link::H2(..) => true,
         }
     }
@@ -172,7 +174,7 @@ impl Pool {
         for endpoint in &self.state.borrow().endpoints {
             endpoint.shared.sweep(now, generation, &self.cluster.config.pool);
             endpoint.idle.borrow_mut().retain(|idle| {
-                let keep = idle.connection.is_good()
+                let keep = idle.connection.is_good(false)
                     && now.saturating_duration_since(idle.since) < timeout
                     && Some(idle.connection.generation) == generation;
                 closed += u32::from(!keep);
@@ -231,7 +233,7 @@ impl Pool {
         generation: u64,
         wish: Wish,
     ) -> Result<(Connection, bool), Reason> {
-        let Wish { way, fresh, ends } = wish;
+        let Wish { way, fresh, certain, ends } = wish;
         // One that tells a client's address is that client's alone.
         let private = self.cluster.config.proxy_protocol.is_some();
         match way {
@@ -245,7 +247,7 @@ impl Pool {
             Way::Own | Way::Either => {
                 if !private
                     && !fresh
-                    && let Some(connection) = ticket.idle(generation)
+                    && let Some(connection) = ticket.idle(generation, certain)
                 {
                     return Ok((connection, true));
                 }
@@ -281,6 +283,7 @@ impl Pool {
         }
         ticket.open();
         let timeout = Duration::from(self.cluster.config.connect_timeout);
+        ticket.endpoint.try_again(timeout);
         let outcome = tokio::time::timeout(timeout, dial).await;
         let outcome = outcome.unwrap_or(Err(Reason::ConnectTimeout));
         if outcome.is_ok() {
@@ -383,12 +386,12 @@ impl Ticket {
 
     /// Takes over a kept connection, with its place in the count. The one used last is the least likely to have
     /// been closed by the endpoint.
-    fn idle(&mut self, generation: u64) -> Option<Connection> {
+    fn idle(&mut self, generation: u64, surely: bool) -> Option<Connection> {
         loop {
             let idle = self.endpoint.idle.borrow_mut().pop()?;
             self.open = true;
             // What the endpoint closed meanwhile is noticed here, not by the request.
-            if idle.connection.generation == generation && idle.connection.is_good() {
+            if idle.connection.generation == generation && idle.connection.is_good(surely) {
                 return Some(idle.connection);
             }
             self.close();

@@ -5,9 +5,11 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
@@ -90,6 +92,13 @@ impl Transport {
         let mut into = ReadBuf::new(&mut byte);
         let mut cx = Context::from_waker(Waker::noop());
         with_stream!(self, stream => stream.poll_read(&mut cx, &mut into)).is_pending()
+    }
+
+    /// The same, asked of the kernel, so that an end that came a moment ago is not missed. Costs a system call.
+    pub(crate) fn is_surely_quiet(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = self.with_tcp(|stream| SockRef::from(stream).peek(&mut byte));
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Writes some of `bytes`.
@@ -276,5 +285,26 @@ impl AsyncWrite for Replay {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_that_the_runtime_has_not_heard_of_is_seen() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let transport = Transport::from(stream);
+        assert!(transport.is_quiet() && transport.is_surely_quiet());
+        drop(peer);
+        // The runtime has not looked since; the kernel knows as soon as the segment has come.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while transport.is_surely_quiet() {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        assert!(transport.is_quiet(), "else this test proves nothing");
     }
 }

@@ -49,9 +49,9 @@ impl H1Connection {
         })
     }
 
-    /// Whether it can carry another request: nothing has come, not even the end.
-    pub(crate) fn is_good(&self) -> bool {
-        self.input.is_empty() && self.io.is_quiet()
+    /// Whether it can carry another request: nothing has come, not even the end. `surely` asks the kernel.
+    pub(crate) fn is_good(&self, surely: bool) -> bool {
+        self.input.is_empty() && self.io.is_quiet() && (!surely || self.io.is_surely_quiet())
     }
 
     /// Holds no more memory than it must.

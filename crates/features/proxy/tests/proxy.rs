@@ -9,6 +9,7 @@ mod live;
 mod multiplex;
 mod permissive;
 mod public;
+mod stale;
 mod tunnel;
 
 use std::time::Duration;
