@@ -6,6 +6,7 @@
 //! body that did not come whole is never ended as if it had.
 
 use std::io;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,7 +14,8 @@ use h2::{RecvStream, SendStream};
 use outrigger_wire::h1::{self, BodyDecoder, Framing};
 use outrigger_wire::head::Head;
 
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
+use crate::h2::guard::Guard;
 use crate::h2::headers::{from_header_map, to_header_map};
 use crate::transport::{Output, Transport};
 use crate::upstream::TRAILER_LIMITS;
@@ -56,6 +58,8 @@ pub(crate) struct H2Source {
     data: Bytes,
     data_ended: bool,
     trailers: Option<Box<Head>>,
+    /// Who counts what the connection holds.
+    guard: Option<Rc<Guard>>,
 }
 
 /// Where a body comes from.
@@ -76,11 +80,11 @@ impl<'a> Source<'a> {
     }
 
     /// A body on an HTTP/2 stream.
-    pub(crate) fn h2(stream: RecvStream) -> Self {
+    pub(crate) fn h2(stream: RecvStream, guard: Option<Rc<Guard>>) -> Self {
         if stream.is_end_stream() {
             return Self::Empty;
         }
-        Self::H2(Box::new(H2Source { stream, data: Bytes::new(), data_ended: false, trailers: None }))
+        Self::H2(Box::new(H2Source { stream, data: Bytes::new(), data_ended: false, trailers: None, guard }))
     }
 
     /// Whether there is nothing to come.
@@ -260,6 +264,17 @@ impl H2Source {
     fn advance(&mut self, count: usize) {
         let _ = self.data.split_to(count);
         let _ = self.stream.flow_control().release_capacity(count);
+        if let Some(guard) = &self.guard {
+            guard.taken(count);
+        }
+    }
+}
+
+impl Drop for H2Source {
+    fn drop(&mut self) {
+        if let Some(guard) = &self.guard {
+            guard.taken(self.stream.flow_control().used_capacity());
+        }
     }
 }
 
@@ -327,7 +342,7 @@ impl<'a> Sink<'a> {
                     // The window shrank under us; the next capacity wakes us.
                     return Poll::Pending;
                 }
-                let data = Bytes::copy_from_slice(&data[..count]);
+                let data = buffer::counted(&data[..count]);
                 stream.send_data(data, false).map_err(|_| Broken::Refused)?;
                 Poll::Ready(Ok(count))
             }

@@ -1,9 +1,14 @@
 //! Buffers for bytes on their way, lent by the worker.
 //!
 //! Promise: a connection that rests holds no buffer; a worker keeps a bounded number of
-//! blocks for the next that needs one; a block that had to grow is not kept.
+//! blocks for the next that needs one; a block that had to grow is not kept; all that is held
+//! is counted, and whoever watches over it is woken when it is too much.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
 
 /// A block: enough for nearly every head, and a good size for a read.
 pub(crate) const BLOCK: usize = 16 * 1024;
@@ -14,8 +19,12 @@ const MOST_KEPT: usize = 64;
 const MOST_LARGE_KEPT: usize = 8;
 
 thread_local! {
-    /// Bytes of blocks in use.
+    /// Bytes in use.
     static LENT: Cell<usize> = const { Cell::new(0) };
+    /// Bytes that may be in use.
+    static MOST: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// Who is told when it is more.
+    static WATCH: RefCell<Option<Waker>> = const { RefCell::new(None) };
     static KEPT: RefCell<Kept> = const { RefCell::new(Kept { blocks: Vec::new(), large: Vec::new() }) };
 }
 
@@ -30,8 +39,78 @@ fn lend(large: bool) -> Vec<u8> {
     } else {
         (KEPT.with_borrow_mut(|kept| kept.blocks.pop()), BLOCK)
     };
-    LENT.set(LENT.get() + size);
+    hold(size);
     kept.unwrap_or_else(|| vec![0; size])
+}
+
+/// Counts bytes that are held for a connection.
+pub(crate) fn hold(count: usize) {
+    LENT.set(LENT.get() + count);
+    if is_over() {
+        WATCH.with_borrow_mut(|watch| watch.take().map(Waker::wake));
+    }
+}
+
+/// Counts bytes that are held no more. While the thread ends nobody counts.
+pub(crate) fn give_back(count: usize) {
+    let _ = LENT.try_with(|lent| lent.set(lent.get().saturating_sub(count)));
+}
+
+/// From so many bytes on it is worth it to count a copy.
+const WORTH_COUNTING: usize = 4 * 1024;
+
+/// A copy for those who take bytes over and free them when they like: counted until then.
+pub(crate) fn counted(bytes: &[u8]) -> Bytes {
+    struct Counted(Box<[u8]>);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            give_back(self.0.len());
+        }
+    }
+    if bytes.len() < WORTH_COUNTING {
+        return Bytes::copy_from_slice(bytes);
+    }
+    hold(bytes.len());
+    Bytes::from_owner(Counted(bytes.into()))
+}
+
+/// Sets how many bytes this worker's connections may hold.
+pub(crate) fn set_most(most: usize) {
+    MOST.set(most);
+}
+
+/// Whether so little is left that no new request should begin.
+pub(crate) fn is_short() -> bool {
+    let most = MOST.get();
+    LENT.get() > most - most / 8
+}
+
+/// Whether more is held than may be.
+pub(crate) fn is_over() -> bool {
+    LENT.get() > MOST.get()
+}
+
+/// How many bytes must be given back until there is room again for new requests.
+pub(crate) fn excess() -> usize {
+    let most = MOST.get();
+    LENT.get().saturating_sub(most - most / 4)
+}
+
+/// Waits until more is held than may be. One task per worker may wait.
+pub(crate) async fn over() {
+    poll_fn(|cx| {
+        if is_over() {
+            return Poll::Ready(());
+        }
+        WATCH.set(Some(cx.waker().clone()));
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Bytes of blocks that connections of this worker hold, and that it keeps for the next.
@@ -41,12 +120,12 @@ pub(crate) fn bytes_held() -> (usize, usize) {
 }
 
 fn take_back(block: Vec<u8>, large: bool) {
+    give_back(block.len());
     // While the thread ends there is nobody to keep it for.
     let _ = KEPT.try_with(|kept| {
         let kept = &mut *kept.borrow_mut();
         let (shelf, size, most) =
             if large { (&mut kept.large, LARGE_BLOCK, MOST_LARGE_KEPT) } else { (&mut kept.blocks, BLOCK, MOST_KEPT) };
-        LENT.set(LENT.get().saturating_sub(size));
         if block.len() == size && shelf.len() < most {
             shelf.push(block);
         }
@@ -126,6 +205,7 @@ impl Buffer {
                 self.end -= self.start;
                 self.start = 0;
             } else {
+                hold(self.block.len());
                 let grown = self.block.len() * 2;
                 self.block.resize(grown, 0);
             }
@@ -186,6 +266,26 @@ mod tests {
         buffer.rest();
         assert_eq!((buffer.block.capacity(), buffer.is_empty()), (0, true));
         assert_eq!(bytes_held().0, 0, "it is counted as given back");
+    }
+
+    #[test]
+    fn what_is_held_is_counted_and_the_watch_is_woken() {
+        set_most(8 * BLOCK);
+        let mut buffer = Buffer::default();
+        buffer.put(&vec![0; 3 * BLOCK]);
+        assert_eq!(bytes_held().0, 4 * BLOCK, "a block that grew counts as what it is");
+        assert!(!is_short() && !is_over());
+        let mut watch = Box::pin(over());
+        let mut cx = std::task::Context::from_waker(Waker::noop());
+        assert!(std::future::Future::poll(watch.as_mut(), &mut cx).is_pending());
+        hold(3 * BLOCK + BLOCK / 2);
+        assert!(is_short() && !is_over());
+        hold(BLOCK);
+        assert!(is_over() && excess() == 2 * BLOCK + BLOCK / 2);
+        assert!(std::future::Future::poll(watch.as_mut(), &mut cx).is_ready());
+        give_back(4 * BLOCK + BLOCK / 2);
+        drop(buffer);
+        assert_eq!(bytes_held().0, 0);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use outrigger_config::{
     Cluster as ClusterConfig, Config, Direction, DotSegments, EscapedSlashes, Listener as ListenerConfig,
-    ListenerTlsMode, PathNormalization, Proxy,
+    ListenerTlsMode, PathNormalization, Proxy, ProxyLimits,
 };
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
@@ -28,7 +28,7 @@ use crate::cluster::{Cluster, Clusters};
 use crate::listener;
 use crate::metrics::Families;
 use crate::route::RouteTable;
-use crate::snapshot::{Listener, ListenerSnapshot};
+use crate::snapshot::{Listener, ListenerSnapshot, Places};
 use crate::tls;
 use crate::worker::Worker;
 
@@ -50,6 +50,7 @@ pub fn components(identities: Identities, resolver: Resolver) -> Vec<Box<dyn Com
         resolver,
         clusters: Clusters::default(),
         access_logs: AccessLogs::default(),
+        places: Arc::new(Places::new(ProxyLimits::default().max_connections)),
         generation: AtomicU64::new(0),
     });
     let component = |direction| -> Box<dyn Component> {
@@ -65,6 +66,8 @@ struct Shared {
     resolver: Resolver,
     clusters: Clusters,
     access_logs: AccessLogs,
+    /// Connections of both directions.
+    places: Arc<Places>,
     generation: AtomicU64,
 }
 
@@ -220,6 +223,10 @@ impl<'a> Running<'a> {
                 self.listeners.values().next().and_then(|listener| listener.current.load().access_log.clone())
             })
         });
+        let limits = proxy.map(|proxy| proxy.limits.clone()).unwrap_or_default();
+        self.component.shared.places.set_most(limits.max_connections);
+        self.families.limit_buffers(limits.max_buffer_bytes.as_usize());
+        let buffer_share = limits.max_buffer_bytes.as_usize() / self.ctx.workers.count().max(1);
         let clusters = self.clusters(proxy, &configs);
         self.read_origination(&clusters);
         self.keep_resolved(&clusters).await;
@@ -229,7 +236,7 @@ impl<'a> Running<'a> {
         let mut moved = Vec::new();
         for config in configs {
             let all = proxy.map_or(&[][..], |proxy| &proxy.clusters);
-            let snapshot = match self.snapshot(config, all, &clusters, access_log.clone()) {
+            let snapshot = match self.snapshot(config, all, &clusters, access_log.clone(), buffer_share) {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
                     // A listener that runs goes on as it is.
@@ -357,6 +364,7 @@ impl<'a> Running<'a> {
         all: &[ClusterConfig],
         clusters: &HashMap<String, Arc<Cluster>>,
         access_log: Option<Arc<AccessLog>>,
+        buffer_share: usize,
     ) -> Result<ListenerSnapshot, Error> {
         let mutual = config.tls.as_ref().filter(|tls| tls.mode != ListenerTlsMode::Simple);
         let simple = config.tls.as_ref().filter(|tls| tls.mode == ListenerTlsMode::Simple);
@@ -389,6 +397,7 @@ impl<'a> Running<'a> {
             least_tls: config.tls.as_ref().map(|tls| tls.min_version).unwrap_or_default(),
             permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
+            buffer_share,
             access_log,
         })
     }
@@ -397,7 +406,7 @@ impl<'a> Running<'a> {
     fn open(&mut self, config: &ListenerConfig, snapshot: ListenerSnapshot) -> Result<(), Error> {
         let owner = format!("listener `{}`", config.name);
         let sockets = self.ctx.sockets.listen_tcp_shared(&owner, config.address, self.ctx.workers.count())?;
-        let listener = Listener::new(config, snapshot, sockets.len());
+        let listener = Listener::new(config, snapshot, &self.component.shared.places, sockets.len());
         let workers = self.ctx.workers.count();
         // There may be more than workers, when a process before us had more: each has clients in its backlog.
         for (index, socket) in sockets.into_iter().enumerate() {

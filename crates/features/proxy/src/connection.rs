@@ -98,15 +98,17 @@ pub(crate) async fn connection(
         match watched.unless_cut(Box::pin(local.find_out(snapshot, stream, remote, original))).await {
             Ok(Some(front)) => front,
             Ok(None) => return,
-            Err("header_timeout") => {
-                local.metrics.handshake("timeout");
-                tracing::debug!(component = "proxy", listener = local.shared.name, %remote, "TLS handshake took too long");
+            Err(reason) => {
+                if reason == "header_timeout" && (snapshot.tls.is_some() || snapshot.simple_tls.is_some()) {
+                    local.metrics.handshake("timeout");
+                }
+                local.cut(reason, remote, "");
                 return;
             }
-            Err(_) => return,
         }
     };
     let Front { io, input, ends, peer, speech, kin, route } = front;
+    let (client, name) = (ends.client, peer.as_ref().map(|peer| peer.id.clone()).unwrap_or_default());
     let secure = peer.is_some() || snapshot.simple_tls.is_some();
     let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
     let remote = ends.client;
@@ -120,17 +122,17 @@ pub(crate) async fn connection(
             };
             let watched_ = Rc::clone(watched);
             let connection = h1::server::Connection { downstream, watched: watched_, io, input, limits, seen: 0 };
-            until_cut(local, watched, connection.serve(snapshot)).await;
+            until_cut(local, watched, client, &name, connection.serve(snapshot)).await;
         }
         Speech::Http2 => {
             let io = Replay { io, ahead: input };
             let serving = Box::pin(h2::server::serve(downstream, watched, snapshot, io));
-            until_cut(local, watched, serving).await;
+            until_cut(local, watched, client, &name, serving).await;
         }
         Speech::Tcp => {
             let learns = snapshot.protocol == ListenerProtocol::Auto;
             let relay = Box::pin(tcp::relay(downstream, watched, io, input, route, learns));
-            until_cut(local, watched, relay).await;
+            until_cut(local, watched, client, &name, relay).await;
         }
     }
 }
@@ -333,7 +335,13 @@ impl LocalListener {
 }
 
 /// Serves a connection until its end, or until it is cut.
-pub(crate) async fn until_cut(local: &LocalListener, watched: &Watched, serving: impl Future<Output = ()>) {
+pub(crate) async fn until_cut(
+    local: &LocalListener,
+    watched: &Watched,
+    remote: SocketAddr,
+    peer: &str,
+    serving: impl Future<Output = ()>,
+) {
     let mut serving = pin!(serving);
     let outcome = poll_fn(|cx| {
         if let Order::Cut(reason) = watched.order() {
@@ -348,6 +356,6 @@ pub(crate) async fn until_cut(local: &LocalListener, watched: &Watched, serving:
         // Between requests nothing is lost by a cut at the stop's end.
         Err("drain") if watched.phase() == Phase::Idle => {}
         Err("header_timeout") if watched.draining_soon.get() => {}
-        Err(reason) => local.metrics.cut(reason),
+        Err(reason) => local.cut(reason, remote, peer),
     }
 }

@@ -94,6 +94,10 @@ impl Pool {
             }
         };
         let mut stream = connecting.await.map_err(|error| {
+            if socket::lacks_descriptors(&error) {
+                tracing::warn!(component = "proxy", cluster, %address, %error, "no file descriptor is left to connect with");
+                return Reason::NoDescriptor;
+            }
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
             Reason::ConnectFailure
         })?;

@@ -24,6 +24,9 @@ pub(crate) enum Reason {
     /// The request's head is larger than the listener's limits.
     #[error("request headers too large")]
     HeadersTooLarge,
+    /// The request's target is longer than the listener's limits.
+    #[error("request target too long")]
+    UriTooLong,
     /// The request's body is larger than the listener's limits.
     #[error("request body too large")]
     BodyTooLarge,
@@ -48,6 +51,15 @@ pub(crate) enum Reason {
     /// The pool's `maxConnections` is reached.
     #[error("too many connections to the cluster")]
     Overflow,
+    /// The listener's `maxRequests` is reached.
+    #[error("too many requests under way")]
+    Overloaded,
+    /// The proxy's `maxBufferBytes` are in use.
+    #[error("too much memory in use")]
+    MemoryShort,
+    /// The process has no file descriptor left for a connection.
+    #[error("no file descriptor is left for a connection to the endpoint")]
+    NoDescriptor,
     /// No connection could be made.
     #[error("cannot connect to the endpoint")]
     ConnectFailure,
@@ -87,12 +99,16 @@ impl Reason {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NoEndpoint
             | Self::Overflow
+            | Self::Overloaded
+            | Self::MemoryShort
+            | Self::NoDescriptor
             | Self::ConnectFailure
             | Self::ConnectTimeout
             | Self::TlsFailure
@@ -109,12 +125,15 @@ impl Reason {
     /// The response flag.
     pub(crate) fn flag(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadersTooLarge | Self::BodyTooLarge | Self::Unsupported => "DPE",
+            Self::BadRequest(_) | Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge | Self::Unsupported => {
+                "DPE"
+            }
             Self::Forbidden(_) => "UAEX",
             Self::NoRoute | Self::UnknownDestination => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow => "UO",
-            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::Loop => "UF",
+            Self::Overloaded | Self::MemoryShort => "OM",
+            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::NoDescriptor | Self::Loop => "UF",
             Self::Reset => "UC",
             Self::Refused => "UR",
             Self::Protocol(_) => "UPE",
@@ -130,6 +149,7 @@ impl Reason {
         match self {
             Self::BadRequest(_)
             | Self::HeadersTooLarge
+            | Self::UriTooLong
             | Self::BodyTooLarge
             | Self::NoRoute
             | Self::UnknownDestination
@@ -137,9 +157,16 @@ impl Reason {
             | Self::Forbidden(_)
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
-            Self::Overflow | Self::Stopped | Self::Loop => Fault::Us,
+            Self::Overflow | Self::Overloaded | Self::MemoryShort | Self::NoDescriptor | Self::Stopped | Self::Loop => {
+                Fault::Us
+            }
             _ => Fault::Upstream,
         }
+    }
+
+    /// Whether it was refused for want of room, so that a client does well to hold back.
+    pub(crate) fn is_overload(self) -> bool {
+        matches!(self, Self::Overflow | Self::Overloaded | Self::MemoryShort)
     }
 
     /// Whether the endpoint surely never began to act on the request.
@@ -150,6 +177,8 @@ impl Reason {
                 | Self::UnknownDestination
                 | Self::Loop
                 | Self::Overflow
+                | Self::Overloaded
+                | Self::NoDescriptor
                 | Self::ConnectFailure
                 | Self::ConnectTimeout
                 | Self::TlsFailure

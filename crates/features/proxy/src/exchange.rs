@@ -28,7 +28,7 @@ use crate::route::Route;
 use crate::snapshot::LocalSnapshot;
 use crate::upstream::{Ask, Got, Receiver, Up};
 use crate::watch::{Order, Phase, Watched};
-use crate::{headers, judge, upgrade};
+use crate::{buffer, headers, judge, limits, upgrade};
 
 mod connect;
 
@@ -79,6 +79,8 @@ pub(crate) struct Exchange {
     sent: u64,
     upstream: Option<Duration>,
     retried: bool,
+    /// Its place under `maxRequests`.
+    place: Option<limits::Place>,
     /// Some bytes of the response's head have gone to the client.
     answered: bool,
     noted: bool,
@@ -124,6 +126,7 @@ impl Exchange {
             sent: 0,
             upstream: None,
             retried: false,
+            place: None,
             answered: false,
             noted: false,
             line: None,
@@ -151,7 +154,14 @@ impl Exchange {
     }
 
     async fn forward(&mut self, incoming: &mut Incoming<'_>, response: &mut Head) -> Result<After, Reason> {
+        self.admit()?;
         let request = &mut *incoming.request;
+        if request.target().len() > self.snapshot.limits.max_uri_bytes.as_usize() {
+            return Err(Reason::UriTooLong);
+        }
+        if request.version() == Version::Http2 && limits::is_beyond(request, &self.snapshot.limits) {
+            return Err(Reason::HeadersTooLarge);
+        }
         if matches!(incoming.framing, Framing::Length(length) if self.is_too_large(length)) {
             return Err(Reason::BodyTooLarge);
         }
@@ -238,6 +248,18 @@ impl Exchange {
         }
     }
 
+    /// Whether there is room for another request.
+    fn admit(&mut self) -> Result<(), Reason> {
+        if buffer::is_short() {
+            return Err(Reason::MemoryShort);
+        }
+        let most = self.snapshot.limits.max_requests;
+        if most > 0 {
+            self.place = Some(limits::Place::take(&self.downstream.local.shared, most).ok_or(Reason::Overloaded)?);
+        }
+        Ok(())
+    }
+
     fn is_too_large(&self, body: u64) -> bool {
         let most = self.snapshot.limits.max_body_bytes.as_usize() as u64;
         most > 0 && body > most
@@ -318,7 +340,7 @@ impl Exchange {
             Err(reason) => return Err(reason),
         };
         self.upstream = began.map(|began| began.elapsed());
-        self.watched.set_deadline(None);
+        self.watched.begin_answer();
         self.code = response.status();
 
         if ask != Ask::Answer && upgrade::is_agreed(ask, over_http2, response.status()) {
@@ -338,7 +360,7 @@ impl Exchange {
         let outcome = poll_fn(|cx| {
             let mut waiting = None;
             let outcome = poll_pump(cx, &mut source, &mut down, |count| self.sent += count as u64, &mut waiting);
-            self.watched.wait_to_write(waiting == Some(Waiting::ForSink) && outcome.is_pending());
+            self.watched.answer_waits(waiting.filter(|_| outcome.is_pending()), self.received + self.sent);
             match outcome {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(Broken::Gone)) => return Poll::Ready(Err(Reason::Reset)),
@@ -360,7 +382,7 @@ impl Exchange {
             Poll::Pending
         })
         .await;
-        self.watched.wait_to_write(false);
+        self.watched.answer_waits(None, self.received + self.sent);
         if let Err(reason) = outcome {
             down.abort(h2::Reason::INTERNAL_ERROR);
             self.reason = Some(reason);
@@ -394,7 +416,7 @@ impl Exchange {
     ) -> Poll<Result<(Framing, bool), Reason>> {
         if self.watched.has_timed_out() {
             // Whose turn was it?
-            let client = self.watched.is_read_awaited();
+            let client = self.watched.is_request_awaited();
             return Poll::Ready(Err(if client { Reason::ClientSlow } else { Reason::Timeout }));
         }
         self.watched.keep_waker(cx.waker());
@@ -437,7 +459,7 @@ impl Exchange {
         let mut waiting = None;
         let moved = |count| self.received += count as u64;
         let outcome = poll_pump(cx, &mut incoming.source, sink, moved, &mut waiting);
-        self.watched.wait_to_read(waiting == Some(Waiting::ForSource) && outcome.is_pending());
+        self.watched.request_waits(waiting.filter(|_| outcome.is_pending()), self.received + self.sent);
         if self.is_too_large(self.received) {
             return Poll::Ready(Err(Reason::BodyTooLarge));
         }
@@ -485,12 +507,13 @@ impl Exchange {
         let (mut there, mut back) = (false, false);
         self.watched.be_patient();
         let outcome = poll_fn(|cx| {
+            let (mut on_endpoint, mut on_client) = (None, None);
             if !there {
                 let moved = |count| {
                     self.received += count as u64;
                     self.watched.be_patient();
                 };
-                match poll_pump(cx, &mut incoming.source, &mut up, moved, &mut None) {
+                match poll_pump(cx, &mut incoming.source, &mut up, moved, &mut on_endpoint) {
                     Poll::Ready(Ok(())) => there = true,
                     Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::Reset)),
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
@@ -502,13 +525,14 @@ impl Exchange {
                     self.sent += count as u64;
                     self.watched.be_patient();
                 };
-                match poll_pump(cx, &mut from_endpoint, &mut down, moved, &mut None) {
+                match poll_pump(cx, &mut from_endpoint, &mut down, moved, &mut on_client) {
                     Poll::Ready(Ok(())) => back = true,
                     Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::ClientGone)),
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
                     Poll::Pending => {}
                 }
             }
+            self.watched.hold([on_endpoint, on_client].contains(&Some(Waiting::ForSink)));
             if there && back { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await;
@@ -533,6 +557,10 @@ impl Exchange {
         if reason == Reason::ClientGone {
             return After::Reset;
         }
+        if reason == Reason::ClientSlow {
+            let peer = self.downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
+            self.downstream.local.cut("body_timeout", self.downstream.remote, peer);
+        }
         let text = format!("{reason}\n");
         // Where the body's end is not known, the next request's beginning is not either.
         let mut keep = !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)
@@ -541,17 +569,22 @@ impl Exchange {
             && self.watched.order() == Order::None;
         let whole = incoming.source.is_ended();
         own_response(response, status, &text);
+        if reason.is_overload() {
+            response.push("X-Envoy-Overloaded", b"true");
+        }
         let framing = Framing::Length(text.len() as u64);
         let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
         let bytes = if incoming.request.method() == Method::Head { "" } else { text.as_str() };
         let mut source = Source::Own(bytes.as_bytes());
         self.watched.begin(Instant::now());
-        self.watched.wait_to_write(true);
+        self.watched.answer_waits(Some(Waiting::ForSink), 0);
         let sent = poll_fn(|cx| poll_pump(cx, &mut source, &mut sink, |count| self.sent += count as u64, &mut None));
         let sent = sent.await;
-        self.watched.wait_to_write(false);
+        self.watched.answer_waits(None, 0);
         match (sent, whole, keep) {
             (Err(_), ..) => After::Reset,
+            // Whom we have waited for long enough we do not wait for any longer.
+            (Ok(()), false, _) if reason == Reason::ClientSlow => After::Close,
             (Ok(()), false, _) => After::Linger,
             (Ok(()), true, true) => After::Go,
             (Ok(()), true, false) => After::Close,
@@ -563,11 +596,13 @@ impl Exchange {
         self.reason = match (self.reason, self.watched.order()) {
             // It did not go by itself.
             (Some(Reason::ClientGone), Order::Cut("drain")) => Some(Reason::Stopped),
+            (Some(Reason::ClientGone), Order::Cut("memory")) => Some(Reason::MemoryShort),
             (Some(Reason::ClientGone), Order::Cut(_)) => Some(Reason::ClientSlow),
             (reason, _) => reason,
         };
         let local = &self.downstream.local;
         local.metrics.in_flight.dec();
+        self.place = None;
         self.watched.enter(Phase::Idle, now);
         let duration = now - self.started;
         // A client that went away before the response's headers has seen no code: 0.

@@ -41,16 +41,24 @@
 //! Refused with 400, before any rule looks at it: heads that two readers may frame or split differently (bare line
 //! feeds, folded lines, blanks before a colon, lengths that repeat or come with a coding), paths that lead above the
 //! root or that only some readers take for dot segments, backslashes, NUL. What is not HTTP at all is closed without an
-//! answer. 431: heads beyond the listener's limits; 413: bodies. 408: a request's rest that does not come within
-//! `timeouts.request`. 404: no route. 503: no endpoint, no connection, no room. 502: an endpoint that breaks off or
+//! answer. 414, 431: targets and heads beyond the listener's limits; 413: bodies. 408: a request's rest that does not come within
+//! `timeouts.request`. 404: no route. 503: no endpoint, no connection, no room; with
+//! `X-Envoy-Overloaded` where holding back helps. 502: an endpoint that breaks off or
 //! breaks the protocol. 504: one that does not answer in time. The reason and Envoy's response flag are in the access
 //! log. A client that floods its HTTP/2 connection is cut off, named in a warning, and counted in
 //! `outrigger_downstream_connections_cut_total{reason="http2_flood"}`.
 //!
+//! # What is bounded
+//!
+//! Per listener `limits`, over all of them `proxy.limits`. Memory for bytes on their way is counted per worker: when a
+//! worker's share is nearly in use new requests get 503, beyond it those are cut who hold it longest without going on.
+//! Nobody waits for memory, so nobody can wait for ever.
+//!
 //! # Timeouts
 //!
-//! `headerTimeout` bounds TLS handshakes, protocol detection and request heads; `idleTimeout` rests between requests and,
-//! within a request or a tunnel, how long nothing may move; `timeouts.request` the time to an answer's headers;
+//! `headerTimeout` bounds TLS handshakes, protocol detection and request heads; `bodyTimeout` how long a client may let a
+//! request's body or an answer wait, which trickles do not renew; `idleTimeout` rests between requests and in tunnels;
+//! `timeouts.request` the time to an answer's headers;
 //! `connectTimeout` each try to connect. A response under way has no limit of its own: it ends with its endpoint or its
 //! client.
 //!
@@ -75,6 +83,7 @@ mod h1;
 mod h2;
 mod headers;
 mod judge;
+mod limits;
 mod listener;
 mod metrics;
 mod origination;

@@ -17,6 +17,7 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 
+use crate::buffer;
 use crate::connection::connection;
 use crate::metrics::ListenerMetrics;
 use crate::snapshot::{Listener, LocalSnapshot, OpenConnection};
@@ -50,6 +51,7 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let metrics = ListenerMetrics::new(&worker.families, shared.direction, &shared.name);
     let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
+    buffer::set_most(snapshot.borrow().buffer_share);
     let tls = RefCell::new((u64::MAX, Rc::default()));
     let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first: SpeakFirst::default(), snapshot });
     let socket = TcpListener::from_std(socket)?;
@@ -164,6 +166,17 @@ impl LocalListener {
         }
     }
 
+    /// Counts and tells that a connection, or a request on it, is cut.
+    pub(crate) fn cut(&self, reason: &str, remote: SocketAddr, peer: &str) {
+        self.metrics.cut(reason);
+        let listener = &self.shared.name;
+        if matches!(reason, "idle_timeout" | "drain") {
+            tracing::debug!(component = "proxy", listener, %remote, peer, reason, "client is let go");
+        } else {
+            tracing::info!(component = "proxy", listener, %remote, peer, reason, "client is cut off");
+        }
+    }
+
     /// The listener's config now. Requests share one handle per worker: counting references to the
     /// shared one would make the workers take turns on its cache line.
     pub(crate) fn snapshot(&self) -> Rc<LocalSnapshot> {
@@ -171,6 +184,7 @@ impl LocalListener {
         let mut cached = self.snapshot.borrow_mut();
         if !Arc::ptr_eq(&now, &cached.0) {
             *cached = Rc::new(LocalSnapshot(Arc::clone(&now)));
+            buffer::set_most(now.buffer_share);
         }
         Rc::clone(&cached)
     }

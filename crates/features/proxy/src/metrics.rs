@@ -20,6 +20,8 @@ pub(crate) struct Families {
     grpc: CounterFamily,
     buffers: GaugeFamily,
     pipes: GaugeFamily,
+    buffer_limit: GaugeFamily,
+    buffer_cuts: CounterFamily,
     tcp: CounterFamily,
     tcp_received: CounterFamily,
     tcp_sent: CounterFamily,
@@ -67,6 +69,16 @@ impl Families {
                 "outrigger_proxy_pipes",
                 "Pipes through which the kernel moves TCP connections' bytes: lent to connections, and kept for the next.",
                 &["state"],
+            ),
+            buffer_limit: registry.gauge(
+                "outrigger_proxy_buffer_limit_bytes",
+                "What may be lent of it (`proxy.limits.maxBufferBytes`).",
+                &[],
+            ),
+            buffer_cuts: registry.counter(
+                "outrigger_proxy_buffer_reclaims_total",
+                "Times that a worker had lent all it may, and cut the connections that held it longest.",
+                &[],
             ),
             tcp: registry.counter(
                 "outrigger_tcp_connections_closed_total",
@@ -158,6 +170,16 @@ impl Families {
     pub(crate) fn pipes(&self, lent: f64, kept: f64) {
         self.pipes.with(&["lent"]).add(lent);
         self.pipes.with(&["kept"]).add(kept);
+    }
+
+    /// Tells the limit of what may be lent.
+    pub(crate) fn limit_buffers(&self, bytes: usize) {
+        self.buffer_limit.with(&[]).set(bytes as f64);
+    }
+
+    /// Counts a time that all was lent.
+    pub(crate) fn reclaimed(&self) {
+        self.buffer_cuts.with(&[]).inc();
     }
 
     pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {

@@ -131,7 +131,8 @@ impl Pool {
             let mut ticket = Ticket::take(self, self.choose()?);
             match self.obtain(&mut ticket, generation, wish).await {
                 Ok((connection, reused)) => return Ok(Lease { ticket, connection, reused, keep: true }),
-                Err(Reason::Overflow) => return Err(Reason::Overflow),
+                // It is not the endpoint's fault.
+                Err(reason @ (Reason::Overflow | Reason::NoDescriptor)) => return Err(reason),
                 Err(reason) => {
                     ticket.endpoint.failed(Instant::now());
                     failed += 1;
@@ -154,7 +155,8 @@ impl Pool {
                 Ok(Dialled { io, peer, .. }) => {
                     return Ok(Tunnel { address: ticket.endpoint.address, io, peer, _ticket: ticket });
                 }
-                Err(Reason::Overflow) => return Err(Reason::Overflow),
+                // It is not the endpoint's fault.
+                Err(reason @ (Reason::Overflow | Reason::NoDescriptor)) => return Err(reason),
                 Err(reason) => {
                     ticket.endpoint.failed(Instant::now());
                     failed += 1;

@@ -37,6 +37,11 @@ impl<'a> Relay<'a> {
         Self { from, to, buffer, splice: Splice::default(), phase: Phase::Copying }
     }
 
+    /// Whether it holds bytes that have not gone on.
+    pub(crate) fn holds(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
     /// Moves what can be moved, and tells `moved` how much; ready when the sender's end has been passed on. It can be
     /// left and taken up again at any time, also after its end.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut moved: impl FnMut(usize)) -> Poll<Result<(), Broken>> {

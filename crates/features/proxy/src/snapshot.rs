@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,8 +32,11 @@ pub(crate) struct Listener {
     pub(crate) drain: CancellationToken,
     /// The end at once.
     pub(crate) cut: CancellationToken,
-    open: AtomicUsize,
-    closed: Notify,
+    places: Places,
+    /// Places that all listeners share.
+    all: Arc<Places>,
+    /// Requests under way, counted where there is a limit.
+    pub(crate) requests: AtomicU32,
     /// How many sockets it has, and how many of them are closed.
     sockets: usize,
     released: watch::Sender<usize>,
@@ -61,6 +64,8 @@ pub(crate) struct ListenerSnapshot {
     /// Plain text is taken beside TLS.
     pub(crate) permissive: bool,
     pub(crate) limits: ListenerLimits,
+    /// Bytes that connections of one worker may hold, over all listeners.
+    pub(crate) buffer_share: usize,
     pub(crate) access_log: Option<Arc<AccessLog>>,
 }
 
@@ -75,7 +80,12 @@ impl std::ops::Deref for LocalSnapshot {
 }
 
 impl Listener {
-    pub(crate) fn new(config: &ListenerConfig, snapshot: ListenerSnapshot, sockets: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        config: &ListenerConfig,
+        snapshot: ListenerSnapshot,
+        all: &Arc<Places>,
+        sockets: usize,
+    ) -> Arc<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             id: IDS.fetch_add(1, SeqCst),
@@ -88,8 +98,9 @@ impl Listener {
             current: ArcSwap::from_pointee(snapshot),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
-            open: AtomicUsize::new(0),
-            closed: Notify::new(),
+            places: Places::new(config.limits.max_connections),
+            all: Arc::clone(all),
+            requests: AtomicU32::new(0),
             sockets,
             released: watch::channel(0).0,
         })
@@ -97,35 +108,21 @@ impl Listener {
 
     /// Swaps the config under the bound socket.
     pub(crate) fn update(&self, snapshot: ListenerSnapshot) {
+        self.places.set_most(snapshot.limits.max_connections);
         self.current.store(Arc::new(snapshot));
-        // There may be room now.
-        self.closed.notify_waiters();
     }
 
-    /// Waits until there is room under `maxConnections`; another may take it first. Cancel-safe.
+    /// Waits until there is room for a connection, here and in all; another may take it first. Cancel-safe.
     pub(crate) async fn room(&self) {
-        loop {
-            let mut closed = pin!(self.closed.notified());
-            closed.as_mut().enable();
-            if self.open.load(SeqCst) < self.most() {
-                return;
-            }
-            closed.await;
-        }
+        self.all.room().await;
+        self.places.room().await;
     }
 
-    /// Waits for a place under `maxConnections`. Cancel-safe.
+    /// Waits for a place under both limits. Cancel-safe.
     pub(crate) async fn place(self: &Arc<Self>) -> OpenConnection {
-        loop {
-            let mut closed = pin!(self.closed.notified());
-            closed.as_mut().enable();
-            if self.open.fetch_add(1, SeqCst) < self.most() {
-                return OpenConnection(Arc::clone(self));
-            }
-            self.open.fetch_sub(1, SeqCst);
-            self.closed.notify_waiters();
-            closed.await;
-        }
+        let all = Place::wait(&self.all).await;
+        self.places.wait().await;
+        OpenConnection { listener: Arc::clone(self), _all: all }
     }
 
     /// A worker has closed its socket.
@@ -140,28 +137,98 @@ impl Listener {
 
     /// Connections that are served.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(SeqCst)
-    }
-
-    fn most(&self) -> usize {
-        self.current.load().limits.max_connections as usize
+        self.places.open.load(SeqCst)
     }
 }
 
-/// A place under `maxConnections`, free again when dropped.
-pub(crate) struct OpenConnection(Arc<Listener>);
+/// Room for so many connections.
+pub(crate) struct Places {
+    open: AtomicUsize,
+    most: AtomicUsize,
+    closed: Notify,
+}
+
+impl Places {
+    pub(crate) fn new(most: u32) -> Self {
+        Self { open: AtomicUsize::new(0), most: AtomicUsize::new(most as usize), closed: Notify::new() }
+    }
+
+    /// Changes how many there are.
+    pub(crate) fn set_most(&self, most: u32) {
+        self.most.store(most as usize, SeqCst);
+        // There may be room now.
+        self.closed.notify_waiters();
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.load(SeqCst) < self.most.load(SeqCst)
+    }
+
+    async fn room(&self) {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    /// Takes a place, when there is one.
+    async fn wait(&self) {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            // Never counted in vain: giving back what was too much would wake those who wait, ourselves too.
+            let most = self.most.load(SeqCst);
+            let take = |open| (open < most).then_some(open + 1);
+            if self.open.fetch_update(SeqCst, SeqCst, take).is_ok() {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    fn leave(&self) {
+        self.open.fetch_sub(1, SeqCst);
+        self.closed.notify_waiters();
+    }
+}
+
+/// A place among all connections, free again when dropped.
+struct Place(Arc<Places>);
+
+impl Place {
+    async fn wait(places: &Arc<Places>) -> Self {
+        places.wait().await;
+        Self(Arc::clone(places))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// A connection's places, free again when dropped.
+pub(crate) struct OpenConnection {
+    listener: Arc<Listener>,
+    _all: Place,
+}
 
 impl OpenConnection {
-    /// Takes a place whether there is room or not.
+    /// Takes places whether there is room or not.
     pub(crate) fn take(listener: &Arc<Listener>) -> Self {
-        listener.open.fetch_add(1, SeqCst);
-        Self(Arc::clone(listener))
+        listener.places.open.fetch_add(1, SeqCst);
+        listener.all.open.fetch_add(1, SeqCst);
+        Self { listener: Arc::clone(listener), _all: Place(Arc::clone(&listener.all)) }
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, SeqCst);
-        self.0.closed.notify_waiters();
+        self.listener.places.leave();
     }
 }

@@ -29,6 +29,12 @@ pub(crate) fn prepare(stream: &TcpStream, keepalive: Duration, user_timeout: Dur
     }
 }
 
+/// Whether the process, or the machine, has no file descriptor left.
+pub(crate) fn lacks_descriptors(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
+}
+
 /// Where a redirected connection wanted to go (`SO_ORIGINAL_DST`). `None` for one that was not redirected: it called
 /// this very socket, and sending it where it wanted to go would send it here again.
 pub(crate) fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {

@@ -106,7 +106,7 @@ impl Carried {
                 *received += count as u64;
                 watched.be_patient();
             };
-            let there = match there.poll(cx, moved) {
+            let gone = match there.poll(cx, moved) {
                 Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::Reset)),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientGone)),
                 Poll::Ready(Ok(())) => true,
@@ -119,13 +119,14 @@ impl Carried {
                 *sent += count as u64;
                 watched.be_patient();
             };
-            let back = match back.poll(cx, moved) {
+            let come = match back.poll(cx, moved) {
                 Poll::Ready(Err(Broken::Refused)) => return Poll::Ready(Err(Reason::ClientGone)),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::Reset)),
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
             };
-            if there && back { Poll::Ready(Ok(())) } else { Poll::Pending }
+            watched.hold(there.holds() || back.holds());
+            if gone && come { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await;
         if outcome.is_err() {
@@ -145,6 +146,7 @@ impl Drop for Carried {
         if !self.ended {
             self.reason = Some(match self.watched.order() {
                 Order::Cut("drain") => Reason::Stopped,
+                Order::Cut("memory") => Reason::MemoryShort,
                 _ => Reason::ClientSlow,
             });
         }

@@ -194,7 +194,7 @@ impl<'a> Receiver<'a> {
     pub(crate) fn into_source(self) -> Source<'a> {
         match self {
             Self::H1(receiver) => Source::h1(receiver.io, receiver.input, receiver.decoder),
-            Self::H2 { body, .. } => body.map_or(Source::Empty, Source::h2),
+            Self::H2 { body, .. } => body.map_or(Source::Empty, |body| Source::h2(body, None)),
         }
     }
 
@@ -205,7 +205,7 @@ impl<'a> Receiver<'a> {
                 *receiver.decoder = BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS);
                 Source::h1(receiver.io, receiver.input, receiver.decoder)
             }
-            Self::H2 { body, .. } => body.map_or(Source::Empty, Source::h2),
+            Self::H2 { body, .. } => body.map_or(Source::Empty, |body| Source::h2(body, None)),
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The clock of a client's connection, and the orders given to it.
 //!
-//! In: what the connection is doing. Out: its end when it takes too long, or when its
-//! listener is drained or cut. Promise: a request costs no timer, lock or allocation here.
-//! One timer per worker sleeps until the earliest deadline of all its connections and then
-//! looks at each; deadlines that have moved since are found by that look.
+//! In: what the connection is doing. Out: its end when it takes too long, when its
+//! listener is drained or cut, or when its memory is needed. Promise: a request costs no timer,
+//! lock or allocation here. One timer per worker sleeps until the earliest deadline of all its
+//! connections and then looks at each; deadlines that have moved since are found by that look.
+//!
+//! A client that we wait for in the middle of a body has an account of time: `bodyTimeout` is its
+//! credit, waiting takes from it, and bytes that move give back. So one that trickles is cut as
+//! surely as one that stops, and one that is slow but goes on is not.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,12 +21,15 @@ use std::time::{Duration, Instant};
 use outrigger_config::ListenerLimits;
 use tokio::sync::Notify;
 
+use crate::body::Waiting;
 use crate::metrics::NumberHasher;
 
 /// Deadlines this close together are met together.
 const SLACK: Duration = Duration::from_millis(5);
 /// The clock looks at its connections at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// A client's bytes give back waiting time at this rate: bytes a second, as Kestrel has it.
+const SLOWEST: u64 = 240;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +58,24 @@ pub(crate) struct Watched {
     clock: Rc<Clock>,
     listener: u64,
     header_timeout: Duration,
+    body_timeout: Duration,
     idle_timeout: Duration,
     phase: Cell<Phase>,
     /// When the phase, or the wait for the endpoint's answer, has lasted too long.
     deadline: Cell<Option<Instant>>,
     /// When a client that we wait for in the middle of a request has let us wait too long.
     patience: Cell<Option<Instant>>,
-    waiting_to_read: Cell<bool>,
-    waiting_to_write: Cell<bool>,
+    /// What the request's body, and the answer's, wait for.
+    request: Cell<Option<Waiting>>,
+    answer: Cell<Option<Waiting>>,
+    /// The answer has begun.
+    answering: Cell<bool>,
+    /// How long the client may yet let us wait, since when it does, and the bytes that had moved by then.
+    credit: Cell<Duration>,
+    awaited: Cell<Option<Instant>>,
+    moved: Cell<u64>,
+    /// Since when it holds memory that it cannot be rid of.
+    holding: Cell<Option<Instant>>,
     order: Cell<Order>,
     timed_out: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -90,22 +107,31 @@ impl Watched {
         self.clock.mind(deadline);
     }
 
-    /// Notes whether the rest of a request is waited for.
-    pub(crate) fn wait_to_read(&self, waiting: bool) {
-        self.waiting_to_read.set(waiting);
-        self.set_patience();
+    /// Notes what the request's body waits for, and how many bytes have moved in all.
+    pub(crate) fn request_waits(&self, waiting: Option<Waiting>, moved: u64) {
+        if self.request.replace(waiting).is_some() || waiting.is_some() {
+            self.set_patience(moved);
+        }
     }
 
     /// Whether the rest of a request is waited for.
-    pub(crate) fn is_read_awaited(&self) -> bool {
-        self.waiting_to_read.get()
+    pub(crate) fn is_request_awaited(&self) -> bool {
+        self.request.get() == Some(Waiting::ForSource)
     }
 
-    /// Notes whether the client does not take what we write.
-    pub(crate) fn wait_to_write(&self, waiting: bool) {
-        if self.waiting_to_write.replace(waiting) != waiting {
-            self.set_patience();
+    /// Notes what the answer's body waits for, and how many bytes have moved in all.
+    pub(crate) fn answer_waits(&self, waiting: Option<Waiting>, moved: u64) {
+        // To wait for the endpoint is nothing that the client is to blame for.
+        let waiting = waiting.filter(|waiting| *waiting == Waiting::ForSink);
+        if self.answer.replace(waiting).is_some() || waiting.is_some() {
+            self.set_patience(moved);
         }
+    }
+
+    /// The answer has begun: the request's rest may come when it likes.
+    pub(crate) fn begin_answer(&self) {
+        self.answering.set(true);
+        self.set_deadline(None);
     }
 
     /// Bytes moved in a tunnel: it may rest for so long from now.
@@ -115,9 +141,33 @@ impl Watched {
         self.clock.mind(patience);
     }
 
-    fn set_patience(&self) {
-        let waiting = self.waiting_to_read.get() || self.waiting_to_write.get();
-        let patience = if waiting { after(Instant::now(), self.idle_timeout) } else { None };
+    /// Notes whether a tunnel holds bytes that it cannot be rid of.
+    pub(crate) fn hold(&self, holding: bool) {
+        if self.holding.get().is_some() != holding {
+            self.holding.set(holding.then(Instant::now));
+        }
+    }
+
+    fn set_patience(&self, moved: u64) {
+        let now = Instant::now();
+        let mut credit = self.credit.get();
+        if let Some(since) = self.awaited.take() {
+            credit = credit.saturating_sub(now.saturating_duration_since(since));
+        }
+        let gained = moved.saturating_sub(self.moved.replace(moved));
+        credit = (credit + Duration::from_millis(gained * 1000 / SLOWEST)).min(self.body_timeout);
+        self.credit.set(credit);
+
+        let (request, answer) = (self.request.get(), self.answer.get());
+        self.hold(answer.is_some() || request == Some(Waiting::ForSink));
+        let patience = if answer.is_some() || (request == Some(Waiting::ForSource) && !self.answering.get()) {
+            self.awaited.set(Some(now));
+            now.checked_add(credit)
+        } else if request == Some(Waiting::ForSource) {
+            after(now, self.idle_timeout)
+        } else {
+            None
+        };
         self.patience.set(patience);
         self.clock.mind(patience);
     }
@@ -130,7 +180,13 @@ impl Watched {
     /// Begins a request.
     pub(crate) fn begin(&self, now: Instant) {
         self.timed_out.set(false);
-        self.waiting_to_read.set(false);
+        self.request.set(None);
+        self.answer.set(None);
+        self.answering.set(false);
+        self.credit.set(self.body_timeout);
+        self.awaited.set(None);
+        self.moved.set(0);
+        self.holding.set(None);
         self.patience.set(None);
         self.enter(Phase::Busy, now);
     }
@@ -191,9 +247,28 @@ impl Watched {
         }
         if self.patience.get().is_some_and(|patience| patience <= horizon) {
             self.patience.set(None);
-            self.give(Order::Cut("idle_timeout"));
+            if self.awaited.get().is_none() {
+                self.give(Order::Cut("idle_timeout"));
+            } else if self.answer.get().is_some() {
+                self.give(Order::Cut("body_timeout"));
+            } else {
+                // It can still be answered.
+                self.timed_out.set(true);
+                self.wake();
+            }
         }
         [self.deadline.get(), self.patience.get()].into_iter().flatten().min()
+    }
+}
+
+impl Watched {
+    /// Since when it holds memory to no end: a head that does not come whole, bytes that nobody takes.
+    fn holds_since(&self) -> Option<Instant> {
+        match self.phase.get() {
+            Phase::Idle => None,
+            Phase::Head => self.deadline.get()?.checked_sub(self.header_timeout),
+            Phase::Busy => self.holding.get(),
+        }
     }
 }
 
@@ -241,12 +316,18 @@ impl Clock {
             clock: Rc::clone(self),
             listener,
             header_timeout: limits.header_timeout.into(),
+            body_timeout: limits.body_timeout.into(),
             idle_timeout: limits.idle_timeout.into(),
             phase: Cell::new(Phase::Head),
             deadline: Cell::new(None),
             patience: Cell::new(None),
-            waiting_to_read: Cell::new(false),
-            waiting_to_write: Cell::new(false),
+            request: Cell::new(None),
+            answer: Cell::new(None),
+            answering: Cell::new(false),
+            credit: Cell::new(limits.body_timeout.into()),
+            awaited: Cell::new(None),
+            moved: Cell::new(0),
+            holding: Cell::new(None),
             order: Cell::new(Order::None),
             timed_out: Cell::new(false),
             waker: RefCell::default(),
@@ -263,6 +344,20 @@ impl Clock {
         for watched in self.connections.borrow().values().filter(|watched| watched.listener == listener) {
             watched.give(order);
         }
+    }
+
+    /// Cuts so many connections, first those that hold memory longest without going on. Returns how many there were.
+    pub(crate) fn cut_holders(&self, most: usize) -> usize {
+        let connections = self.connections.borrow();
+        let mut holders: Vec<_> = connections
+            .values()
+            .filter(|watched| !matches!(watched.order(), Order::Cut(_)))
+            .filter_map(|watched| Some((watched.holds_since()?, watched)))
+            .collect();
+        holders.sort_unstable_by_key(|(since, _)| *since);
+        holders.truncate(most);
+        holders.iter().for_each(|(_, watched)| watched.give(Order::Cut("memory")));
+        holders.len()
     }
 
     fn mind(&self, deadline: Option<Instant>) {
@@ -309,19 +404,20 @@ mod tests {
                 let head = clock.register(1, &limits(30, 10_000));
                 let idle = clock.register(1, &limits(10_000, 60));
                 let busy = clock.register(1, &limits(10_000, 10_000));
-                let stalled = clock.register(1, &limits(10_000, 40));
+                let bodies = outrigger_config::Duration::from_millis(40);
+                let stalled = clock.register(1, &ListenerLimits { body_timeout: bodies, ..limits(10_000, 10_000) });
                 let off = clock.register(1, &limits(0, 0));
                 idle.watched.enter(Phase::Idle, Instant::now());
                 busy.watched.begin(Instant::now());
                 busy.watched.set_deadline(Instant::now().checked_add(Duration::from_millis(50)));
                 stalled.watched.begin(Instant::now());
-                stalled.watched.wait_to_write(true);
+                stalled.watched.answer_waits(Some(Waiting::ForSink), 0);
                 let cut = |one: &Registered| {
                     let watched = Rc::clone(&one.watched);
                     async move { watched.unless_cut(std::future::pending::<()>()).await }
                 };
                 assert_eq!(cut(&head).await, Err("header_timeout"));
-                assert_eq!(cut(&stalled).await, Err("idle_timeout"));
+                assert_eq!(cut(&stalled).await, Err("body_timeout"));
                 assert_eq!(cut(&idle).await, Err("idle_timeout"));
                 assert!(busy.watched.has_timed_out(), "its deadline was between");
                 assert_eq!((busy.watched.order(), off.watched.order()), (Order::None, Order::None));
@@ -345,6 +441,47 @@ mod tests {
                 assert_eq!(moving.watched.order(), Order::None);
             })
             .await;
+    }
+
+    #[tokio::test]
+    async fn a_trickle_uses_up_its_credit_and_a_flow_does_not() {
+        let clock = Clock::new();
+        let limits = ListenerLimits { body_timeout: outrigger_config::Duration::from_secs(60), ..limits(0, 0) };
+        let one = clock.register(1, &limits).watched.clone();
+        one.begin(Instant::now());
+        let waited = |seconds: u64, moved: u64| {
+            one.awaited.set(Instant::now().checked_sub(Duration::from_secs(seconds)));
+            one.request_waits(Some(Waiting::ForSource), moved);
+            one.credit.get().as_secs_f64().round() as u64
+        };
+        one.request_waits(Some(Waiting::ForSource), 0);
+        assert_eq!(waited(50, 1), 10, "a byte is not worth fifty seconds");
+        assert_eq!(waited(5, 2401), 15, "ten seconds' worth of bytes");
+        assert_eq!(waited(20, 2402), 0);
+        assert!(one.patience.get() <= Instant::now().checked_add(Duration::from_millis(5)), "its time is up");
+        assert_eq!(waited(1, 1_000_000), 60, "never more than all of it");
+        one.begin_answer();
+        one.request_waits(Some(Waiting::ForSource), 1_000_000);
+        assert!(one.awaited.get().is_none(), "while it is answered it may rest");
+    }
+
+    #[tokio::test]
+    async fn who_holds_memory_longest_is_cut_first() {
+        let clock = Clock::new();
+        let [old, new, busy, idle, head] = [0; 5].map(|_| clock.register(1, &limits(10_000, 10_000)));
+        for one in [&old, &new, &busy, &idle] {
+            one.watched.begin(Instant::now());
+        }
+        idle.watched.enter(Phase::Idle, Instant::now());
+        busy.watched.request_waits(Some(Waiting::ForSource), 0);
+        old.watched.answer_waits(Some(Waiting::ForSink), 0);
+        old.watched.holding.set(Instant::now().checked_sub(Duration::from_secs(5)));
+        new.watched.request_waits(Some(Waiting::ForSink), 0);
+        assert_eq!(clock.cut_holders(1), 1);
+        let orders = || [&old, &new, &busy, &idle, &head].map(|one| one.watched.order() == Order::Cut("memory"));
+        assert_eq!(orders(), [true, false, false, false, false]);
+        assert_eq!(clock.cut_holders(9), 2, "and the head that is coming");
+        assert_eq!(orders(), [true, true, false, false, true]);
     }
 
     #[tokio::test]

@@ -32,6 +32,8 @@ const MOST_PEERS: usize = 4096;
 /// Addresses that redirected connections go to at once.
 const MOST_ORIGINALS: usize = 4096;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Connections that were cut have so long to end before more are.
+const RECLAIM_EVERY: Duration = Duration::from_millis(20);
 
 thread_local! {
     static CURRENT: RefCell<Weak<Worker>> = const { RefCell::new(Weak::new()) };
@@ -89,6 +91,7 @@ impl Worker {
         });
         let mut tasks = worker.tasks.borrow_mut();
         tasks.spawn_local(sweep(Rc::downgrade(&worker)));
+        tasks.spawn_local(reclaim(Rc::downgrade(&worker)));
         tasks.spawn_local(Rc::clone(&worker.clock).run());
         drop(tasks);
         CURRENT.set(Rc::downgrade(&worker));
@@ -211,6 +214,22 @@ impl Worker {
     /// Hands over the lines that wait.
     pub(crate) fn flush(&self, log: &Arc<AccessLog>) {
         self.access.borrow_mut().flush(log);
+    }
+}
+
+/// Makes room when connections hold more memory than they may: those that have held theirs longest without going on
+/// are cut. Nobody waits for memory, so nobody can wait for ever.
+async fn reclaim(worker: Weak<Worker>) {
+    loop {
+        buffer::over().await;
+        let Some(worker) = worker.upgrade() else { return };
+        let (held, _) = buffer::bytes_held();
+        let cut = worker.clock.cut_holders(buffer::excess().div_ceil(buffer::BLOCK).max(1));
+        worker.tell_buffers(buffer::bytes_held());
+        worker.families.reclaimed();
+        tracing::warn!(component = "proxy", held, cut, "buffers are full; connections that hold them longest are cut");
+        drop(worker);
+        tokio::time::sleep(RECLAIM_EVERY).await;
     }
 }
 

@@ -1,10 +1,12 @@
 //! The data plane over real sockets: raw clients, scripted applications, two proxies with mTLS.
 
 mod connect;
+mod floods;
 mod framing;
 mod harness;
 mod http2;
 mod lifecycle;
+mod limits;
 mod live;
 mod multiplex;
 mod permissive;

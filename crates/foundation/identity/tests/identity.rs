@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use outrigger_config::{Cluster, ClusterTls, Config, DevelopmentAuthority, Identity, IdentityFiles, Proxy};
+use outrigger_config::{
+    Cluster, ClusterTls, Config, DevelopmentAuthority, Identity, IdentityFiles, Proxy, ProxyLimits,
+};
 use outrigger_identity::{Identities, IdentityComponent, PeerPolicy, Snapshot, peer_id};
 use outrigger_runtime::{BoxError, Component, Context, Standalone};
 use outrigger_telemetry::{Format, Registry};
@@ -381,7 +383,8 @@ async fn the_preflight_lets_a_start_wait_and_refuses_a_reload() {
     let mut cluster = Cluster::new("backend".parse().unwrap(), vec!["127.0.0.1:1".parse().unwrap()]);
     let spiffe_ids = vec!["spiffe://other.example/x".parse().unwrap()];
     cluster.tls = Some(ClusterTls { spiffe_ids, ..ClusterTls::default() });
-    foreign.proxy = Some(Proxy { listeners: vec![], clusters: vec![cluster], access_log: None });
+    foreign.proxy =
+        Some(Proxy { listeners: vec![], clusters: vec![cluster], access_log: None, limits: ProxyLimits::default() });
     let error = component.check(None, &foreign).unwrap_err().to_string();
     assert!(error.contains("spiffe://other.example/x") && error.contains("shop.example"), "{error}");
     running.stop().await;

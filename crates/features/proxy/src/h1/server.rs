@@ -241,10 +241,20 @@ impl Connection {
         .await;
     }
 
+    fn is_first_line_long(&self, snapshot: &ListenerSnapshot) -> bool {
+        let most = snapshot.limits.max_uri_bytes.as_usize();
+        memchr::memchr(b'\n', self.input.filled()).is_none_or(|end| end > most)
+    }
+
     /// Answers, counts and logs a request whose head is bad.
     async fn refuse(&mut self, snapshot: &ListenerSnapshot, error: HeadError, output: &mut Output, heads: &mut Heads) {
         let started = Instant::now();
-        let reason = if error.is_too_large() { Reason::HeadersTooLarge } else { Reason::BadRequest(error.as_str()) };
+        let reason = match error {
+            // No end of its first line within the limits: it is the target that is too long.
+            HeadError::TooLarge if self.is_first_line_long(snapshot) => Reason::UriTooLong,
+            error if error.is_too_large() => Reason::HeadersTooLarge,
+            error => Reason::BadRequest(error.as_str()),
+        };
         let local = &self.downstream.local;
         let (listener, remote) = (&local.shared.name, self.downstream.remote);
         tracing::debug!(component = "proxy", listener, %remote, %reason, "request refused by the parser");

@@ -1,5 +1,6 @@
 //! HTTP/2, on both sides.
 
+pub(crate) mod guard;
 pub(crate) mod headers;
 pub(crate) mod names;
 pub(crate) mod server;

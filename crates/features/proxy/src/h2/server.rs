@@ -1,14 +1,14 @@
 //! A client's HTTP/2 connection: its streams are requests like any other.
 //!
 //! In: a connection that speaks HTTP/2. Out: requests for the exchange, each in a task of
-//! its own. Promise: streams, resets and frames without use are bounded; a client that
-//! floods is cut off, counted and named; on drain the client is told twice (GOAWAY with the
+//! its own. Promise: streams, resets and frames without use are bounded (`guard.rs` tells by
+//! whom); a client that floods is cut off, counted and named; on drain the client is told twice (GOAWAY with the
 //! highest stream, then with the last one served), so that no request is lost.
 
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -22,7 +22,9 @@ use crate::connection::{Downstream, until_cut};
 use crate::error::Reason;
 use crate::exchange::{Exchange, Incoming};
 use crate::h1::server::Heads;
+use crate::h2::guard::{Guard, Guarded};
 use crate::h2::headers::from_request;
+use crate::limits;
 use crate::respond::Responder;
 use crate::snapshot::ListenerSnapshot;
 use crate::transport::Replay;
@@ -39,15 +41,24 @@ const MOST_RESETS: usize = 50;
 const MOST_PENDING_RESETS: usize = 20;
 /// Errors of the client's making that cost it a stream each, until they cost it the connection.
 const MOST_ERRORS: usize = 100;
+/// A client that floods is told so, if it listens.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How a connection ends before its time.
+enum Ending {
+    Flood(&'static str),
+    Failed(h2::Error),
+}
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, snapshot: &ListenerSnapshot, io: Replay) {
-    let limits = &snapshot.limits;
+    let bounds = &snapshot.limits;
     let local = &downstream.local;
+    let guard = Guard::new(bounds.max_control_frames, CONNECTION_WINDOW);
     let mut builder = Builder::new();
     builder
-        .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes.as_usize()).unwrap_or(u32::MAX))
+        .max_concurrent_streams(bounds.max_streams)
+        .max_header_list_size(limits::header_list_size(bounds))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
@@ -55,6 +66,7 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
         .max_pending_accept_reset_streams(MOST_PENDING_RESETS)
         .max_local_error_reset_streams(Some(MOST_ERRORS))
         .enable_connect_protocol();
+    let io = Guarded::new(io, Rc::clone(&guard));
     let mut connection = match builder.handshake::<_, Bytes>(io).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -70,33 +82,57 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
                 draining = true;
                 connection.graceful_shutdown();
             }
-            note_ended(cx, &mut streams, watched);
+            note_ended(cx, &mut streams, watched, &guard);
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     watched.enter(Phase::Busy, Instant::now());
                     watched.handled.set(watched.handled.get() + 1);
-                    streams.spawn_local(stream(Rc::clone(&downstream), request, respond));
+                    streams.spawn_local(stream(Rc::clone(&downstream), Rc::clone(&guard), request, respond));
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Ending::Failed(error))),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    return match guard.flood() {
+                        Some(kind) => Poll::Ready(Err(Ending::Flood(kind.as_str()))),
+                        None => Poll::Pending,
+                    };
+                }
             }
         }
     })
     .await;
-    if let Err(error) = outcome {
-        let (listener, remote) = (&local.shared.name, downstream.remote);
-        if error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+    let (listener, remote) = (&local.shared.name, downstream.remote);
+    let peer = downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
+    match outcome {
+        Ok(()) => {}
+        Err(Ending::Flood(frames)) => {
             local.metrics.cut("http2_flood");
-            tracing::warn!(component = "proxy", listener, %remote, %error, "client floods its HTTP/2 connection and is cut off");
-        } else {
-            tracing::debug!(component = "proxy", listener, %remote, %error, "HTTP/2 connection failed");
+            tracing::warn!(component = "proxy", listener, %remote, peer, frames, "client floods its HTTP/2 connection and is cut off");
+            streams.abort_all();
+            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+            let _ = tokio::time::timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
+        }
+        Err(Ending::Failed(error)) if is_flood(&error) => {
+            local.metrics.cut("http2_flood");
+            tracing::warn!(component = "proxy", listener, %remote, peer, %error, "client floods its HTTP/2 connection and is cut off");
+        }
+        Err(Ending::Failed(error)) if error.is_library() => {
+            local.metrics.cut("http2_protocol");
+            tracing::info!(component = "proxy", listener, %remote, peer, %error, "client breaks HTTP/2 and is cut off");
+        }
+        Err(Ending::Failed(error)) => {
+            tracing::debug!(component = "proxy", listener, %remote, peer, %error, "HTTP/2 connection failed");
         }
     }
 }
 
+/// Whether the `h2` crate gave a connection up because of what the client does to it.
+fn is_flood(error: &h2::Error) -> bool {
+    error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
+}
+
 /// Forgets streams that have ended; a connection without any is at rest.
-fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched) {
+fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched, guard: &Guard) {
     while let Poll::Ready(Some(ended)) = streams.poll_join_next(cx) {
         if let Err(error) = ended
             && error.is_panic()
@@ -105,6 +141,7 @@ fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched
         }
         if streams.is_empty() {
             watched.enter(Phase::Idle, Instant::now());
+            guard.taken_all();
         }
     }
 }
@@ -112,7 +149,12 @@ fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched
 /// One request.
 ///
 /// [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
-async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+async fn stream(
+    downstream: Rc<Downstream>,
+    guard: Rc<Guard>,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
     let started = Instant::now();
     let local = Rc::clone(&downstream.local);
     let snapshot = local.snapshot();
@@ -147,10 +189,11 @@ async fn stream(downstream: Rc<Downstream>, request: http::Request<RecvStream>, 
     };
     let upgrade = protocol.map(|protocol| protocol.as_str().to_owned());
     let Heads { request, response } = &mut *heads;
-    let (source, responder) = (Source::h2(body), Responder::H2(respond, downstream.kin));
+    let (source, responder) = (Source::h2(body, Some(guard)), Responder::H2(respond, downstream.kin));
     let incoming = Incoming { request, framing, source, responder, upgrade };
     let exchange = Exchange::new(&downstream, watched, started);
-    until_cut(&local, watched, async {
+    let peer = downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
+    until_cut(&local, watched, downstream.remote, peer, async {
         exchange.run(incoming, response).await;
     })
     .await;

@@ -13,16 +13,16 @@ pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
+pub(crate) const CONTINUATION: u8 = 9;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
-const ENHANCE_YOUR_CALM: u32 = 11;
+pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// `GET / HTTP/2` for the host `a`, without indexing.
-const GET: &[u8] = b"\x82\x84\x86\x01\x01a";
+pub(crate) const GET: &[u8] = b"\x82\x84\x86\x01\x01a";
 
 /// One side of a connection, frame by frame.
-pub(crate) struct Frames(TcpStream);
+pub(crate) struct Frames(pub(crate) TcpStream);
 
 impl Frames {
     pub(crate) fn connect(port: u16) -> Self {
@@ -63,7 +63,7 @@ impl Frames {
     }
 
     /// The error code of the GOAWAY that ends the connection.
-    fn goaway(&mut self) -> Option<u32> {
+    pub(crate) fn goaway(&mut self) -> Option<u32> {
         let mut code = None;
         while let Some((kind, _, _, payload)) = self.receive() {
             if kind == GOAWAY {

@@ -60,16 +60,30 @@ async fn clients_that_stall_in_the_middle_are_not_waited_for() {
             }
         }
     });
-    let config = app.plain_config("      limits: { idleTimeout: 300ms }\n");
-    let proxy = Proxy::start(&config.replace("name: all,", "name: all, timeouts: { request: 3s },")).await;
+    let config = app.plain_config("      limits: { bodyTimeout: 300ms }\n");
+    let proxy = Proxy::start(&config.replace("name: all,", "name: all, timeouts: { request: 30s },")).await;
+    let proxy_port = proxy.port;
     // One that does not read its answer.
     let mut reader = Client::connect(proxy.port);
     reader.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n");
     // One that does not send the rest of its request.
     let mut sender = Client::connect(proxy.port);
     sender.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf");
-    assert_eq!(sender.read_to_end(), "");
-    proxy.metrics_have("outrigger_downstream_connections_cut_total{listener=\"in\",reason=\"idle_timeout\"} 2").await;
+    assert!(sender.read_to_end().starts_with("HTTP/1.1 408"), "it is told");
+    // One whose bytes come, but too few for the time they take.
+    let trickle = tokio::task::spawn_blocking(move || {
+        let mut client = Client::connect(proxy_port);
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
+        for _ in 0..1000 {
+            if client.socket().write_all(b"x").is_err() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    });
+    assert!(trickle.await.unwrap(), "it was never cut");
+    proxy.metrics_have("outrigger_downstream_connections_cut_total{listener=\"in\",reason=\"body_timeout\"} 3").await;
     proxy.metrics_have("outrigger_http_requests_in_flight{listener=\"in\"} 0").await;
     proxy.metrics_have("outrigger_downstream_connections_active{listener=\"in\"} 0").await;
     proxy.stop().await;

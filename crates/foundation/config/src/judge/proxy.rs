@@ -34,6 +34,10 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
         cluster_rules(config, cluster, &clusters.index(index), judge);
     }
     unused_clusters(proxy, judge);
+    if proxy.limits.max_buffer_bytes < ByteSize::mib(1) {
+        let message = "`maxBufferBytes` is too small to carry traffic";
+        judge.error("value", &at.key("limits").key("maxBufferBytes"), message, "allow at least `1MiB`");
+    }
     if let Some(log) = &proxy.access_log
         && log.buffer < ByteSize::kib(4)
     {
@@ -85,7 +89,12 @@ fn listener_rules(config: &Config, proxy: &Proxy, listener: &Listener, at: &Conf
     }
     let limits = at.key("limits");
     judge.not_zero(&limits.key("headerTimeout"), listener.limits.header_timeout);
+    judge.not_zero(&limits.key("bodyTimeout"), listener.limits.body_timeout);
     judge.not_zero(&limits.key("idleTimeout"), listener.limits.idle_timeout);
+    if listener.limits.max_uri_bytes < ByteSize::kib(1) {
+        let message = "`maxUriBytes` is too small for ordinary requests";
+        judge.error("value", &limits.key("maxUriBytes"), message, "allow at least `1KiB`; `8KiB` is common");
+    }
     let header_bytes = listener.limits.max_header_bytes;
     if header_bytes < ByteSize::kib(1) || header_bytes > ByteSize::mib(1) {
         let message = "`maxHeaderBytes` is out of range";

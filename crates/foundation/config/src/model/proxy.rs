@@ -24,6 +24,27 @@ pub struct Proxy {
     /// One line per request, when present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+    /// Bounds on what all clients may use together.
+    #[serde(default)]
+    pub limits: ProxyLimits,
+}
+
+/// Bounds on what all clients may use together.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProxyLimits {
+    /// Memory for bytes on their way, over all listeners; each worker has its share. When nearly all of a share is in
+    /// use, new requests on that worker get 503; beyond it, the clients that hold memory longest without going on are cut.
+    pub max_buffer_bytes: ByteSize,
+    /// Open connections over all listeners; more wait in the kernel's backlog. Each may take two file descriptors.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_connections: u32,
+}
+
+impl Default for ProxyLimits {
+    fn default() -> Self {
+        Self { max_buffer_bytes: ByteSize::mib(64), max_connections: 20_000 }
+    }
 }
 
 /// A place where traffic comes in.
@@ -355,17 +376,32 @@ pub struct ListenerLimits {
     pub max_connections: u32,
     /// Bytes of request line and headers; beyond it 431.
     pub max_header_bytes: ByteSize,
+    /// Bytes of a request's target, which is its path and query; beyond it 414.
+    pub max_uri_bytes: ByteSize,
     /// Header fields of a request; beyond it 431.
     #[schemars(range(min = 1, max = 1_000))]
     pub max_headers: u32,
     /// Bytes of a request's body; beyond it 413. `0B` means no limit: bodies are streamed and never held.
     pub max_body_bytes: ByteSize,
+    /// Requests under way at once on this listener; beyond it 503 at once, so that those under way are answered in time.
+    /// Set it to what the application can work on within the time that clients wait. 0 means no limit of its own.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_requests: u32,
     /// Requests under way at once on one HTTP/2 connection; more wait at the client.
     #[schemars(range(min = 1, max = 10_000))]
     pub max_streams: u32,
+    /// HTTP/2 frames a second that are neither requests nor bodies (PING, SETTINGS, PRIORITY, resets, updates of windows
+    /// without need), for which a client's connection may ask; ten times as many in a burst. Beyond it the client is cut
+    /// off and named in a warning. 0 means no limit.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_control_frames: u32,
     /// Time for a client to send all headers, and to finish a TLS handshake; beyond it 408 or a closed connection.
     pub header_timeout: Duration,
-    /// Time a connection may rest between requests.
+    /// Time in which a client must send more of a request's body before it is answered, or take more of the answer;
+    /// beyond it 408 or a cut connection. What trickles must make up for the time it takes, at 240 bytes a second.
+    pub body_timeout: Duration,
+    /// Time a connection may rest between requests; also a tunnel in which nothing moves, and a request that goes on
+    /// while it is answered.
     pub idle_timeout: Duration,
 }
 
@@ -374,10 +410,14 @@ impl Default for ListenerLimits {
         Self {
             max_connections: 10_000,
             max_header_bytes: ByteSize::kib(60),
+            max_uri_bytes: ByteSize::kib(16),
             max_headers: 100,
             max_body_bytes: ByteSize::kib(0),
+            max_requests: 0,
             max_streams: 100,
+            max_control_frames: 400,
             header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(3600),
         }
     }

@@ -1,0 +1,238 @@
+//! What a client's HTTP/2 frames cost us, and what it holds of our memory.
+//!
+//! In: the bytes of a connection, both ways. Out: the end of reading when a client sends far
+//! more frames that ask for work than requests and bodies. Promise: whatever the `h2` crate
+//! bounds by itself (CONTINUATION, resets of streams we have not looked at, small DATA frames,
+//! header lists, errors that cost a stream) stays its business; all other kinds are bounded
+//! here, by one account per connection that is paid by requests, by bytes we send, and by time.
+//!
+//! A client that works through its requests gains more than it spends: it acknowledges windows,
+//! pings now and then, gives up a request. A flood spends and gains nothing.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use outrigger_wire::frames::{Frame, Frames, Kind};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::buffer;
+use crate::transport::Replay;
+
+/// The account holds the points of so many seconds: a burst that is forgiven.
+const BURST_SECONDS: i64 = 10;
+/// A request brings so many points: a window's update for it and for the connection.
+const PER_REQUEST: i64 = 2;
+/// So many bytes sent to the client bring a point.
+const BYTES_PER_POINT: usize = 1024;
+/// New settings may touch every stream.
+const SETTINGS_COST: i64 = 8;
+/// A request that is given up costs its endpoint's connection.
+const RESET_COST: i64 = 4;
+
+/// The account of one connection.
+pub(crate) struct Guard {
+    /// Points a second; 0 is no limit.
+    rate: i64,
+    points: Cell<i64>,
+    refilled: Cell<Instant>,
+    /// Bytes sent that have not brought a point yet.
+    sent: Cell<usize>,
+    flood: Cell<Option<Kind>>,
+    /// Bytes of bodies that came and were not taken by their requests yet.
+    held: Cell<usize>,
+    /// The most there may be: the window of the connection.
+    most_held: usize,
+}
+
+impl Guard {
+    /// An account with `rate` frames a second, for a connection whose window has so many bytes.
+    pub(crate) fn new(rate: u32, window: u32) -> Rc<Self> {
+        let rate = i64::from(rate);
+        Rc::new(Self {
+            rate,
+            points: Cell::new(rate * BURST_SECONDS),
+            refilled: Cell::new(Instant::now()),
+            sent: Cell::new(0),
+            flood: Cell::new(None),
+            held: Cell::new(0),
+            most_held: window as usize,
+        })
+    }
+
+    /// The frame that was one too many, if the client floods.
+    pub(crate) fn flood(&self) -> Option<Kind> {
+        self.flood.get()
+    }
+
+    fn count(&self, frame: Frame) {
+        let gain = match frame.kind {
+            Kind::Headers => PER_REQUEST,
+            Kind::Data => {
+                self.hold(frame.length as usize);
+                if frame.length == 0 && !frame.ends_stream() { -1 } else { 0 }
+            }
+            Kind::Settings if !frame.is_ack() => -SETTINGS_COST,
+            Kind::RstStream => -RESET_COST,
+            _ => -1,
+        };
+        self.pay(frame.kind, gain);
+    }
+
+    fn pay(&self, kind: Kind, gain: i64) {
+        if self.rate == 0 {
+            return;
+        }
+        let most = self.rate * BURST_SECONDS;
+        let mut points = (self.points.get() + gain).min(most);
+        if points < 0 {
+            // Only now is the time worth asking for.
+            let now = Instant::now();
+            let passed = now.saturating_duration_since(self.refilled.replace(now)).as_secs_f64();
+            points = (points + (passed * self.rate as f64) as i64).min(most);
+            if points < 0 {
+                self.flood.set(Some(kind));
+            }
+        }
+        self.points.set(points);
+    }
+
+    fn wrote(&self, count: usize) {
+        let sent = self.sent.get() + count;
+        self.sent.set(sent % BYTES_PER_POINT);
+        self.points.set(self.points.get() + (sent / BYTES_PER_POINT) as i64);
+    }
+
+    fn hold(&self, count: usize) {
+        let held = (self.held.get() + count).min(self.most_held);
+        buffer::hold(held - self.held.get());
+        self.held.set(held);
+    }
+
+    /// A request has taken bytes of its body, or left them for good.
+    pub(crate) fn taken(&self, count: usize) {
+        let count = count.min(self.held.get());
+        buffer::give_back(count);
+        self.held.set(self.held.get() - count);
+    }
+
+    /// No request is left, so nothing is held: `h2` has dropped what came for requests that were gone.
+    pub(crate) fn taken_all(&self) {
+        self.taken(self.held.get());
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.taken_all();
+    }
+}
+
+/// A connection with its account.
+pub(crate) struct Guarded {
+    io: Replay,
+    frames: Frames,
+    guard: Rc<Guard>,
+}
+
+impl Guarded {
+    pub(crate) fn new(io: Replay, guard: Rc<Guard>) -> Self {
+        Self { io, frames: Frames::of_client(), guard }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        let outcome = Pin::new(&mut this.io).poll_read(cx, into);
+        let Guarded { frames, guard, .. } = this;
+        frames.pass(&into.filled()[before..], |frame| guard.count(frame));
+        if guard.flood.get().is_some() {
+            // The server of the connection looks at the guard and ends it.
+            into.set_filled(before);
+            return Poll::Pending;
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(count)) = outcome {
+            self.guard.wrote(count);
+        }
+        outcome
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(count)) = outcome {
+            self.guard.wrote(count);
+        }
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spend(guard: &Guard, kinds: &[Kind], most: usize) -> Option<usize> {
+        (0..most).find(|_| {
+            kinds.iter().for_each(|kind| {
+                let gain = match kind {
+                    Kind::Headers => PER_REQUEST,
+                    Kind::RstStream => -RESET_COST,
+                    _ => -1,
+                };
+                guard.pay(*kind, gain);
+            });
+            guard.flood().is_some()
+        })
+    }
+
+    #[test]
+    fn a_client_that_works_is_never_cut_and_a_flood_is() {
+        let guard = Guard::new(10, 1000);
+        let working = [Kind::Headers, Kind::WindowUpdate, Kind::WindowUpdate];
+        assert_eq!(spend(&guard, &working, 100_000), None, "each request with the updates of its windows");
+        guard.wrote(10 * 1024);
+        assert_eq!(spend(&guard, &[Kind::WindowUpdate], 100), None, "a burst is forgiven");
+        assert!(spend(&guard, &[Kind::Ping], 100_000).is_some());
+        assert_eq!(guard.flood(), Some(Kind::Ping));
+        assert!(spend(&Guard::new(10, 1000), &[Kind::Headers, Kind::RstStream], 10_000).is_some());
+        assert_eq!(spend(&Guard::new(0, 1000), &[Kind::Ping], 100_000), None, "no limit");
+    }
+
+    #[test]
+    fn what_bodies_hold_is_counted_within_the_window_and_given_back() {
+        let (before, _) = buffer::bytes_held();
+        let guard = Guard::new(10, 1000);
+        guard.hold(600);
+        guard.hold(600);
+        assert_eq!(buffer::bytes_held().0 - before, 1000);
+        guard.taken(300);
+        assert_eq!(buffer::bytes_held().0 - before, 700);
+        guard.taken_all();
+        guard.hold(5);
+        drop(guard);
+        assert_eq!(buffer::bytes_held().0, before);
+    }
+}
