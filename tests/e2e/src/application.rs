@@ -28,6 +28,7 @@ pub struct Application {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     stopping: Arc<AtomicBool>,
+    listener: TcpListener,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -37,14 +38,23 @@ impl Application {
     /// # Panics
     /// When no port can be bound.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port can be bound");
+        Self::start_on((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Starts it on a given address.
+    ///
+    /// # Panics
+    /// When it cannot be bound.
+    pub fn start_on(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("a port can be bound");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (seen, stopping) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let own = listener.try_clone().expect("a socket can be cloned");
         let acceptor = std::thread::spawn({
             let (seen, stopping) = (Arc::clone(&seen), Arc::clone(&stopping));
             move || accept(&listener, &seen, &stopping)
         });
-        Self { address, seen, stopping, acceptor: Some(acceptor) }
+        Self { address, seen, stopping, listener: own, acceptor: Some(acceptor) }
     }
 
     /// All requests so far.
@@ -59,8 +69,8 @@ impl Application {
 impl Drop for Application {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
-        // Wakes the acceptor; when this fails it has ended already.
-        let _ = TcpStream::connect(self.address);
+        // Wakes the acceptor, in whatever network namespace it is; when this fails it has ended already.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }

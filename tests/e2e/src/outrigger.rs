@@ -134,7 +134,7 @@ impl Outrigger {
 }
 
 /// Finds one series in exposition text.
-fn find_metric(text: &str, series: &str) -> Result<f64> {
+pub(crate) fn find_metric(text: &str, series: &str) -> Result<f64> {
     let name = series.split('{').next().unwrap_or(series);
     let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
     let line = line.with_context(|| {

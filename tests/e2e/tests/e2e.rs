@@ -15,6 +15,8 @@ mod faults;
 mod handover;
 #[path = "e2e/harness.rs"]
 mod harness;
+#[path = "e2e/intercept.rs"]
+mod intercept;
 #[path = "e2e/metrics.rs"]
 mod metrics;
 #[path = "e2e/openssl.rs"]
