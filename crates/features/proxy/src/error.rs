@@ -39,9 +39,12 @@ pub(crate) enum Reason {
     /// It was sent to where it wanted to go, and came here again.
     #[error("the connection is Outrigger's own: it runs as another user than `outrigger init --proxy-uid` was told")]
     Loop,
-    /// CONNECT, on a listener without routes for it.
-    #[error("CONNECT is not supported here")]
+    /// CONNECT on a listener without routes for it, or TRACE of ourselves.
+    #[error("the method is not supported here")]
     Unsupported,
+    /// OPTIONS of ourselves: its `Max-Forwards` is 0. No error.
+    #[error("no forward is left, so the proxy answers")]
+    LastForward,
     /// A CONNECT to what its route does not reach.
     #[error("forbidden: {0}")]
     Forbidden(&'static str),
@@ -103,6 +106,7 @@ impl Reason {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::LastForward => StatusCode::OK,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NoEndpoint
             | Self::Overflow
@@ -129,6 +133,7 @@ impl Reason {
                 "DPE"
             }
             Self::Forbidden(_) => "UAEX",
+            Self::LastForward => "",
             Self::NoRoute | Self::UnknownDestination => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow => "UO",
@@ -155,6 +160,7 @@ impl Reason {
             | Self::UnknownDestination
             | Self::Unsupported
             | Self::Forbidden(_)
+            | Self::LastForward
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
             Self::Overflow | Self::Overloaded | Self::MemoryShort | Self::NoDescriptor | Self::Stopped | Self::Loop => {

@@ -169,6 +169,7 @@ impl Exchange {
             return Box::pin(self.connect(incoming, response)).await;
         }
         judge::target(request, &self.snapshot.path)?;
+        headers::max_forwards(request)?;
         let (number, timeout, pool) = self.find_route(request)?;
         self.route = Some(number);
         let pool = pool?;
@@ -186,6 +187,14 @@ impl Exchange {
         if !request.contains(FieldId::Host) {
             // HTTP/1.0 knows requests without a host, 1.1 does not.
             request.push("Host", pool.cluster.host().as_bytes());
+        }
+        if request.version() == Version::Http10 {
+            // It may be asked for by 1.1 only, and nobody waits for the answer ([RFC 9110], 10.1.1).
+            request.remove(FieldId::Expect);
+        }
+        if request.contains(FieldId::Te) {
+            // It is for the next one only, which this tells ([RFC 9110], 10.1.4).
+            request.push("Connection", b"TE");
         }
         if let Some(protocol) = &upgrade {
             request.push("Connection", b"Upgrade");
@@ -350,7 +359,13 @@ impl Exchange {
         if response.status() == 101 {
             return Err(Reason::Protocol("it switched protocols unasked"));
         }
+        // What must be upgraded to is what 426 tells ([RFC 9110], 15.5.22); upgrades pass us, so it is true.
+        let needed = if response.status() == 426 { response.get(FieldId::Upgrade).map(<[u8]>::to_vec) } else { None };
         headers::strip_hop_by_hop(response);
+        if let Some(needed) = needed {
+            response.push("Connection", b"Upgrade");
+            response.push("Upgrade", &needed);
+        }
         headers::via(response, &self.snapshot.forwarded, response.version());
         self.answered = true;
         // A drained connection ends with this response, and so does one on which bytes of a tunnel may have been sent.

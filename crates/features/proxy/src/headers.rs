@@ -9,7 +9,9 @@
 use std::net::IpAddr;
 
 use outrigger_config::{ForwardedClientCert, ForwardedFor, ForwardedHeaders};
-use outrigger_wire::head::{FieldId, Head, Version};
+use outrigger_wire::head::{FieldId, Head, Method, Version};
+
+use crate::error::Reason;
 
 /// Who called us, as Envoy tells it.
 const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
@@ -72,6 +74,28 @@ pub(crate) fn strip_hop_by_hop(head: &mut Head) {
         if head.contains(id) {
             head.remove(id);
         }
+    }
+}
+
+/// Counts the forwards that are left to OPTIONS and TRACE ([RFC 9110], 7.6.2).
+///
+/// # Errors
+/// When none is left, for then the answer is ours.
+///
+/// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+pub(crate) fn max_forwards(head: &mut Head) -> Result<(), Reason> {
+    if !matches!(head.method(), Method::Options | Method::Trace) {
+        return Ok(());
+    }
+    let left = head.get_named("max-forwards").and_then(|left| str::from_utf8(left).ok()?.parse::<u32>().ok());
+    match (left, head.method()) {
+        (Some(0), Method::Trace) => Err(Reason::Unsupported),
+        (Some(0), _) => Err(Reason::LastForward),
+        (Some(left), _) => {
+            head.set("max-forwards", itoa::Buffer::new().format(left - 1).as_bytes());
+            Ok(())
+        }
+        (None, _) => Ok(()),
     }
 }
 

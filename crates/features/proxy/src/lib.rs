@@ -29,6 +29,8 @@
 //!
 //! - Removed: hop-by-hop fields and those that `Connection` names, in both directions; `TE` but for `trailers`; offers
 //!   of HTTP/2 (`Upgrade: h2c`).
+//! - Removed, too: trailers that frame, route, authenticate or tell who called; a length with 204; what an HTTP/1.0 client
+//!   expects. `Max-Forwards` of OPTIONS and TRACE is counted down, and at 0 the answer is ours.
 //! - Set: `x-forwarded-client-cert: By=<our SPIFFE ID>;Hash=<SHA-256>;URI=<SPIFFE ID>` from the client's certificate;
 //!   whatever a client itself claims in it is removed, on plain listeners too (`forwarded.clientCert`). `Host` for HTTP/1.0 requests that have none, and from the target when that
 //!   is a URI. `Date`, if a response has none. The framing that the receiver's protocol needs.

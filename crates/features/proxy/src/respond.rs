@@ -111,7 +111,10 @@ impl<'a> H1Responder<'a> {
             Framing::UntilClose => Framing::Chunked,
             framing => framing,
         };
-        if self.method == Method::Head || matches!(head.status(), 204 | 304) {
+        if head.status() == 204 {
+            // It neither has a body nor may tell of one ([RFC 9110], 8.6).
+            head.remove(FieldId::ContentLength);
+        } else if self.method == Method::Head || head.status() == 304 {
             // It has no body, but its head may tell of one.
         } else if matches!(framing, Framing::Chunked) {
             head.remove(FieldId::ContentLength);

@@ -4,6 +4,7 @@ mod connect;
 mod floods;
 mod framing;
 mod harness;
+mod headers;
 mod http2;
 mod lifecycle;
 mod limits;

@@ -9,6 +9,7 @@
 use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use outrigger_wire::h1;
 use outrigger_wire::head::{FieldId, Head, Version};
 
 use crate::error::Reason;
@@ -57,6 +58,7 @@ pub(crate) fn from_response(response: &Response<impl Sized>, head: &mut Head, ki
 pub(crate) fn from_header_map(map: &HeaderMap, head: &mut Head) {
     head.clear();
     push_fields(map, head, true);
+    head.retain(|field| !h1::is_forbidden_trailer(field));
 }
 
 fn push_fields(map: &HeaderMap, head: &mut Head, is_request: bool) {

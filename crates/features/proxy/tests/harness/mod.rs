@@ -218,7 +218,10 @@ pub(crate) fn read_request(stream: &mut TcpStream) -> Option<String> {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
     }
     if head.contains("transfer-encoding: chunked") {
-        while !request.ends_with(b"\r\n0\r\n\r\n") {
+        // Trailers may come behind the last chunk.
+        let begin = request.len() - 2;
+        let last = |body: &[u8]| body.windows(5).any(|bytes| bytes == b"\r\n0\r\n");
+        while !(request.ends_with(b"\r\n\r\n") && last(&request[begin..])) {
             stream.read_exact(&mut byte).ok()?;
             request.push(byte[0]);
         }

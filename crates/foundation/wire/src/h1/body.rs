@@ -247,7 +247,7 @@ fn nothing(consumed: usize) -> Decoded {
 /// to read what came before; and what a proxy says itself.
 ///
 /// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
-fn is_forbidden_trailer(field: FieldRef<'_>) -> bool {
+pub fn is_forbidden_trailer(field: FieldRef<'_>) -> bool {
     const NAMED: [&str; 16] = [
         "age",
         "authentication-info",

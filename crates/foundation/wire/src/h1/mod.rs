@@ -13,7 +13,7 @@ mod parse;
 mod target;
 mod write;
 
-pub use body::{BodyDecoder, BodyError, Decoded};
+pub use body::{BodyDecoder, BodyError, Decoded, is_forbidden_trailer};
 pub use error::HeadError;
 pub use framing::{Framing, persists, request_framing, response_framing};
 pub use parse::{Limits, Parsed, is_field_name, is_field_value, parse_fields, parse_request, parse_response};
