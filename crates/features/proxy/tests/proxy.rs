@@ -1,6 +1,8 @@
 //! The data plane over real sockets: raw clients, scripted applications, two proxies with mTLS.
 
 mod connect;
+mod corpus;
+mod faults;
 mod floods;
 mod framing;
 mod harness;

@@ -27,7 +27,11 @@ pub(crate) fn from_request(request: &Request<()>, head: &mut Head, kin: bool) ->
     } else {
         head.set_target(uri.path_and_query().map_or("/", PathAndQuery::as_str));
     }
-    let own = request.headers().get(header::HOST);
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let own = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Reason::BadRequest("more than one Host"));
+    }
     match (uri.authority(), own) {
         (Some(authority), Some(host)) if host.as_bytes() != authority.as_str().as_bytes() => {
             return Err(Reason::BadRequest("`:authority` and Host disagree"));

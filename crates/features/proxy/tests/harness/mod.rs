@@ -58,8 +58,12 @@ impl Client {
 
     /// Sends and reads one answer: its head, and its body as the head frames it.
     pub(crate) fn ask(&mut self, request: &str) -> String {
+        self.ask_bytes(request.as_bytes())
+    }
+
+    pub(crate) fn ask_bytes(&mut self, request: &[u8]) -> String {
         // The answer may come, and the connection end, before all of a refused request is taken.
-        let _ = self.0.write_all(request.as_bytes());
+        let _ = self.0.write_all(request);
         let mut answer = String::new();
         loop {
             let more = self.read_some();
