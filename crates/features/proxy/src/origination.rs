@@ -6,7 +6,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
 
 use arc_swap::ArcSwapOption;
 use outrigger_config::ClusterTls;
@@ -49,13 +52,13 @@ impl Origination {
         };
         let (http1, http2, tcp) = (speaking(Speech::Http1), speaking(Speech::Http2), speaking(Speech::Tcp));
         self.current.store(Some(Arc::new(Made { digest, http1, http2, tcp })));
-        self.generation.fetch_add(1, Relaxed);
+        self.generation.fetch_add(1, Release);
         Ok(())
     }
 
     /// Which reading of the files a connection made now belongs to.
     pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Relaxed)
+        self.generation.load(Acquire)
     }
 
     /// The config for a protocol; `None` while the files were never usable.

@@ -1,8 +1,8 @@
 //! Chains that passed, so that the next handshake with the same peer checks no signature of an authority again.
 //!
 //! In: a chain as it came. Out: the leaf it was found to have. Promise: an entry stands for these very bytes, for one
-//! end of a connection, one trust bundle and one set of revocation lists, and only while all of its certificates are in
-//! their time; that the peer has the leaf's key is proven in every handshake. Entries are bounded.
+//! end of a connection, one trust bundle and one set of revocation lists, and only while all of its certificates, and
+//! the lists if they are required, are in their time; that the peer has the leaf's key is proven in every handshake. Entries are bounded.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -39,8 +39,14 @@ impl KnownChains {
         (found.not_before <= now && now <= found.not_after).then(|| found.id.clone())
     }
 
-    /// Remembers a chain that passed.
-    pub(crate) fn remember(&self, digest: Digest, id: &SpiffeId, chain: &[&CertificateDer<'_>]) {
+    /// Remembers a chain that passed, for no longer than `until`.
+    pub(crate) fn remember(
+        &self,
+        digest: Digest,
+        id: &SpiffeId,
+        chain: &[&CertificateDer<'_>],
+        until: Option<SystemTime>,
+    ) {
         let mut times = chain.iter().map(|certificate| validity(certificate).ok());
         let narrower = |one: Option<(SystemTime, SystemTime)>, other: Option<(SystemTime, SystemTime)>| {
             let ((from, until), (other_from, other_until)) = (one?, other?);
@@ -48,6 +54,7 @@ impl KnownChains {
         };
         // One that is there for nothing and cannot be read costs only the memory.
         let Some((not_before, not_after)) = times.next().and_then(|first| times.fold(first, narrower)) else { return };
+        let not_after = until.map_or(not_after, |until| until.min(not_after));
         let mut known = self.0.lock();
         if known.len() >= MOST {
             known.clear();

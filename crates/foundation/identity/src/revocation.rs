@@ -114,6 +114,11 @@ impl Revocation {
         if self.required && !known { Err(webpki::Error::UnknownRevocationStatus) } else { Ok(()) }
     }
 
+    /// Until when what was found stays true, as far as lists matter.
+    pub(crate) fn good_until(&self) -> Option<SystemTime> {
+        self.lists.iter().map(|list| list.next_update).min().filter(|_| self.required)
+    }
+
     /// When each issuer's list ends, the issuer as people read it.
     pub(crate) fn next_updates(&self) -> impl Iterator<Item = (&str, SystemTime)> {
         self.lists.iter().map(|list| (list.issuer_text.as_str(), list.next_update))
@@ -301,4 +306,9 @@ const INTEGER: u8 = 2;
 
 fn unix_time(at: SystemTime) -> UnixTime {
     UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+#[cfg(test)]
+pub(crate) fn fuzz_list(der: &[u8]) -> bool {
+    List::read(der, Path::new("list"), &[]).is_ok()
 }

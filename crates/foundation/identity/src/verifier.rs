@@ -78,7 +78,7 @@ impl SpiffeVerifier {
             None => {
                 let id = self.verify_anew(leaf, intermediates, now, end)?;
                 if let Some(digest) = digest {
-                    self.known.remember(digest, &id, &chain);
+                    self.known.remember(digest, &id, &chain, self.revocation.good_until());
                 }
                 id
             }

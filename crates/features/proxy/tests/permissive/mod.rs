@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::OK;
 use crate::harness::{App, Client, Identified, Proxy};
+use crate::http2::{END_HEADERS, END_STREAM, Frames, HEADERS};
 
 const BACKEND: &str = "spiffe://shop.example/ns/shop/sa/backend";
 
@@ -179,6 +180,15 @@ proxy:
         let talk = tokio::task::spawn_blocking(move || {
             let answer = Client::connect(port).ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
             assert!(answer.starts_with("HTTP/1.1 200"), "{way}: {answer}");
+            let mut frames = Frames::connect(port);
+            // `GET /` for the host `a`.
+            frames.send(HEADERS, END_STREAM | END_HEADERS, 1, b"\x82\x84\x86\x01\x01a");
+            let answered = std::iter::from_fn(|| frames.receive()).any(|(kind, _, stream, payload)| {
+                // The status 200 is one byte of the table.
+                kind == HEADERS && stream == 1 && payload.contains(&0x88)
+            });
+            assert!(answered, "{way}: HTTP/2");
+            // Last, for a listener remembers where servers speak first.
             assert_eq!(Client::connect(port).read_some(), "220 hello\r\n", "{way}");
             let mut first = Client::connect(port);
             first.send("\0binary");
@@ -187,9 +197,9 @@ proxy:
         talk.await.unwrap();
     }
     let peer = "peer=\"spiffe://shop.example/ns/shop/sa/frontend\"";
-    proxy.metrics_have(&format!("code=\"200\",{peer}}} 1")).await;
+    proxy.metrics_have(&format!("code=\"200\",{peer}}} 2")).await;
     let told: Vec<bool> = app.seen().iter().map(|request| request.contains("x-forwarded-client-cert")).collect();
-    assert_eq!(told, [false, true]);
+    assert_eq!(told, [false, false, true, true]);
     caller.stop().await;
     proxy.stop().await;
 }

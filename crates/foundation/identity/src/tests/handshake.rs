@@ -398,11 +398,14 @@ async fn a_chain_that_passed_is_held_to_its_time_and_to_the_policy() {
     let known = crate::known::KnownChains::default();
     let digest = |end: &str| crate::known::digest(&[leaf], end).unwrap();
     assert_eq!(known.find(&digest("client"), now), None);
-    known.remember(digest("client"), &FRONTEND.parse().unwrap(), &[leaf]);
+    known.remember(digest("client"), &FRONTEND.parse().unwrap(), &[leaf], None);
     assert_eq!(known.find(&digest("client"), later(90)).unwrap().as_str(), FRONTEND);
     assert_eq!(known.find(&digest("client"), later(102)), None, "expired");
     assert_eq!(known.find(&digest("client"), UnixTime::since_unix_epoch(Duration::from_secs(1))), None, "not yet");
     assert_eq!(known.find(&digest("server"), now), None, "at the other end another usage is needed");
+    let soon = SystemTime::now() + Duration::from_secs(50);
+    known.remember(digest("client"), &FRONTEND.parse().unwrap(), &[leaf], Some(soon));
+    assert_eq!(known.find(&digest("client"), later(60)), None, "a list that is required is over");
     // Whoever shows a known chain without having its key gets nowhere.
     let server = pki.snapshot(BACKEND).server_config(&only(FRONTEND), &[]).unwrap();
     let client = |own| raw_client(Some(own), &rustls::version::TLS13);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use outrigger_config::IdentityFiles;
@@ -267,6 +267,40 @@ fn an_authority_whose_key_is_not_for_lists_may_not_issue_any() {
     let list = pki.revoke(&[], "list.pem", "-crldays 1");
     let error = load(&pki.files("backend", &[list]), &shop(), None, SystemTime::now()).err().unwrap();
     assert!(chain(&error).contains("lacks cRLSign"), "{}", chain(&error));
+}
+
+#[test]
+fn what_is_remembered_ends_with_a_list_that_is_required() {
+    let pki = Authority::new();
+    pki.svid("backend", BACKEND);
+    let mut files = pki.files("backend", &[pki.revoke(&[], "list.pem", "-crldays 1")]);
+    for required in [false, true] {
+        files.crl_required = required;
+        let until = snapshot(&files).material().revocation.good_until();
+        assert_eq!(until.is_some_and(|until| until < SystemTime::now() + Duration::from_secs(86_400)), required);
+    }
+}
+
+/// A list as DER.
+static LIST: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let pki = Authority::new();
+    pki.svid("revoked", FRONTEND).revoke(&["revoked"], "list.pem", "-crldays 1");
+    openssl(pki.path(), "crl -in list.pem -outform der -out list.der");
+    fs::read(pki.path().join("list.der")).unwrap()
+});
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_reading_a_list_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300), cut in 0usize..400) {
+        let _ = crate::revocation::fuzz_list(&bytes);
+        // A list that was cut, or has bytes changed, is nearer to what might.
+        let mut near = LIST.to_vec();
+        for (at, byte) in bytes.iter().enumerate().step_by(7) {
+            near[(at * 31 + usize::from(*byte)) % LIST.len()] = *byte;
+        }
+        let _ = crate::revocation::fuzz_list(&near[..cut.min(near.len())]);
+        let _ = crate::revocation::fuzz_list(&near);
+    }
 }
 
 #[test]
