@@ -1,5 +1,7 @@
 //! Interception: unmodified applications in pods, redirected by `outrigger init`.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::OK;
-use crate::harness::{App, Client, Proxy, Shop};
+use crate::harness::{App, Client, Proxy, Shop, free_port, until};
 
 /// A server that does with each connection what `serve` says.
 fn server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
@@ -273,6 +273,57 @@ async fn undecrypted_tls_goes_where_its_client_asks() {
         }
     });
     talk.await.unwrap();
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_spoke_first_is_remembered() {
+    let port = server(|mut stream| {
+        stream.write_all(b"220 ready\r\n").unwrap();
+        let _ = stream.read(&mut [0; 16]);
+    });
+    let listener =
+        |timeout: &str| config(&format!("protocol: auto, detectTimeout: {timeout}, {TCP}, {HTTP}"), port, "");
+    let proxy = Proxy::start_on(&listener("20ms"), 1).await;
+    let at = proxy.port;
+    let hear = move || {
+        let mut client = connect(at);
+        assert_eq!(read(&mut client, 11), "220 ready\r\n");
+    };
+    tokio::task::spawn_blocking(hear).await.unwrap();
+    // From now on nobody would hear anything in time who had to wait for it to be found out again. The other listener
+    // shows when the new config holds.
+    let fresh = free_port();
+    let other =
+        format!("    - {{ name: fresh, direction: inbound, address: \"127.0.0.1:{fresh}\", {HTTP} }}\n  clusters:");
+    proxy.reload(&listener("1h").replace("  clusters:", &other));
+    until("the new config holds", || TcpStream::connect(("127.0.0.1", fresh)).is_ok()).await;
+    tokio::task::spawn_blocking(hear).await.unwrap();
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_client_does_not_make_its_server_one_that_speaks_first() {
+    let (accepted, was_accepted) = std::sync::mpsc::sync_channel(4);
+    let port = server(move |mut stream| {
+        accepted.send(()).unwrap();
+        while !read_head(&mut stream).is_empty() {
+            stream.write_all(OK.as_bytes()).unwrap();
+        }
+    });
+    let proxy =
+        Proxy::start_on(&config(&format!("protocol: auto, detectTimeout: 20ms, {TCP}, {HTTP}"), port, ""), 1).await;
+    let at = proxy.port;
+    let talk = tokio::task::spawn_blocking(move || {
+        let ask = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut slow = Client::connect(at);
+        // It was taken for one that waits for its server.
+        was_accepted.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(slow.ask(ask).starts_with("HTTP/1.1 200"), "and is carried all the same");
+        assert!(Client::connect(at).ask(ask).starts_with("HTTP/1.1 200"));
+    });
+    talk.await.unwrap();
+    proxy.metrics_have(r#"outrigger_http_requests_total{direction="inbound",listener="in",route="all",cluster="app",code="200"} 1"#).await;
     proxy.stop().await;
 }
 
