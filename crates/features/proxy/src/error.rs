@@ -126,6 +126,25 @@ impl Reason {
         }
     }
 
+    /// The status for a client that speaks gRPC, as its [mapping of HTTP statuses] has it; what is too large is told as
+    /// gRPC itself tells it.
+    ///
+    /// [mapping of HTTP statuses]: https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
+    pub(crate) fn grpc_status(self) -> u8 {
+        const DEADLINE_EXCEEDED: u8 = 4;
+        const RESOURCE_EXHAUSTED: u8 = 8;
+        const UNIMPLEMENTED: u8 = 12;
+        const INTERNAL: u8 = 13;
+        const UNAVAILABLE: u8 = 14;
+        match self {
+            Self::BadRequest(_) => INTERNAL,
+            Self::HeadersTooLarge | Self::BodyTooLarge => RESOURCE_EXHAUSTED,
+            Self::NoRoute | Self::Unsupported => UNIMPLEMENTED,
+            Self::ClientSlow => DEADLINE_EXCEEDED,
+            _ => UNAVAILABLE,
+        }
+    }
+
     /// The response flag.
     pub(crate) fn flag(self) -> &'static str {
         match self {

@@ -576,6 +576,9 @@ impl Exchange {
             let peer = self.downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
             self.downstream.local.cut("body_timeout", self.downstream.remote, peer);
         }
+        if incoming.responder.is_http2() && is_grpc(incoming.request) {
+            return self.refuse_grpc(reason, incoming, response);
+        }
         let text = format!("{reason}\n");
         // Where the body's end is not known, the next request's beginning is not either.
         let mut keep = !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)
@@ -603,6 +606,26 @@ impl Exchange {
             (Ok(()), false, _) => After::Linger,
             (Ok(()), true, true) => After::Go,
             (Ok(()), true, false) => After::Close,
+        }
+    }
+
+    /// Answers in gRPC's own terms: a status in a head that is also the end ([gRPC over HTTP/2], `Trailers-Only`).
+    ///
+    /// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+    fn refuse_grpc(&mut self, reason: Reason, incoming: &mut Incoming<'_>, response: &mut Head) -> After {
+        let status = reason.grpc_status();
+        self.code = http::StatusCode::OK.as_u16();
+        self.grpc_status = Some(status);
+        response.clear();
+        response.set_version(Version::Http2);
+        response.set_status(self.code);
+        response.push("content-type", b"application/grpc");
+        response.push("grpc-status", itoa::Buffer::new().format(status).as_bytes());
+        // All reasons are plain ASCII without `%`, which the field would need escaped.
+        response.push("grpc-message", reason.to_string().as_bytes());
+        match incoming.responder.respond(response, Framing::Empty, &mut true) {
+            Ok(_) => After::Go,
+            Err(_) => After::Reset,
         }
     }
 

@@ -46,8 +46,9 @@
 //! answer. 414, 431: targets and heads beyond the listener's limits; 413: bodies. 408: a request's rest that does not come within
 //! `timeouts.request`. 404: no route. 503: no endpoint, no connection, no room; with
 //! `X-Envoy-Overloaded` where holding back helps. 502: an endpoint that breaks off or
-//! breaks the protocol. 504: one that does not answer in time. The reason and Envoy's response flag are in the access
-//! log. A client that floods its HTTP/2 connection is cut off, named in a warning, and counted in
+//! breaks the protocol. 504: one that does not answer in time. A gRPC client over HTTP/2 gets 200 and a gRPC status
+//! instead, as gRPC itself maps them (mostly `UNAVAILABLE`), with the reason as its message. The reason and Envoy's
+//! response flag are in the access log. A client that floods its HTTP/2 connection is cut off, named in a warning, and counted in
 //! `outrigger_downstream_connections_cut_total{reason="http2_flood"}`.
 //!
 //! # What is bounded

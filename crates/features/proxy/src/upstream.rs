@@ -178,6 +178,9 @@ impl<'a> Receiver<'a> {
                 let stream = answer.into_body();
                 let framing = if stream.is_end_stream() {
                     Framing::Empty
+                } else if head.contains(FieldId::Trailer) {
+                    // To a client of HTTP/1 a body with a length could have none.
+                    Framing::Chunked
                 } else {
                     head.get(FieldId::ContentLength)
                         .and_then(|length| str::from_utf8(length).ok()?.parse().ok())

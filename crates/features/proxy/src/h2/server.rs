@@ -183,6 +183,10 @@ async fn stream(
     let is_tunnel = protocol.is_some() || heads.request.method() == Method::Connect;
     let framing = if body.is_end_stream() || is_tunnel {
         Framing::Empty
+    } else if heads.request.contains(FieldId::Trailer) {
+        // To an endpoint that speaks HTTP/1 a body with a length could have none.
+        heads.request.remove(FieldId::ContentLength);
+        Framing::Chunked
     } else {
         let length = heads.request.get(FieldId::ContentLength);
         length.and_then(|length| str::from_utf8(length).ok()?.parse().ok()).map_or(Framing::Chunked, Framing::Length)

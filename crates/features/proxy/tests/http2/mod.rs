@@ -158,3 +158,87 @@ async fn a_stop_tells_the_client_twice_and_serves_what_it_sent() {
     assert!(answered, "the request that crossed the GOAWAY");
     proxy.ended().await;
 }
+
+/// A client that is a library, driven by a task of its own until the test ends.
+async fn library(port: u16) -> h2::client::SendRequest<bytes::Bytes> {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+    tokio::spawn(connection);
+    harness::until("extended CONNECT", || sender.is_extended_connect_protocol_enabled()).await;
+    sender.ready().await.unwrap()
+}
+
+#[tokio::test]
+async fn what_fails_is_told_to_grpc_in_its_own_terms() {
+    let nobody = harness::free_port();
+    let config = format!(
+        r#"
+proxy:
+  listeners:
+    - name: in
+      direction: inbound
+      address: "127.0.0.1:PORT"
+      limits: {{ maxBodyBytes: 10B }}
+      routes: [{{ name: all, matches: [{{ path: {{ value: /shop.Shop }} }}], backendRefs: [{{ name: app }}] }}]
+  clusters: [{{ name: app, endpoints: ["127.0.0.1:{nobody}"] }}]
+"#
+    );
+    let proxy = Proxy::start_on(&config, 1).await;
+    let mut sender = library(proxy.port).await;
+    for (path, length, kind, expected) in [
+        ("/shop.Shop/Buy", None, "application/grpc", Some(("14", "cannot connect to the endpoint"))),
+        ("/shop.Shop/Buy", Some("99"), "application/grpc+proto", Some(("8", "request body too large"))),
+        ("/other", None, "application/grpc", Some(("12", "no route matches this host and path"))),
+        ("/other", None, "application/grpc-web", None),
+    ] {
+        let mut request = http::Request::post(format!("http://a{path}")).header("content-type", kind);
+        if let Some(length) = length {
+            request = request.header("content-length", length);
+        }
+        let (answer, _body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        let answer = answer.await.unwrap();
+        let field = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        let told = field("grpc-status").zip(field("grpc-message"));
+        let expected = expected.map(|(status, message)| (status.to_owned(), message.to_owned()));
+        assert_eq!((told, answer.status() == 200), (expected.clone(), expected.is_some()), "{path} {kind}");
+        assert_eq!(answer.body().is_end_stream(), expected.is_some(), "{path} {kind}");
+    }
+    proxy.metrics_have(r#"outrigger_grpc_requests_total{direction="inbound",listener="in",route="all",cluster="app",grpc_status="14"} 1"#).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_extended_connect_becomes_an_upgrade_and_a_tunnel() {
+    let app = App::talking(|mut stream| {
+        let Some(head) = harness::read_request(&mut stream) else { return };
+        let head = head.to_lowercase();
+        assert!(head.starts_with("get /chat http/1.1\r\n") && head.contains("upgrade: websocket\r\n"), "{head}");
+        assert!(head.contains("connection: upgrade\r\n") && head.contains("sec-websocket-key: "), "{head}");
+        let agreed = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                      Sec-WebSocket-Accept: abc\r\nSec-WebSocket-Protocol: chat\r\n\r\nwelcome";
+        stream.write_all(agreed.as_bytes()).unwrap();
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).unwrap();
+        stream.write_all(&said).unwrap();
+    });
+    let proxy = Proxy::start_on(&app.plain_config(""), 1).await;
+    let mut sender = library(proxy.port).await;
+    let mut request = http::Request::connect("http://a/chat").header("sec-websocket-version", "13").body(()).unwrap();
+    request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+    let (answer, mut there) = sender.send_request(request, false).unwrap();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+    for hop in ["upgrade", "connection", "sec-websocket-accept"] {
+        assert!(!answer.headers().contains_key(hop), "{answer:?}");
+    }
+    there.send_data("and more".into(), true).unwrap();
+    let mut back = answer.into_body();
+    let mut said = Vec::new();
+    while let Some(data) = back.data().await {
+        said.extend_from_slice(&data.unwrap());
+    }
+    assert_eq!(String::from_utf8(said).unwrap(), "welcomeand more");
+    proxy.stop().await;
+}
