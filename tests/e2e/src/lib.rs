@@ -15,6 +15,7 @@ mod outrigger;
 mod pods;
 mod process;
 mod servers;
+mod sidecars;
 mod wait;
 
 pub use application::{Application, Seen};
@@ -26,5 +27,9 @@ pub use network::{free_port, free_port_pair, free_udp_port};
 pub use outrigger::{Outrigger, outrigger_command, start_outrigger, start_outrigger_as, start_outrigger_with};
 pub use pods::{APPLICATION, Namespace, Node, PROXY, Pod, PodOutrigger};
 pub use process::{Process, run, tool};
-pub use servers::{Bao, Nginx, Prometheus};
+pub use servers::{
+    Bao, Envoy, Mariadb, Nghttpd, Nginx, Postgres, Prometheus, Redis, is_listening, mariadb, peer_server, psql, redis,
+    run_peer, start_peer,
+};
+pub use sidecars::{CLIENT_ID, SERVER_ID, Sidecars, Spoken, Way, identity};
 pub use wait::{eventually, eventually_within};

@@ -7,16 +7,26 @@
 mod admin;
 #[path = "e2e/cli.rs"]
 mod cli;
+#[path = "e2e/curl.rs"]
+mod curl;
+#[path = "e2e/databases.rs"]
+mod databases;
 #[path = "e2e/demo.rs"]
 mod demo;
+#[path = "e2e/envoy.rs"]
+mod envoy;
 #[path = "e2e/faults.rs"]
 mod faults;
+#[path = "e2e/grpc.rs"]
+mod grpc;
 #[path = "e2e/handover.rs"]
 mod handover;
 #[path = "e2e/harness.rs"]
 mod harness;
 #[path = "e2e/intercept.rs"]
 mod intercept;
+#[path = "e2e/http2.rs"]
+mod http2;
 #[path = "e2e/metrics.rs"]
 mod metrics;
 #[path = "e2e/openssl.rs"]
@@ -27,3 +37,5 @@ mod reload;
 mod supervise;
 #[path = "e2e/tls.rs"]
 mod tls;
+#[path = "e2e/websocket.rs"]
+mod websocket;

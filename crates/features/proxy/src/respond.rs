@@ -70,11 +70,6 @@ impl<'a> Responder<'a> {
         }
     }
 
-    /// Whether the client speaks HTTP/2.
-    pub(crate) fn is_http2(&self) -> bool {
-        matches!(self, Self::H2(..))
-    }
-
     /// Sends the response's head; its body goes to the sink. `keep` is whether the connection may go on, and tells
     /// afterwards whether it does.
     pub(crate) fn respond(&mut self, head: &mut Head, framing: Framing, keep: &mut bool) -> Result<Sink<'a>, Broken> {

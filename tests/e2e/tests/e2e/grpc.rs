@@ -1,0 +1,105 @@
+//! gRPC between Python's grpcio on both sides: calls of all kinds, their ends, their metrics.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+
+use std::fs;
+
+use anyhow::ensure;
+use outrigger_e2e::{
+    CLIENT_ID, Outrigger, Process, Sidecars, Spoken, Way, eventually, free_port, peer_server, run_peer,
+};
+use rustix::process::Signal;
+
+/// Every test but those of a missing server.
+const TESTS: [&str; 8] = ["calls", "turns", "large", "metadata", "errors", "deadline", "cancel", "keepalive"];
+
+#[test]
+fn calls_of_all_kinds_pass_one_proxy() {
+    every_kind_of_call(Way::Plain);
+}
+
+#[test]
+fn calls_of_all_kinds_pass_two_sidecars() {
+    every_kind_of_call(Way::Chain);
+}
+
+#[track_caller]
+fn every_kind_of_call(way: Way) {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _server = peer_server("grpc_server.py", port, folder.path());
+    let way = Sidecars::start(folder.path(), way, Spoken::HTTP, port);
+    for test in TESTS {
+        run_peer("grpc_client.py", &[&way.port.to_string(), test]).unwrap_or_else(|error| panic!("{test}: {error:#}"));
+    }
+    // The tests make two calls with the first of these statuses and one with each of the others.
+    for outrigger in [Some(&way.first), way.second.as_ref()].into_iter().flatten() {
+        eventually("calls by their status", || {
+            ensure!(calls(outrigger, 0)? >= 15.0, "{} calls went well", calls(outrigger, 0)?);
+            for (status, count) in [(9, 1.0), (8, 1.0), (12, 1.0)] {
+                let counted = calls(outrigger, status)?;
+                ensure!(counted == count, "{counted} calls, not {count}, ended with {status}");
+            }
+            Ok(())
+        });
+    }
+    if let Some(second) = &way.second {
+        let peer = format!("grpc_status=\"0\",peer=\"{CLIENT_ID}\"");
+        let text = second.get("/metrics").unwrap().ok().unwrap();
+        assert!(text.lines().any(|line| line.starts_with("outrigger_grpc_requests_total") && line.contains(&peer)));
+    }
+}
+
+/// Calls that an Outrigger has counted with a status.
+fn calls(outrigger: &Outrigger, status: u8) -> anyhow::Result<f64> {
+    let text = outrigger.get("/metrics")?.ok()?;
+    let status = format!("grpc_status=\"{status}\"");
+    let lines =
+        text.lines().filter(|line| line.starts_with("outrigger_grpc_requests_total{") && line.contains(&status));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+#[test]
+fn a_missing_server_is_told_in_grpcs_own_terms() {
+    let folder = tempfile::tempdir().unwrap();
+    let way = Sidecars::start(folder.path(), Way::Plain, Spoken::HTTP, free_port());
+    run_peer("grpc_client.py", &[&way.port.to_string(), "unavailable"]).unwrap();
+    eventually("the failed call", || {
+        let counted = calls(&way.first, 14)?;
+        ensure!(counted >= 1.0, "{counted} calls");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_channel_outlives_its_server() {
+    for way in [Way::Plain, Way::Chain] {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let mut server = peer_server("grpc_server.py", port, folder.path());
+        let way = Sidecars::start(folder.path(), way, Spoken::HTTP, port);
+        let mut client = client(&way, folder.path());
+        says(&mut client, "up");
+        server.signal(Signal::KILL);
+        server.wait(std::time::Duration::from_secs(10));
+        says(&mut client, "down");
+        let _server = peer_server("grpc_server.py", port, folder.path());
+        let status = client.wait(std::time::Duration::from_secs(30));
+        assert!(status.success(), "{}", client.log());
+    }
+}
+
+fn client(way: &Sidecars, folder: &std::path::Path) -> Process {
+    let home = folder.join("client");
+    fs::create_dir(&home).unwrap();
+    outrigger_e2e::start_peer("grpc_client.py", &[&way.port.to_string(), "stays"], &home)
+}
+
+#[track_caller]
+fn says(client: &mut Process, word: &str) {
+    eventually(&format!("the client to say `{word}`"), || {
+        client.still_runs()?;
+        ensure!(client.log().lines().any(|line| line == word), "it said {}", client.log());
+        Ok(())
+    });
+}
