@@ -75,6 +75,9 @@ pub(crate) enum Reason {
     /// The endpoint said that it did not look at the request.
     #[error("the endpoint refused the request unseen")]
     Refused,
+    /// The endpoint ended the connection and said that it did not look at the request, several times in a row.
+    #[error("the endpoint closed its connections before it looked at the request")]
+    Unseen,
     /// The connection ended before a response came.
     #[error("the endpoint closed the connection")]
     Reset,
@@ -117,6 +120,7 @@ impl Reason {
             | Self::ConnectTimeout
             | Self::TlsFailure
             | Self::Refused
+            | Self::Unseen
             | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Protocol(_) | Self::UnknownDestination => StatusCode::BAD_GATEWAY,
             Self::Loop => StatusCode::LOOP_DETECTED,
@@ -159,7 +163,7 @@ impl Reason {
             Self::Overloaded | Self::MemoryShort => "OM",
             Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::NoDescriptor | Self::Loop => "UF",
             Self::Reset => "UC",
-            Self::Refused => "UR",
+            Self::Refused | Self::Unseen => "UR",
             Self::Protocol(_) => "UPE",
             Self::Timeout => "UT",
             Self::ClientSlow => "SI",
@@ -208,6 +212,7 @@ impl Reason {
                 | Self::ConnectTimeout
                 | Self::TlsFailure
                 | Self::Refused
+                | Self::Unseen
         )
     }
 }

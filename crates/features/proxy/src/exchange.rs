@@ -104,7 +104,14 @@ enum Try {
     Done(After),
     /// The kept connection had gone stale before the endpoint can have seen the request.
     Stale(Reason),
+    /// The endpoint ended its connection and said that it had not looked at the request.
+    Unseen,
 }
+
+/// Times that a request is sent again because endpoints ended connections without looking at it. Where a connection
+/// carries more requests at once than the endpoint takes on it, as nginx's `keepalive_requests` bounds, one may meet
+/// that several times.
+const MOST_UNSEEN: u32 = 5;
 
 impl Exchange {
     pub(crate) fn new(downstream: &Rc<Downstream>, watched: &Rc<Watched>, started: Instant) -> Self {
@@ -236,6 +243,7 @@ impl Exchange {
         response: &mut Head,
     ) -> Result<After, Reason> {
         let mut fresh = false;
+        let mut unseen = 0;
         loop {
             let certain = !incoming.request.method().is_idempotent();
             let wish = Wish { way, fresh, certain, ends: self.downstream.ends };
@@ -248,12 +256,13 @@ impl Exchange {
                     return Ok(after);
                 }
                 Try::Stale(reason) if fresh => return Err(reason),
-                Try::Stale(_) => {
-                    pool.metrics.retries.inc();
-                    self.retried = true;
-                    fresh = true;
-                }
+                Try::Unseen if unseen == MOST_UNSEEN => return Err(Reason::Unseen),
+                Try::Stale(_) => fresh = true,
+                // Others find by themselves that the connection takes no more requests.
+                Try::Unseen => unseen += 1,
             }
+            pool.metrics.retries.inc();
+            self.retried = true;
         }
     }
 
@@ -325,7 +334,7 @@ impl Exchange {
         *keep = false;
         let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure, ask) {
             // The connection ended just now, so nothing of the request went out.
-            Err(Reason::Reset) => return Ok(Try::Stale(Reason::Reset)),
+            Err(Reason::Reset) => return Ok(Try::Unseen),
             up => up?,
         };
         let over_http2 = matches!(receiver, Receiver::H2 { .. });
@@ -345,6 +354,10 @@ impl Exchange {
             {
                 self.received = 0;
                 return Ok(Try::Stale(reason));
+            }
+            Err(Reason::Unseen) if self.received == 0 || incoming.source.rewind() => {
+                self.received = 0;
+                return Ok(Try::Unseen);
             }
             Err(reason) => return Err(reason),
         };

@@ -24,6 +24,10 @@ use crate::error::Reason;
 use crate::pool::{Pool, Ticket};
 use crate::transport::Transport;
 
+/// Times that a request waits for a further connection because the one it waited for ended before it was known what
+/// the endpoint allows on it, as those do that reach a server which is about to go.
+const MOST_EARLY: u32 = 5;
+
 /// A connection that many requests share.
 pub(crate) struct Shared {
     sender: SendRequest<Bytes>,
@@ -243,6 +247,7 @@ impl Pool {
         let endpoint = Rc::clone(&ticket.endpoint);
         let limits = &self.cluster.config.pool;
         let mut fresh = fresh;
+        let mut early = 0;
         loop {
             if !fresh && let Some(stream) = endpoint.shared.place(generation, limits) {
                 let mut sender = stream.0.sender.clone();
@@ -254,7 +259,10 @@ impl Pool {
             }
             fresh = false;
             if endpoint.shared.making.get() {
-                endpoint.shared.until_made().await?;
+                match endpoint.shared.until_made().await {
+                    Err(Reason::Unseen) if early < MOST_EARLY => early += 1,
+                    outcome => outcome?,
+                }
                 continue;
             }
             endpoint.shared.making.set(true);
@@ -297,7 +305,7 @@ async fn drive(
         () = settled => false,
     };
     if ended {
-        making.failed(Reason::ConnectFailure);
+        making.failed(Reason::Unseen);
     } else if let Some(shared) = shared.upgrade() {
         shared.settled.set(true);
     }

@@ -217,7 +217,7 @@ fn h2_reason(error: &h2::Error) -> Reason {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Reason::Refused,
         // It ends the connection, and says that this stream was none of those it looked at.
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Reason::Refused,
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Reason::Unseen,
         Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => Reason::Protocol("invalid HTTP/2"),
         _ => Reason::Reset,
     }

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{App, Proxy};
@@ -241,4 +242,40 @@ async fn an_extended_connect_becomes_an_upgrade_and_a_tunnel() {
     }
     assert_eq!(String::from_utf8(said).unwrap(), "welcomeand more");
     proxy.stop().await;
+}
+
+/// An endpoint that ends its first `refusals` connections without looking at the request they bring.
+fn fickle(refusals: usize) -> App {
+    let connections = AtomicUsize::new(0);
+    App::talking(move |mut stream| {
+        let refuses = connections.fetch_add(1, Ordering::Relaxed) < refusals;
+        stream.read_exact(&mut [0; 24]).unwrap();
+        let mut endpoint = Frames(stream);
+        endpoint.send(SETTINGS, 0, 0, &[]);
+        while let Some((kind, flags, stream, payload)) = endpoint.receive() {
+            match kind {
+                SETTINGS if flags == 0 => drop(endpoint.send(SETTINGS, 1, 0, &[])),
+                6 if flags == 0 => drop(endpoint.send(6, 1, 0, &payload)),
+                // It looked at no stream, and has no complaint.
+                HEADERS if refuses => drop(endpoint.send(GOAWAY, 0, 0, &[0; 8])),
+                HEADERS => drop(endpoint.send(HEADERS, END_STREAM | END_HEADERS, stream, b"\x88")),
+                _ => {}
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_request_that_no_connection_looked_at_is_sent_again_a_few_times() {
+    for (refusals, expected) in [(1, "HTTP/1.1 200"), (5, "HTTP/1.1 200"), (6, "HTTP/1.1 503")] {
+        let app = fickle(refusals);
+        let config = app.plain_config("").replace("endpoints:", "protocol: http2\n      endpoints:");
+        let proxy = Proxy::start_on(&config, 1).await;
+        let port = proxy.port;
+        // One that may not be repeated, but for this.
+        let ask = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+        let answer = tokio::task::spawn_blocking(move || harness::Client::connect(port).ask(ask)).await.unwrap();
+        assert!(answer.starts_with(expected), "{refusals} refusals: {answer}");
+        proxy.stop().await;
+    }
 }
