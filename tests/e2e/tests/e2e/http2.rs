@@ -8,10 +8,15 @@ use outrigger_e2e::{
 };
 use rustix::process::Signal;
 
-/// Serves `/` with a body of 3 KB, which h2spec's cases of flow control need.
+/// Serves `/` with a body of 3 KB, which h2spec's cases of flow control need, after it has read the request's body:
+/// an answer that comes before would be ahead of what h2spec sends and wants to be told about.
 fn nginx(folder: &Path) -> Nginx {
     let page = "a line of text\n".repeat(200);
-    Nginx::start(folder, &format!("location / {{ default_type text/plain; return 200 '{page}'; }}"))
+    let locations = format!(
+        "location / {{ proxy_pass http://127.0.0.1:$server_port/page; proxy_http_version 1.1; }}\n\
+         location = /page {{ default_type text/plain; return 200 '{page}'; }}"
+    );
+    Nginx::start(folder, &locations)
 }
 
 /// All cases, those for strict implementations too.
