@@ -23,10 +23,10 @@ mod grpc;
 mod handover;
 #[path = "e2e/harness.rs"]
 mod harness;
-#[path = "e2e/intercept.rs"]
-mod intercept;
 #[path = "e2e/http2.rs"]
 mod http2;
+#[path = "e2e/intercept.rs"]
+mod intercept;
 #[path = "e2e/metrics.rs"]
 mod metrics;
 #[path = "e2e/openssl.rs"]

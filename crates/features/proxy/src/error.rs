@@ -136,13 +136,15 @@ impl Reason {
     /// [mapping of HTTP statuses]: https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
     pub(crate) fn grpc_status(self) -> u8 {
         const DEADLINE_EXCEEDED: u8 = 4;
+        const PERMISSION_DENIED: u8 = 7;
         const RESOURCE_EXHAUSTED: u8 = 8;
         const UNIMPLEMENTED: u8 = 12;
         const INTERNAL: u8 = 13;
         const UNAVAILABLE: u8 = 14;
         match self {
-            Self::BadRequest(_) => INTERNAL,
-            Self::HeadersTooLarge | Self::BodyTooLarge => RESOURCE_EXHAUSTED,
+            Self::BadRequest(_) | Self::Loop => INTERNAL,
+            Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge => RESOURCE_EXHAUSTED,
+            Self::Forbidden(_) => PERMISSION_DENIED,
             Self::NoRoute | Self::Unsupported => UNIMPLEMENTED,
             Self::ClientSlow => DEADLINE_EXCEEDED,
             _ => UNAVAILABLE,
