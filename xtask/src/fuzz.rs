@@ -13,9 +13,9 @@ use crate::args::Args;
 use crate::command::{Cmd, cargo, find_program};
 use crate::ui;
 
-pub(crate) const USAGE: &str = "cargo xtask fuzz [TARGET]... [--for 60s] [-- LIBFUZZER-ARGUMENTS]
+pub(crate) const USAGE: &str = "cargo xtask fuzz [TARGET]... [--for 60s | --seeds] [-- LIBFUZZER-ARGUMENTS]
 
-Without a target, each one runs in turn. A crash is kept under fuzz/artifacts/TARGET; run it again with
+Without a target, each one runs in turn. `--seeds` only runs what lies in fuzz/seeds, as `cargo xtask test` does. A crash is kept under fuzz/artifacts/TARGET; run it again with
 `cargo xtask fuzz TARGET -- fuzz/artifacts/TARGET/crash-…`, then make it a row of that parser's tests.
 `cargo xtask fuzz --list` shows the targets. Needs a C++ compiler (libFuzzer is compiled along).";
 
@@ -31,6 +31,7 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
         known.iter().for_each(|name| println!("{name}"));
         return Ok(());
     }
+    let only_seeds = args.flag("--seeds");
     let seconds = seconds(&args.value("--for")?.unwrap_or_else(|| "60s".to_owned()))?;
     let passed = args.passed();
     let mut chosen = args.rest();
@@ -44,10 +45,31 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
         bail!("a C++ compiler is missing (libFuzzer is written in C++): install Debian's g++");
     }
     ui::step("fuzz: build the targets", build)?;
+    if only_seeds {
+        return ui::step("fuzz: the seeds", || chosen.iter().try_for_each(|target| run_seeds(target)));
+    }
     for target in chosen {
         ui::step(&format!("fuzz: {target} for {seconds} s"), || run(&target, seconds, &passed))?;
     }
     Ok(())
+}
+
+/// Runs every target on its seeds, none of which may fail.
+pub(crate) fn seeds() -> Result<()> {
+    ui::step("fuzz: build the targets", build)?;
+    ui::step("fuzz: the seeds", || targets()?.iter().try_for_each(|target| run_seeds(target)))
+}
+
+fn run_seeds(target: &str) -> Result<()> {
+    let seeds = format!("fuzz/seeds/{target}");
+    if fs::read_dir(&seeds).map_or(0, Iterator::count) == 0 {
+        bail!("{target} has no seeds; put an input or two into {seeds}");
+    }
+    Cmd::new(executable(target)).args(["-runs=0", &seeds]).run().with_context(|| format!("{target}: a seed fails"))
+}
+
+fn executable(target: &str) -> String {
+    format!("fuzz/target/{}-unknown-linux-gnu/release/{target}", std::env::consts::ARCH)
 }
 
 fn build() -> Result<()> {
@@ -63,8 +85,7 @@ fn run(target: &str, seconds: u64, passed: &[String]) -> Result<()> {
     for folder in [&corpus, &artifacts] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {folder}"))?;
     }
-    let executable = format!("fuzz/target/{}-unknown-linux-gnu/release/{target}", std::env::consts::ARCH);
-    let mut fuzzer = Cmd::new(executable)
+    let mut fuzzer = Cmd::new(executable(target))
         .arg(format!("-artifact_prefix={artifacts}"))
         .arg(format!("-max_total_time={seconds}"))
         .args(["-max_len=65536", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);

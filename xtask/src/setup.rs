@@ -39,6 +39,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("ps", "procps"),
     ("taskset", "util-linux"),
     ("git", "git"),
+    ("c++", "g++"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),

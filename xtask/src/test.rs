@@ -13,11 +13,11 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::command::{Cmd, cargo};
 use crate::ui::{self, Outcome};
-use crate::{check, elf, image, setup};
+use crate::{check, elf, fuzz, image, setup};
 
 pub(crate) const USAGE: &str = "cargo xtask test [--fast] [--only STAGE]...
 
-Stages, in order: setup, check, unit, release, image, e2e, demo.
+Stages, in order: setup, check, unit, fuzz, release, image, e2e, demo.
 
   --fast         setup's part for `check`, then check and unit only
   --only STAGE   this stage only (may be repeated); `image`, `e2e` and `demo` use the last release executable";
@@ -35,6 +35,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "setup", fast: false, run: || setup::ensure(setup::Need::Everything) },
     Stage { name: "check", fast: true, run: check::run },
     Stage { name: "unit", fast: true, run: unit },
+    Stage { name: "fuzz", fast: false, run: fuzz::seeds },
     Stage { name: "release", fast: false, run: release },
     Stage { name: "image", fast: false, run: image::run },
     Stage { name: "e2e", fast: false, run: || e2e(&executable("release"), Vec::new()) },

@@ -5,12 +5,12 @@
 //! is counted, and never spins; what waited in the backlog when the listener was drained
 //! is still served.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_runtime::Sockets;
 use rustls::ServerConfig;
@@ -28,6 +28,8 @@ use crate::worker::Worker;
 
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// It is told again after so long, if it lasts.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// A listener on one worker.
 pub(crate) struct LocalListener {
@@ -38,6 +40,8 @@ pub(crate) struct LocalListener {
     pub(crate) tls: RefCell<(u64, Rc<PerGeneration<ServerConfig>>)>,
     /// Behind it, whose servers speak first.
     pub(crate) speak_first: SpeakFirst,
+    /// When it was told last that connections cannot be accepted.
+    accept_told: Cell<Option<Instant>>,
     /// The listener's config as this worker saw it last.
     snapshot: RefCell<Rc<LocalSnapshot>>,
 }
@@ -53,7 +57,8 @@ pub(crate) async fn serve(
     let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
     buffer::set_most(snapshot.borrow().buffer_share);
     let tls = RefCell::new((u64::MAX, Rc::default()));
-    let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first: SpeakFirst::default(), snapshot });
+    let (speak_first, accept_told) = (SpeakFirst::default(), Cell::new(None));
+    let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first, accept_told, snapshot });
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
     local.accept_until_drained(&socket, &sockets, &mut connections).await;
@@ -135,7 +140,10 @@ impl LocalListener {
             return;
         }
         self.metrics.accept_failed("resources");
-        tracing::warn!(component = "proxy", listener, %error, "cannot accept connections; pausing");
+        if self.accept_told.get().is_none_or(|told| told.elapsed() > TELL_AGAIN) {
+            self.accept_told.set(Some(Instant::now()));
+            tracing::warn!(component = "proxy", listener, %error, "cannot accept connections; they wait in the backlog");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 

@@ -1,0 +1,73 @@
+"""Scenario: twice the requests that an application can answer, with `maxRequests` and without.
+
+The application works on a few requests at once and lets the others wait. Clients give up after a second, as
+users do, so an answer that comes later was worked for in vain.
+"""
+
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import load, machine, report
+from .peers import outrigger as ours
+from .process import LOAD_CORE, Process, free_ports, wait_port
+
+SOURCE = Path(__file__).with_name("overload.rs")
+SLOTS, MILLISECONDS = 8, 20
+# More than the application can answer within a client's patience: without a limit they all wait.
+CONNECTIONS = 1500
+
+
+def measure(peers, arguments) -> str:
+    """Peak in a closed loop, then twice as much in an open one, interleaved round by round."""
+    program = build()
+    with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ExitStack() as stack:
+        folder, limits = Path(name), {"no limit": "", f"maxRequests: {4 * SLOTS}": f"maxRequests: {4 * SLOTS}"}
+        proxies = {}
+        for kind, limit in limits.items():
+            # An application for each, so that what is left over of one's load is not the other's.
+            app, port = free_ports(2)
+            behind = stack.enter_context(Process([program, "app", app, SLOTS, MILLISECONDS], LOAD_CORE, folder / f"app-{app}.log"))
+            wait_port(app, behind)
+            more = f"      limits: {{ {limit} }}\n" if limit else ""
+            body = ours.section(ours.listener(port, "app", "inbound", more), ours.cluster("app", app))
+            process = stack.enter_context(ours.start(peers, folder, f"outrigger-{port}", body))
+            wait_port(port, process)
+            proxies[kind] = (port, process)
+        taken = {kind: [] for kind in limits}
+        for number in range(arguments.rounds):
+            for kind, (port, process) in proxies.items():
+                report.progress(f"round {number + 1}/{arguments.rounds}: {kind}")
+                seconds = max(arguments.seconds, 4)
+                peak = run(program, port, 0, 2 * SLOTS, seconds)
+                over = run(program, port, 2 * peak[1] / seconds, CONNECTIONS, 2 * seconds)
+                taken[kind].append((peak[1] / seconds, over[1] / seconds / 2, over[2] / seconds / 2, over[3] / seconds / 2,
+                                    over[4] / 1e3, process.rss_bytes() / 2**20))
+    rows = []
+    for kind, rounds in taken.items():
+        peak, good, refused, lost, p99, rss = (list(column) for column in zip(*rounds))
+        share = report.median(mine / most for mine, most in zip(good, peak))
+        rows.append([kind, f"{report.median(peak):.0f}", f"{report.median(good):.0f}", f"{100 * share:.0f} %",
+                     f"{report.median(refused):.0f}", f"{report.median(lost):.0f}", f"{report.median(p99):.0f}", f"{max(rss):.1f}"])
+    head = ["limit", "peak, answers/s", "good answers/s at 2×", "goodput", "refused/s", "given up/s", "p99 of the good, ms", "RSS, MiB"]
+    return report.table("Goodput at twice the load an application can bear", head, rows, [
+        f"The application works on {SLOTS} requests at once, {MILLISECONDS} ms each. Peak: {2 * SLOTS} clients, one request "
+        f"after the other. Then twice that rate in an open loop over {CONNECTIONS} connections (`overload.rs`); good is a "
+        "200 within a second of the moment it was due."])
+
+
+def run(program: Path, port: int, rate: float, connections: int, seconds: float) -> list[float]:
+    """One load: sent, good, refused, lost, p99."""
+    out = load.run(["taskset", "-c", LOAD_CORE, program, "load", f"127.0.0.1:{port}", rate, connections, seconds])
+    return [float(word) for word in out.split()]
+
+
+def build() -> Path:
+    """Compiles the load and the application once; it needs rustc and nothing else."""
+    program = machine.ROOT / "target" / "bench" / "overload"
+    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        report.progress("building overload.rs")
+        subprocess.run(["rustc", "--edition", "2024", "-O", "-o", program, SOURCE], check=True)
+    return program
