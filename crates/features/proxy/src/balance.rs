@@ -68,7 +68,8 @@ impl Endpoint {
         self.avoid_until.set(None);
     }
 
-    fn is_avoided(&self, now: Instant) -> bool {
+    /// Whether it failed lately.
+    pub(crate) fn is_avoided(&self, now: Instant) -> bool {
         self.avoid_until.get().is_some_and(|until| until > now)
     }
 }

@@ -57,14 +57,9 @@ impl From<Dialled> for Connection {
 }
 
 impl Pool {
-    /// Connects to an endpoint for HTTP/1. Cancel-safe: a connection under way is dropped.
-    pub(crate) async fn dial(&self, address: SocketAddr, ends: Option<Ends>) -> Result<Dialled, Reason> {
-        self.reach(address, Speech::Http1, ends).await
-    }
-
-    /// Connects to an endpoint for HTTP/2. Cancel-safe.
-    pub(crate) async fn dial_http2(&self, address: SocketAddr) -> Result<Begun, Reason> {
-        let Dialled { io, generation, peer, kin } = self.reach(address, Speech::Http2, None).await?;
+    /// Begins HTTP/2 on a connection to an endpoint. Cancel-safe.
+    pub(crate) async fn begin_http2(&self, stream: TcpStream, address: SocketAddr) -> Result<Begun, Reason> {
+        let Dialled { io, generation, peer, kin } = self.reach(stream, address, Speech::Http2, None).await?;
         let mut builder = h2::client::Builder::new();
         builder
             .enable_push(false)
@@ -79,13 +74,8 @@ impl Pool {
         Ok(Begun { sender, connection, generation, peer, kin })
     }
 
-    /// Connects, and encrypts when the cluster says so.
-    pub(crate) async fn reach(
-        &self,
-        address: SocketAddr,
-        speech: Speech,
-        ends: Option<Ends>,
-    ) -> Result<Dialled, Reason> {
+    /// A TCP connection to an address. Cancel-safe.
+    pub(crate) async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, Reason> {
         let cluster = &self.cluster.name;
         let connecting = async {
             match self.cluster.is_beside_us() {
@@ -93,14 +83,25 @@ impl Pool {
                 false => TcpStream::connect(address).await,
             }
         };
-        let mut stream = connecting.await.map_err(|error| {
+        connecting.await.map_err(|error| {
             if socket::lacks_descriptors(&error) {
                 tracing::warn!(component = "proxy", cluster, %address, %error, "no file descriptor is left to connect with");
                 return Reason::NoDescriptor;
             }
             tracing::debug!(component = "proxy", cluster, %address, %error, "cannot connect");
             Reason::ConnectFailure
-        })?;
+        })
+    }
+
+    /// Makes a TCP connection what the cluster's config wants: told who calls, and encrypted.
+    pub(crate) async fn reach(
+        &self,
+        mut stream: TcpStream,
+        address: SocketAddr,
+        speech: Speech,
+        ends: Option<Ends>,
+    ) -> Result<Dialled, Reason> {
+        let cluster = &self.cluster.name;
         let config = &self.cluster.config;
         let call = (config.original_destination && !self.cluster.is_beside_us())
             .then(|| OwnCall::note(&stream, address))

@@ -92,6 +92,7 @@ mod metrics;
 mod origination;
 mod permissive;
 mod pool;
+mod race;
 mod relay;
 mod respond;
 mod route;

@@ -6,7 +6,6 @@
 //! connection made with an older certificate is not used for a new request.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_identity::{Identities, Snapshot};
 use rustls::ClientConfig;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -29,7 +29,7 @@ use crate::transport::Transport;
 use crate::upstream::{Link, Speech};
 
 /// Endpoints tried for one request when none of them can be reached.
-const MOST_TRIES: usize = 3;
+pub(crate) const MOST_TRIES: usize = 3;
 
 /// One cluster's connections on one worker.
 pub(crate) struct Pool {
@@ -150,7 +150,7 @@ impl Pool {
         let mut failed = 0;
         loop {
             let mut ticket = Ticket::take(self, self.choose()?);
-            let reach = self.reach(ticket.endpoint.address, Speech::Tcp, Some(ends));
+            let reach = async |stream, address| self.reach(stream, address, Speech::Tcp, Some(ends)).await;
             match self.connect(&mut ticket, reach).await {
                 Ok(Dialled { io, peer, .. }) => {
                     return Ok(Tunnel { address: ticket.endpoint.address, io, peer, _ticket: ticket });
@@ -262,7 +262,8 @@ impl Pool {
                 }
             }
         }
-        let dialled = self.connect(ticket, self.dial(ticket.endpoint.address, Some(ends))).await?;
+        let reach = async |stream, address| self.reach(stream, address, Speech::Http1, Some(ends)).await;
+        let dialled = self.connect(ticket, reach).await?;
         ticket.endpoint.kin.set(dialled.kin);
         Ok((dialled.into(), false))
     }
@@ -274,10 +275,12 @@ impl Pool {
             && (endpoint.under_way.get() > limits.multiplex_above || endpoint.shared.have_room(generation, limits))
     }
 
+    /// Connects to the ticket's endpoint, or to one that is there when that one lets us wait; the ticket is for that one
+    /// then. `reach` makes of it what is wanted, within the same time.
     pub(crate) async fn connect<C>(
         self: &Rc<Self>,
         ticket: &mut Ticket,
-        dial: impl Future<Output = Result<C, Reason>>,
+        reach: impl AsyncFnOnce(TcpStream, SocketAddr) -> Result<C, Reason>,
     ) -> Result<C, Reason> {
         if self.open.get() >= self.cluster.config.pool.max_connections && !self.make_room() {
             self.metrics.overflow.inc();
@@ -286,6 +289,10 @@ impl Pool {
         ticket.open();
         let timeout = Duration::from(self.cluster.config.connect_timeout);
         ticket.endpoint.try_again(timeout);
+        let dial = async {
+            let stream = self.race(ticket).await?;
+            reach(stream, ticket.endpoint.address).await
+        };
         let outcome = tokio::time::timeout(timeout, dial).await;
         let outcome = outcome.unwrap_or(Err(Reason::ConnectTimeout));
         if outcome.is_ok() {
@@ -296,6 +303,11 @@ impl Pool {
             ticket.close();
         }
         outcome
+    }
+
+    /// The endpoints there are.
+    pub(crate) fn with_endpoints<R>(&self, look: impl FnOnce(&[Rc<Endpoint>]) -> R) -> R {
+        look(&self.state.borrow().endpoints)
     }
 
     /// Closes a connection that another endpoint does not need just now.
@@ -398,6 +410,13 @@ impl Ticket {
             }
             self.close();
         }
+    }
+
+    /// Goes over to another endpoint.
+    pub(crate) fn move_to(&mut self, endpoint: Rc<Endpoint>) {
+        endpoint.under_way.set(endpoint.under_way.get() + 1);
+        self.endpoint.under_way.set(self.endpoint.under_way.get() - 1);
+        self.endpoint = endpoint;
     }
 
     fn open(&mut self) {

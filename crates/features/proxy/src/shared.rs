@@ -194,6 +194,11 @@ impl SharedConnections {
 struct Making(Rc<Endpoint>);
 
 impl Making {
+    fn begin(endpoint: &Rc<Endpoint>) -> Self {
+        endpoint.shared.making.set(true);
+        Self(Rc::clone(endpoint))
+    }
+
     fn failed(&self, reason: Reason) {
         let shared = &self.0.shared;
         shared.failures.set(shared.failures.get() + 1);
@@ -265,10 +270,16 @@ impl Pool {
                 }
                 continue;
             }
-            endpoint.shared.making.set(true);
-            let making = Making(Rc::clone(&endpoint));
-            let begun = self.connect(ticket, self.dial_http2(endpoint.address)).await;
+            let mut making = Making::begin(&endpoint);
+            let begin = async |stream, address| self.begin_http2(stream, address).await;
+            let begun = self.connect(ticket, begin).await;
             let begun = begun.inspect_err(|reason| making.failed(*reason))?;
+            let endpoint = Rc::clone(&ticket.endpoint);
+            if !Rc::ptr_eq(&endpoint, &making.0) {
+                // Another one was there first; who waits for this one should look for another, too.
+                making.failed(Reason::ConnectTimeout);
+                making = Making::begin(&endpoint);
+            }
             // From here on the connection's driver counts it.
             ticket.open = false;
             let (shared, connection) = Shared::new(begun, self.metrics.streams.clone());

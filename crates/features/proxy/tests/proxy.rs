@@ -14,6 +14,7 @@ mod live;
 mod multiplex;
 mod permissive;
 mod public;
+mod race;
 mod stale;
 mod tunnel;
 

@@ -1,6 +1,5 @@
 //! Fields on their way, as RFC 9110 to 9113 want them: a table, each row a request and an answer
 //! as they are sent, and what must and must not be in them on the other side.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::sync::{Arc, Mutex};
 

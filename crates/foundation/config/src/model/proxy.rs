@@ -513,7 +513,8 @@ impl Default for RouteTimeouts {
 pub struct Cluster {
     /// Unique among clusters.
     pub name: Name,
-    /// `HOST:PORT` each; a DNS name stands for all its addresses. Exactly one of this and `originalDestination`.
+    /// `HOST:PORT` each; a DNS name stands for all its addresses, of both families, each an endpoint of its own. One that
+    /// does not answer within 250 ms is passed by for another that does. Exactly one of this and `originalDestination`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<HostPort>,
     /// The endpoint is where the client wanted to go before it was redirected to the listener.
