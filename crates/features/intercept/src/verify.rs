@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 use rustix::process::{Uid, getegid, geteuid};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::error::Error;
 use crate::kernel::is_installed;
@@ -183,7 +183,11 @@ fn accept(listener: &TcpListener, caller: &TcpStream) -> io::Result<TcpStream> {
     let (from, begun) = (caller.local_addr()?, Instant::now());
     loop {
         match listener.accept() {
-            Ok((stream, peer)) if peer == from => return Ok(stream),
+            Ok((stream, peer)) if peer == from => {
+                // It ends in a reset: a port with a connection in TIME_WAIT is not free for everybody.
+                SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+                return Ok(stream);
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if begun.elapsed() > PATIENCE {

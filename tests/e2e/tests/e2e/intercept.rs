@@ -289,6 +289,8 @@ fn a_round_trip_proves_the_rules_or_says_what_is_wrong() {
     let all = "outbound IPv4: proved, outbound IPv6: proved, inbound IPv4: proved, inbound IPv6: proved";
     let (status, outcomes, said) = verify(&[]);
     assert_eq!((status, outcomes.as_str()), (0, all), "{said}");
+    let left = pod.namespace.run(0, tool("ss").args(["-Htan"])).unwrap();
+    assert_eq!(left, "", "nothing is left on the listeners' ports");
     // Other rules than those asked for.
     let (status, outcomes, said) = verify(&["--outbound-listener", "16001"]);
     assert!(status == 6 && outcomes.contains("outbound IPv4: failed"), "{said}");
