@@ -453,3 +453,38 @@ async fn a_pattern_admits_its_kind_on_both_ends() {
         assert_eq!(handshake(server, client).await.0.is_ok(), passes, "{pattern}");
     }
 }
+
+#[tokio::test]
+async fn every_key_exchange_offered_is_spoken_alone_by_sidecars_and_ordinary_listeners() {
+    use rustls::crypto::aws_lc_rs::kx_group;
+    let pki = Pki::new();
+    let folder = tempfile::tempdir().unwrap();
+    pki.svid(BACKEND, |_| {}).write(folder.path());
+    let pair = (folder.path().join("svid.pem"), folder.path().join("svid.key"));
+    let least = outrigger_config::TlsVersion::Tls13;
+    let (ordinary, _) = crate::server_config_with_certificates(&[pair], &[], least).unwrap();
+    let mutual = pki.snapshot(BACKEND).server_config(&PeerPolicy::TrustDomain, &[]).unwrap();
+    for (server, own) in [(mutual, Some(pki.svid(FRONTEND, |_| {}).certified())), (ordinary, None)] {
+        for (group, name) in [
+            (kx_group::X25519MLKEM768, NamedGroup::X25519MLKEM768),
+            (kx_group::X25519, NamedGroup::X25519),
+            (kx_group::SECP256R1, NamedGroup::secp256r1),
+            (kx_group::SECP384R1, NamedGroup::secp384r1),
+        ] {
+            let mut provider = (*provider()).clone();
+            provider.kx_groups = vec![group];
+            let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Gullible));
+            let client = match own.clone() {
+                Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
+                None => builder.with_no_client_auth(),
+            };
+            let (served, called) = handshake(server.clone(), Arc::new(client)).await;
+            assert!(called.is_ok(), "{name:?}");
+            assert_eq!(served.unwrap().get_ref().1.negotiated_key_exchange_group().unwrap().name(), name);
+        }
+    }
+}
