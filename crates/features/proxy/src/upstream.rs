@@ -218,7 +218,8 @@ fn h2_reason(error: &h2::Error) -> Reason {
         Some(h2::Reason::REFUSED_STREAM) => Reason::Refused,
         // It ends the connection, and says that this stream was none of those it looked at.
         Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Reason::Unseen,
-        Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => Reason::Protocol("invalid HTTP/2"),
+        // What the library gives a connection or a stream up for is the endpoint's breach, whichever it is.
+        Some(_) if error.is_library() => Reason::Protocol("invalid HTTP/2"),
         _ => Reason::Reset,
     }
 }

@@ -285,3 +285,100 @@ async fn an_endpoint_that_breaks_tls_is_told_on() {
         assert!(log.contains("\"flags\":\"UF\""), "{name}: {log}");
     }
 }
+
+/// The bytes of one frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    let head = [length[1], length[2], length[3], kind, flags];
+    [&head[..], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `:status 200`, and then the beginning of a body.
+fn begun() -> Vec<u8> {
+    [frame(1, 4, 1, b"\x88"), frame(0, 0, 1, b"part")].concat()
+}
+
+/// Name, what an endpoint of HTTP/2 says to a request, what the client sees, and the flag in the access log.
+type Http2Fault = (&'static str, fn() -> Vec<u8>, Sees, &'static str);
+
+const HTTP2_FAULTS: &[Http2Fault] = &[
+    ("resets before its head", || frame(3, 0, 1, &[0, 0, 0, 2]), Code(502), "UC"),
+    ("refuses the stream each time", || frame(3, 0, 1, &[0, 0, 0, 7]), Code(503), "UR"),
+    ("says GOAWAY for an error", || frame(7, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 2]), Code(502), "UC"),
+    ("closes before its head", Vec::new, Code(502), "UC"),
+    ("resets within its body", || [begun(), frame(3, 0, 1, &[0, 0, 0, 2])].concat(), Broken("part"), "UC"),
+    ("closes within its body", begun, Broken("part"), "UC"),
+    (
+        "sends less than its length says",
+        || [frame(1, 4, 1, b"\x88\x0f\x0d\x0299"), frame(0, 1, 1, b"part")].concat(),
+        Broken(""),
+        "UPE",
+    ),
+    ("breaks the compression", || frame(1, 4, 1, b"\xff\xff\xff\xff\xff\xff"), Code(502), "UPE"),
+    ("has no status", || frame(1, 5, 1, b"\0\x01x\x01y"), Code(502), "UPE"),
+    ("speaks HTTP/1", || b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), Code(502), "UPE"),
+    (
+        "never comes to the point",
+        || [frame(1, 4, 1, b"\x08\x03103").repeat(100), frame(1, 5, 1, b"\x88")].concat(),
+        Code(502),
+        "UPE",
+    ),
+];
+
+#[tokio::test]
+async fn an_endpoint_of_http2_that_fails_is_told_on() {
+    for (name, says, sees, flag) in HTTP2_FAULTS {
+        let app = App::talking(move |mut stream| {
+            say_bytes(&mut stream, &frame(4, 0, 0, &[]));
+            let mut preface = [0; 24];
+            if stream.read_exact(&mut preface).is_err() {
+                return;
+            }
+            loop {
+                let mut head = [0; 9];
+                if stream.read_exact(&mut head).is_err() {
+                    return;
+                }
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                if stream.read_exact(&mut payload).is_err() {
+                    return;
+                }
+                if head[3] == 1 {
+                    say_bytes(&mut stream, &says());
+                    // What it said must arrive before its end does.
+                    let _ = stream.shutdown(std::net::Shutdown::Write);
+                    return hold(&mut stream);
+                }
+            }
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("access.log");
+        let config = app.plain_config("").replace("endpoints:", "protocol: http2\n      endpoints:")
+            + &format!("  accessLog: {{ path: {} }}\n", path.display());
+        let proxy = Proxy::start_on(&config, 1).await;
+        let port = proxy.port;
+        let asked = tokio::task::spawn_blocking(move || {
+            let mut client = Client::connect(port);
+            client.send("GET /fault HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            client.read_to_end()
+        });
+        let answer = asked.await.expect("an answer");
+        // Interim responses go before what counts.
+        let last = answer.rfind("HTTP/1.1 ").map_or("", |at| &answer[at..]);
+        match sees {
+            Code(code) => assert!(last.starts_with(&format!("HTTP/1.1 {code}")), "{name}: {answer}"),
+            Broken(part) => {
+                assert!(last.starts_with("HTTP/1.1 200") && last.contains(part), "{name}: {answer}");
+                assert!(!last.ends_with("0\r\n\r\n"), "{name}: an end was made up: {answer}");
+            }
+        }
+        proxy.metrics_have("outrigger_http_requests_in_flight{listener=\"in\"} 0").await;
+        proxy.stop().await;
+        let log = std::fs::read_to_string(&path).expect("a log");
+        assert!(log.contains(&format!("\"flags\":\"{flag}\"")), "{name}: {log}");
+    }
+}
+
+fn say_bytes(stream: &mut TcpStream, bytes: &[u8]) {
+    let _ = stream.write_all(bytes);
+}
