@@ -6,7 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -122,17 +122,17 @@ pub(crate) async fn connection(
             };
             let watched_ = Rc::clone(watched);
             let connection = h1::server::Connection { downstream, watched: watched_, io, input, limits, seen: 0 };
-            until_cut(local, watched, client, &name, connection.serve(snapshot)).await;
+            until_cut(local, watched, client, &name, pin!(connection.serve(snapshot))).await;
         }
         Speech::Http2 => {
             let io = Replay { io, ahead: input };
-            let serving = Box::pin(h2::server::serve(downstream, watched, snapshot, io));
-            until_cut(local, watched, client, &name, serving).await;
+            let mut serving = Box::pin(h2::server::serve(downstream, watched, snapshot, io));
+            until_cut(local, watched, client, &name, serving.as_mut()).await;
         }
         Speech::Tcp => {
             let learns = snapshot.protocol == ListenerProtocol::Auto;
-            let relay = Box::pin(tcp::relay(downstream, watched, io, input, route, learns));
-            until_cut(local, watched, client, &name, relay).await;
+            let mut relay = Box::pin(tcp::relay(downstream, watched, io, input, route, learns));
+            until_cut(local, watched, client, &name, relay.as_mut()).await;
         }
     }
 }
@@ -335,20 +335,19 @@ impl LocalListener {
 }
 
 /// Serves a connection until its end, or until it is cut.
-pub(crate) async fn until_cut(
+pub(crate) async fn until_cut<F: Future>(
     local: &LocalListener,
     watched: &Watched,
     remote: SocketAddr,
     peer: &str,
-    serving: impl Future<Output = ()>,
+    mut serving: Pin<&mut F>,
 ) {
-    let mut serving = pin!(serving);
     let outcome = poll_fn(|cx| {
         if let Order::Cut(reason) = watched.order() {
             return Poll::Ready(Err(reason));
         }
         watched.keep_waker(cx.waker());
-        serving.as_mut().poll(cx).map(Ok)
+        serving.as_mut().poll(cx).map(|_| Ok(()))
     })
     .await;
     match outcome {

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
@@ -247,7 +247,7 @@ impl Exchange {
         loop {
             let certain = !incoming.request.method().is_idempotent();
             let wish = Wish { way, fresh, certain, ends: self.downstream.ends };
-            let mut lease = self.in_time(pool.checkout(wish)).await??;
+            let mut lease = self.in_time(pin!(pool.checkout(wish))).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, ask, response).await? {
@@ -305,8 +305,7 @@ impl Exchange {
     }
 
     /// Waits for something within the request's time.
-    async fn in_time<F: Future>(&self, work: F) -> Result<F::Output, Reason> {
-        let mut work = pin!(work);
+    async fn in_time<F: Future>(&self, mut work: Pin<&mut F>) -> Result<F::Output, Reason> {
         poll_fn(|cx| {
             if self.watched.has_timed_out() {
                 return Poll::Ready(Err(Reason::Timeout));
@@ -416,7 +415,7 @@ impl Exchange {
             self.reason = Some(reason);
             if let Sink::H1(_) = down {
                 // What came is given to the client, but no end.
-                let _ = self.in_time(poll_fn(|cx| down.poll_flush(cx))).await;
+                let _ = self.in_time(pin!(poll_fn(|cx| down.poll_flush(cx)))).await;
             }
             return Err(reason);
         }

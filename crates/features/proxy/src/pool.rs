@@ -263,7 +263,8 @@ impl Pool {
             }
         }
         let reach = async |stream, address| self.reach(stream, address, Speech::Http1, Some(ends)).await;
-        let dialled = self.connect(ticket, reach).await?;
+        // On the heap, so that a request that finds a connection does not hold room for making one.
+        let dialled = Box::pin(self.connect(ticket, reach)).await?;
         ticket.endpoint.kin.set(dialled.kin);
         Ok((dialled.into(), false))
     }

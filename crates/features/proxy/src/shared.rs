@@ -272,7 +272,8 @@ impl Pool {
             }
             let mut making = Making::begin(&endpoint);
             let begin = async |stream, address| self.begin_http2(stream, address).await;
-            let begun = self.connect(ticket, begin).await;
+            // On the heap: few requests make a connection.
+            let begun = Box::pin(self.connect(ticket, begin)).await;
             let begun = begun.inspect_err(|reason| making.failed(*reason))?;
             let endpoint = Rc::clone(&ticket.endpoint);
             if !Rc::ptr_eq(&endpoint, &making.0) {

@@ -51,7 +51,7 @@ impl Exchange {
             let way = if pool.cluster.config.protocol == ClusterProtocol::Http2 { Way::Shared } else { Way::Own };
             return self.send(&pool, way, incoming, Framing::Empty, Ask::Connect, response).await;
         }
-        let tunnel = self.in_time(pool.tunnel(self.downstream.ends)).await??;
+        let tunnel = self.in_time(Box::pin(pool.tunnel(self.downstream.ends)).as_mut()).await??;
         self.endpoint = Some(tunnel.address);
         self.endpoint_peer.clone_from(&tunnel.peer);
         self.watched.set_deadline(None);

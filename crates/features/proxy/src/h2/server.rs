@@ -6,6 +6,7 @@
 //! highest stream, then with the last one served), so that no request is lost.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -197,10 +198,7 @@ async fn stream(
     let incoming = Incoming { request, framing, source, responder, upgrade };
     let exchange = Exchange::new(&downstream, watched, started);
     let peer = downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
-    until_cut(&local, watched, downstream.remote, peer, async {
-        exchange.run(incoming, response).await;
-    })
-    .await;
+    until_cut(&local, watched, downstream.remote, peer, pin!(exchange.run(incoming, response))).await;
     Heads::take_back(heads);
 }
 
