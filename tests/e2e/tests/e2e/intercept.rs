@@ -619,6 +619,29 @@ fn unknown_destinations_are_refused_where_the_config_says_so() {
 }
 
 #[test]
+fn while_rules_are_replaced_no_connection_goes_around_them() {
+    let mesh = Mesh::new();
+    let app = serve(&mesh.outside, 8080);
+    let _frontend = mesh.mesh(&mesh.frontend, "frontend", FRONTEND, ", unknownDestinations: deny", "");
+    let url = format!("http://{}:8080/orders", mesh.outside.v4);
+    let asked = thread::scope(|scope| {
+        // Two at once, which have to give way to one another.
+        let replacing: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| (0..10).for_each(|_| drop(mesh.frontend.namespace.must_init(&[])))))
+            .collect();
+        let mut asked = 0;
+        while replacing.iter().any(|one| !one.is_finished()) {
+            let answer = mesh.frontend.namespace.enter(APPLICATION, || request("GET", &url, &[], "")).unwrap();
+            assert_eq!(answer.status, 502, "{}", answer.body);
+            asked += 1;
+        }
+        asked
+    });
+    assert!(asked > 0, "no request met the replacements");
+    assert_eq!(app.seen(), []);
+}
+
+#[test]
 fn a_pod_that_calls_its_own_service_comes_in_by_its_front_door() {
     let mesh = Mesh::new();
     let app = serve(&mesh.backend, 8080);
