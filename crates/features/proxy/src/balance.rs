@@ -27,6 +27,8 @@ pub(crate) struct Endpoint {
     pub(crate) shared: SharedConnections,
     /// The last connection to it was agreed on as between Outriggers.
     pub(crate) kin: Cell<bool>,
+    /// A connection is being made ahead of requests.
+    pub(crate) preparing: Cell<bool>,
     /// The cluster has it no longer; connections to it are not kept.
     pub(crate) retired: Cell<bool>,
     failures: Cell<u32>,
@@ -41,6 +43,7 @@ impl Endpoint {
             idle: RefCell::default(),
             shared: SharedConnections::default(),
             kin: Cell::new(false),
+            preparing: Cell::new(false),
             retired: Cell::new(false),
             failures: Cell::new(0),
             avoid_until: Cell::new(None),

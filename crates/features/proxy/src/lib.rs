@@ -73,6 +73,7 @@
 //! no connection open any more. What lives longer is cut just before the deadline, and counted.
 
 mod access_log;
+mod ahead;
 mod balance;
 mod body;
 mod buffer;

@@ -59,6 +59,7 @@ pub(crate) async fn serve(
     let tls = RefCell::new((u64::MAX, Rc::default()));
     let (speak_first, accept_told) = (SpeakFirst::default(), Cell::new(None));
     let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first, accept_told, snapshot });
+    local.worker.keep_ahead_for(&local);
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
     local.accept_until_drained(&socket, &sockets, &mut connections).await;

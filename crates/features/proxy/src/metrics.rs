@@ -38,6 +38,7 @@ pub(crate) struct Families {
     upstream: GaugeFamily,
     upstream_http2: GaugeFamily,
     upstream_streams: GaugeFamily,
+    upstream_ahead: CounterFamily,
     retries: CounterFamily,
 }
 
@@ -152,6 +153,11 @@ impl Families {
                 "Requests under way on connections to endpoints that many share.",
                 &["cluster"],
             ),
+            upstream_ahead: registry.counter(
+                "outrigger_upstream_connections_ahead_total",
+                "Connections to endpoints that were made before a request wanted them.",
+                &["cluster"],
+            ),
             retries: registry.counter(
                 "outrigger_upstream_retries_total",
                 "Requests sent again because a kept connection had gone stale.",
@@ -190,6 +196,7 @@ impl Families {
             open: self.upstream.with(&[name]),
             http2: self.upstream_http2.with(&[name]),
             streams: self.upstream_streams.with(&[name]),
+            ahead: self.upstream_ahead.with(&[name]),
             retries: self.retries.with(&[name]),
             handshakes: self.upstream_handshakes.clone(),
             resumed: self.upstream_resumed.with(&[name]),
@@ -207,6 +214,8 @@ pub(crate) struct ClusterMetrics {
     /// Those of the open ones that many requests share, and the requests on them.
     pub(crate) http2: Gauge,
     pub(crate) streams: Gauge,
+    /// Connections made ahead of requests.
+    pub(crate) ahead: Counter,
     pub(crate) retries: Counter,
     handshakes: CounterFamily,
     resumed: Counter,

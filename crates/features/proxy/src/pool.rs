@@ -203,7 +203,7 @@ impl Pool {
     }
 
     /// The newest certificates' generation, or 0 when the cluster is plain.
-    fn generation(&self) -> Result<u64, Reason> {
+    pub(crate) fn generation(&self) -> Result<u64, Reason> {
         match &self.cluster.config.tls {
             None => return Ok(0),
             Some(tls) if tls.server_name.is_some() => return Ok(self.cluster.origination.generation()),
@@ -213,12 +213,18 @@ impl Pool {
         identity.newest().as_ref().map(|snapshot| snapshot.generation).ok_or(Reason::TlsFailure)
     }
 
-    fn choose(&self) -> Result<Rc<Endpoint>, Reason> {
+    /// Takes on the cluster's endpoints as they are now.
+    pub(crate) fn renew(&self) {
         let mut state = self.state.borrow_mut();
         if !self.cluster.addresses_are(&state.addresses) {
             let closed = state.renew(self.cluster.addresses());
             self.closed(closed);
         }
+    }
+
+    fn choose(&self) -> Result<Rc<Endpoint>, Reason> {
+        self.renew();
+        let mut state = self.state.borrow_mut();
         let State { endpoints, balancer, .. } = &mut *state;
         let index = match endpoints.as_slice() {
             [] => return Err(Reason::NoEndpoint),
@@ -311,6 +317,11 @@ impl Pool {
         look(&self.state.borrow().endpoints)
     }
 
+    /// Whether a further connection may be open.
+    pub(crate) fn has_room(&self) -> bool {
+        self.open.get() < self.cluster.config.pool.max_connections
+    }
+
     /// Closes a connection that another endpoint does not need just now.
     fn make_room(&self) -> bool {
         let state = self.state.borrow();
@@ -394,9 +405,15 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    fn take(pool: &Rc<Pool>, endpoint: Rc<Endpoint>) -> Self {
+    pub(crate) fn take(pool: &Rc<Pool>, endpoint: Rc<Endpoint>) -> Self {
         endpoint.under_way.set(endpoint.under_way.get() + 1);
         Self { pool: Rc::downgrade(pool), endpoint, open: false }
+    }
+
+    /// Keeps a connection for a request to come; the count goes with it.
+    pub(crate) fn keep(mut self, connection: Connection) {
+        self.open = false;
+        self.endpoint.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
     }
 
     /// Takes over a kept connection, with its place in the count. The one used last is the least likely to have
@@ -420,7 +437,7 @@ impl Ticket {
         self.endpoint = endpoint;
     }
 
-    fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.open.set(pool.open.get() + 1);
             pool.metrics.open.inc();

@@ -77,6 +77,8 @@ pub(crate) struct RouteTable {
     /// Suffixes with their dot (`.example.com`), longest first.
     wildcards: Vec<(String, PathTable)>,
     any: PathTable,
+    /// So many of the first ones take requests.
+    http: usize,
     /// The route of connections that are carried as they come.
     tcp: Option<u32>,
     /// Routes of undecrypted TLS: names asked for, suffixes, and that of all others.
@@ -156,6 +158,7 @@ impl RouteTable {
                 table.unknown = Some(table.add(route));
             }
         }
+        table.http = table.routes.len();
         if let Some(route) = &listener.tcp_route {
             table.tcp = Some(table.add(Route::to(&route.name, &route.backend_refs, &cluster)));
         }
@@ -194,6 +197,15 @@ impl RouteTable {
         table.connects.sort_by_key(|one| (one.host.rank(), one.ports.is_empty()));
         table.sni_wildcards.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
         table
+    }
+
+    /// Clusters that requests may go to, and that want connections made ahead.
+    pub(crate) fn wanting_connections(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        let clusters = self.routes[..self.http].iter().flat_map(|route| &route.backends).map(|(cluster, _)| cluster);
+        clusters.filter(|cluster| {
+            let config = &cluster.config;
+            config.pool.min_idle > 0 && config.proxy_protocol.is_none() && !config.original_destination
+        })
     }
 
     fn add(&mut self, route: Route) -> u32 {

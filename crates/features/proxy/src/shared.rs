@@ -154,6 +154,12 @@ impl SharedConnections {
         self.open.borrow().iter().any(|shared| shared.has_room(generation, limits))
     }
 
+    /// Whether one is there, or being made, that a request could use.
+    pub(crate) fn are_ready(&self, generation: u64) -> bool {
+        let usable = |shared: &Rc<Shared>| !shared.ended.get() && shared.generation == generation;
+        self.making.get() || self.open.borrow().iter().any(usable)
+    }
+
     /// Lets go of those that no new request should use.
     pub(crate) fn sweep(&self, now: Instant, generation: Option<u64>, limits: &Limits) {
         self.open.borrow_mut().retain(|shared| shared.is_worth_keeping(now, generation, limits));

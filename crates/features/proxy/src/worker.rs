@@ -19,6 +19,7 @@ use crate::balance::Random;
 use crate::cluster::Cluster;
 use crate::connection::Downstream;
 use crate::error::Reason;
+use crate::listener::LocalListener;
 use crate::metrics::{Families, NumberHasher};
 use crate::pool::Pool;
 use crate::socket::OwnCall;
@@ -46,6 +47,8 @@ pub(crate) struct Worker {
     pools: RefCell<HashMap<u64, Rc<Pool>, BuildHasherDefault<NumberHasher>>>,
     /// Pools toward addresses that redirected connections wanted to go to.
     originals: RefCell<HashMap<(u64, SocketAddr), Rc<Pool>>>,
+    /// Listeners whose clusters may want connections made ahead.
+    listeners: RefCell<Vec<Weak<LocalListener>>>,
     random: RefCell<Random>,
     peers: RefCell<HashMap<String, u64>>,
     next_peer: Cell<u64>,
@@ -79,6 +82,7 @@ impl Worker {
             identities: identities.clone(),
             pools: RefCell::default(),
             originals: RefCell::default(),
+            listeners: RefCell::default(),
             random: RefCell::new(Random::new(seed)),
             peers: RefCell::default(),
             next_peer: Cell::new(1),
@@ -144,6 +148,18 @@ impl Worker {
         let pool = Pool::new(toward, metrics, &self.identities, u64::from(self.random()));
         originals.insert((cluster.id, address), Rc::clone(&pool));
         Ok(pool)
+    }
+
+    /// Sees to it that connections are made ahead for a listener's clusters, as they are now and after reloads.
+    pub(crate) fn keep_ahead_for(&self, listener: &Rc<LocalListener>) {
+        self.listeners.borrow_mut().push(Rc::downgrade(listener));
+        self.make_ahead(listener);
+    }
+
+    fn make_ahead(&self, listener: &Rc<LocalListener>) {
+        for cluster in listener.snapshot().routes.wanting_connections() {
+            self.pool(cluster).make_ahead(|| self.random());
+        }
     }
 
     /// Any number.
@@ -250,5 +266,8 @@ async fn sweep(worker: Weak<Worker>) {
             pool.sweep(now);
             pool.is_in_use()
         });
+        worker.listeners.borrow_mut().retain(|listener| listener.strong_count() > 0);
+        let listeners: Vec<_> = worker.listeners.borrow().iter().filter_map(Weak::upgrade).collect();
+        listeners.iter().for_each(|listener| worker.make_ahead(listener));
     }
 }

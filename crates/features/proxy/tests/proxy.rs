@@ -1,5 +1,6 @@
 //! The data plane over real sockets: raw clients, scripted applications, two proxies with mTLS.
 
+mod ahead;
 mod connect;
 mod corpus;
 mod faults;

@@ -339,6 +339,15 @@ fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mu
     judge.not_zero(&at.key("connectTimeout"), cluster.connect_timeout);
     let pool = at.key("pool");
     judge.not_zero(&pool.key("idleTimeout"), cluster.pool.idle_timeout);
+    let min_idle = pool.key("minIdle");
+    if cluster.pool.min_idle > cluster.pool.max_idle {
+        let message = "`minIdle` is more than `maxIdle`, so those made ahead would not be kept";
+        judge.error("conflict", &min_idle, message, "lower `minIdle`, or raise `maxIdle`");
+    }
+    if cluster.pool.min_idle > 0 && (cluster.proxy_protocol.is_some() || cluster.original_destination) {
+        let message = "`minIdle` has no effect: connections to this cluster are made for each client";
+        judge.warning("unused", &min_idle, message, "remove it");
+    }
     let max_idle = pool.key("maxIdle");
     if cluster.pool.max_idle > cluster.pool.max_connections && judge.is_given(&max_idle) {
         let message = "`maxIdle` is more than `maxConnections`, so it is never reached";

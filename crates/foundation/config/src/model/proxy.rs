@@ -633,6 +633,10 @@ pub struct ClusterTls {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Pool {
+    /// Idle connections made ahead of requests, per worker and endpoint: after the start, when endpoints come or their
+    /// connections go, and when our certificate is renewed. With `protocol: http2` one shared connection, if not 0.
+    #[schemars(range(min = 0, max = 100))]
+    pub min_idle: u32,
     /// Idle connections kept per worker and endpoint.
     #[schemars(range(min = 0, max = 10_000))]
     pub max_idle: u32,
@@ -660,6 +664,7 @@ pub struct Pool {
 impl Default for Pool {
     fn default() -> Self {
         Self {
+            min_idle: 0,
             max_idle: 100,
             idle_timeout: Duration::from_secs(60),
             max_connections: 1024,
