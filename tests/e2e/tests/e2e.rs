@@ -19,6 +19,8 @@ mod envoy;
 mod faults;
 #[path = "e2e/grpc.rs"]
 mod grpc;
+#[path = "e2e/grpc_tonic.rs"]
+mod grpc_tonic;
 #[path = "e2e/guard.rs"]
 mod guard;
 #[path = "e2e/handover.rs"]
