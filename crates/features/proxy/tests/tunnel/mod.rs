@@ -186,12 +186,18 @@ async fn many_bytes_pass_whole_both_ways_at_the_pace_of_the_slower() {
 #[tokio::test]
 async fn what_breaks_off_is_seen_as_broken_off() {
     let port = server(|mut stream| {
+        // Not before the connection is surely made: one that is reset at once could not be made.
+        let _ = stream.read(&mut [0; 1]);
         stream.write_all(b"half").unwrap();
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     });
     let proxy = Proxy::start_on(&config(&format!("protocol: tcp, {TCP}"), port, ""), 1).await;
     let at = proxy.port;
-    let outcome = tokio::task::spawn_blocking(move || connect(at).read_to_string(&mut String::new()));
+    let outcome = tokio::task::spawn_blocking(move || {
+        let mut client = connect(at);
+        client.write_all(b"x").unwrap();
+        client.read_to_string(&mut String::new())
+    });
     assert!(outcome.await.unwrap().is_err(), "a reset, not an end");
     proxy.metrics_have(r#"flags="UC""#).await;
     proxy.stop().await;
