@@ -82,6 +82,9 @@ impl<'a> Source<'a> {
     /// A body on an HTTP/2 stream.
     pub(crate) fn h2(stream: RecvStream, guard: Option<Rc<Guard>>) -> Self {
         if stream.is_end_stream() {
+            if let Some(guard) = guard {
+                guard.ended(stream.stream_id().as_u32());
+            }
             return Self::Empty;
         }
         Self::H2(Box::new(H2Source { stream, data: Bytes::new(), data_ended: false, trailers: None, guard }))
@@ -265,7 +268,7 @@ impl H2Source {
         let _ = self.data.split_to(count);
         let _ = self.stream.flow_control().release_capacity(count);
         if let Some(guard) = &self.guard {
-            guard.taken(count);
+            guard.taken(self.stream.stream_id().as_u32(), count);
         }
     }
 }
@@ -273,7 +276,7 @@ impl H2Source {
 impl Drop for H2Source {
     fn drop(&mut self) {
         if let Some(guard) = &self.guard {
-            guard.taken(self.stream.flow_control().used_capacity());
+            guard.ended(self.stream.stream_id().as_u32());
         }
     }
 }

@@ -63,13 +63,15 @@ impl Kind {
     }
 }
 
-/// A frame's head, but for its stream.
+/// A frame's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// What it is.
     pub kind: Kind,
     /// Bytes behind the head.
     pub length: u32,
+    /// Its stream; 0 is the connection.
+    pub stream: u32,
     flags: u8,
 }
 
@@ -120,7 +122,9 @@ impl Frames {
             self.have = 0;
             let length = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]);
             self.skip = length as usize;
-            tell(Frame { kind: Kind::of(self.head[3]), length, flags: self.head[4] });
+            // The first bit is reserved.
+            let stream = u32::from_be_bytes([self.head[5] & 0x7f, self.head[6], self.head[7], self.head[8]]);
+            tell(Frame { kind: Kind::of(self.head[3]), length, stream, flags: self.head[4] });
         }
     }
 }

@@ -9,7 +9,7 @@
 //! A client that works through its requests gains more than it spends: it acknowledges windows,
 //! pings now and then, gives up a request. A flood spends and gains nothing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,6 +32,8 @@ const BYTES_PER_POINT: usize = 1024;
 const SETTINGS_COST: i64 = 8;
 /// A request that is given up costs its endpoint's connection.
 const RESET_COST: i64 = 4;
+/// Streams whose bodies are counted at once; those beyond are of requests that were refused.
+const MOST_BODIES: usize = 1024;
 
 /// The account of one connection.
 pub(crate) struct Guard {
@@ -42,15 +44,15 @@ pub(crate) struct Guard {
     /// Bytes sent that have not brought a point yet.
     sent: Cell<usize>,
     flood: Cell<Option<Kind>>,
-    /// Bytes of bodies that came and were not taken by their requests yet.
-    held: Cell<usize>,
-    /// The most there may be: the window of the connection.
-    most_held: usize,
+    /// Streams with a body that comes, and how many bytes of it were not taken yet. What comes for other streams `h2`
+    /// drops at once.
+    bodies: RefCell<Vec<(u32, usize)>>,
+    newest: Cell<u32>,
 }
 
 impl Guard {
-    /// An account with `rate` frames a second, for a connection whose window has so many bytes.
-    pub(crate) fn new(rate: u32, window: u32) -> Rc<Self> {
+    /// An account with `rate` frames a second.
+    pub(crate) fn new(rate: u32) -> Rc<Self> {
         let rate = i64::from(rate);
         Rc::new(Self {
             rate,
@@ -58,8 +60,8 @@ impl Guard {
             refilled: Cell::new(Instant::now()),
             sent: Cell::new(0),
             flood: Cell::new(None),
-            held: Cell::new(0),
-            most_held: window as usize,
+            bodies: RefCell::default(),
+            newest: Cell::new(0),
         })
     }
 
@@ -70,9 +72,17 @@ impl Guard {
 
     fn count(&self, frame: Frame) {
         let gain = match frame.kind {
-            Kind::Headers => PER_REQUEST,
+            Kind::Headers => {
+                if frame.stream > self.newest.get() {
+                    self.newest.set(frame.stream);
+                    if !frame.ends_stream() {
+                        self.expect(frame.stream);
+                    }
+                }
+                PER_REQUEST
+            }
             Kind::Data => {
-                self.hold(frame.length as usize);
+                self.hold(frame.stream, frame.length as usize);
                 if frame.length == 0 && !frame.ends_stream() { -1 } else { 0 }
             }
             Kind::Settings if !frame.is_ack() => -SETTINGS_COST,
@@ -106,28 +116,43 @@ impl Guard {
         self.points.set(self.points.get() + (sent / BYTES_PER_POINT) as i64);
     }
 
-    fn hold(&self, count: usize) {
-        let held = (self.held.get() + count).min(self.most_held);
-        buffer::hold(held - self.held.get());
-        self.held.set(held);
+    fn expect(&self, stream: u32) {
+        let mut bodies = self.bodies.borrow_mut();
+        if bodies.len() >= MOST_BODIES {
+            buffer::give_back(bodies.remove(0).1);
+        }
+        bodies.push((stream, 0));
     }
 
-    /// A request has taken bytes of its body, or left them for good.
-    pub(crate) fn taken(&self, count: usize) {
-        let count = count.min(self.held.get());
-        buffer::give_back(count);
-        self.held.set(self.held.get() - count);
+    fn hold(&self, stream: u32, count: usize) {
+        if let Some((_, held)) = self.bodies.borrow_mut().iter_mut().find(|(one, _)| *one == stream) {
+            *held += count;
+            buffer::hold(count);
+        }
     }
 
-    /// No request is left, so nothing is held: `h2` has dropped what came for requests that were gone.
-    pub(crate) fn taken_all(&self) {
-        self.taken(self.held.get());
+    /// A request has taken bytes of its body.
+    pub(crate) fn taken(&self, stream: u32, count: usize) {
+        if let Some((_, held)) = self.bodies.borrow_mut().iter_mut().find(|(one, _)| *one == stream) {
+            // Padding comes with what it pads, and is not told.
+            let count = count.min(*held);
+            *held -= count;
+            buffer::give_back(count);
+        }
+    }
+
+    /// A request has ended, and with it what came of its body.
+    pub(crate) fn ended(&self, stream: u32) {
+        let mut bodies = self.bodies.borrow_mut();
+        if let Some(at) = bodies.iter().position(|(one, _)| *one == stream) {
+            buffer::give_back(bodies.swap_remove(at).1);
+        }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.taken_all();
+        self.bodies.take().iter().for_each(|(_, held)| buffer::give_back(*held));
     }
 }
 
@@ -210,29 +235,34 @@ mod tests {
 
     #[test]
     fn a_client_that_works_is_never_cut_and_a_flood_is() {
-        let guard = Guard::new(10, 1000);
+        let guard = Guard::new(10);
         let working = [Kind::Headers, Kind::WindowUpdate, Kind::WindowUpdate];
         assert_eq!(spend(&guard, &working, 100_000), None, "each request with the updates of its windows");
         guard.wrote(10 * 1024);
         assert_eq!(spend(&guard, &[Kind::WindowUpdate], 100), None, "a burst is forgiven");
         assert!(spend(&guard, &[Kind::Ping], 100_000).is_some());
         assert_eq!(guard.flood(), Some(Kind::Ping));
-        assert!(spend(&Guard::new(10, 1000), &[Kind::Headers, Kind::RstStream], 10_000).is_some());
-        assert_eq!(spend(&Guard::new(0, 1000), &[Kind::Ping], 100_000), None, "no limit");
+        assert!(spend(&Guard::new(10), &[Kind::Headers, Kind::RstStream], 10_000).is_some());
+        assert_eq!(spend(&Guard::new(0), &[Kind::Ping], 100_000), None, "no limit");
     }
 
     #[test]
-    fn what_bodies_hold_is_counted_within_the_window_and_given_back() {
+    fn what_bodies_hold_is_counted_until_it_is_taken_or_they_end() {
         let (before, _) = buffer::bytes_held();
-        let guard = Guard::new(10, 1000);
-        guard.hold(600);
-        guard.hold(600);
-        assert_eq!(buffer::bytes_held().0 - before, 1000);
-        guard.taken(300);
-        assert_eq!(buffer::bytes_held().0 - before, 700);
-        guard.taken_all();
-        guard.hold(5);
+        let held = || buffer::bytes_held().0 - before;
+        let guard = Guard::new(10);
+        guard.expect(1);
+        guard.expect(3);
+        guard.hold(1, 600);
+        guard.hold(3, 500);
+        assert_eq!(held(), 1100);
+        guard.taken(1, 300);
+        assert_eq!(held(), 800);
+        guard.ended(1);
+        // Still under way when its request ended: dropped at once.
+        guard.hold(1, 9000);
+        assert_eq!(held(), 500);
         drop(guard);
-        assert_eq!(buffer::bytes_held().0, before);
+        assert_eq!(held(), 0);
     }
 }

@@ -55,7 +55,7 @@ enum Ending {
 pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, snapshot: &ListenerSnapshot, io: Replay) {
     let bounds = &snapshot.limits;
     let local = &downstream.local;
-    let guard = Guard::new(bounds.max_control_frames, CONNECTION_WINDOW);
+    let guard = Guard::new(bounds.max_control_frames);
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(bounds.max_streams)
@@ -83,7 +83,7 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
                 draining = true;
                 connection.graceful_shutdown();
             }
-            note_ended(cx, &mut streams, watched, &guard);
+            note_ended(cx, &mut streams, watched);
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     watched.enter(Phase::Busy, Instant::now());
@@ -133,7 +133,7 @@ fn is_flood(error: &h2::Error) -> bool {
 }
 
 /// Forgets streams that have ended; a connection without any is at rest.
-fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched, guard: &Guard) {
+fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched) {
     while let Poll::Ready(Some(ended)) = streams.poll_join_next(cx) {
         if let Err(error) = ended
             && error.is_panic()
@@ -142,7 +142,6 @@ fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched
         }
         if streams.is_empty() {
             watched.enter(Phase::Idle, Instant::now());
-            guard.taken_all();
         }
     }
 }
@@ -172,6 +171,7 @@ async fn stream(
     let request = http::Request::from_parts(parts, ());
     if let Err(reason) = from_request(&request, &mut heads.request, downstream.kin) {
         tracing::debug!(component = "proxy", listener = local.shared.name, %reason, "request refused");
+        guard.ended(body.stream_id().as_u32());
         local.metrics.refused(reason, downstream.peer_number);
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         return;

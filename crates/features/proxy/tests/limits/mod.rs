@@ -210,3 +210,34 @@ async fn when_memory_is_short_new_requests_are_refused() {
     let log = std::fs::read_to_string(&path).unwrap();
     assert!(log.contains("\"flags\":\"OM\",\"reason\":\"too much memory in use\""), "{log}");
 }
+
+#[tokio::test]
+async fn what_comes_for_requests_of_http2_counts_until_they_end() {
+    // Takes nothing of the body.
+    let app = App::talking(|mut stream| {
+        let _ = std::io::Read::read(&mut stream, &mut [0; 64]);
+        std::thread::sleep(Duration::from_secs(30));
+    });
+    let proxy = Proxy::start_on(&app.plain_config(""), 1).await;
+    let port = proxy.port;
+    // `POST / HTTP/2` for the host `a`.
+    const POST: &[u8] = b"\x83\x84\x86\x01\x01a";
+    let mut client = Frames::connect(port);
+    // More than the kernel and the endpoint's connection take, within the windows that the proxy offers.
+    let sent = (0..16_u32).all(|stream| {
+        let stream = stream * 2 + 1;
+        client.send(HEADERS, END_HEADERS, stream, POST) && (0..3).all(|_| client.send(0, 0, stream, &[b'x'; 16_000]))
+    });
+    assert!(sent);
+    let count = r#"outrigger_http_requests_in_flight{listener="in"} 16"#;
+    proxy.metrics_have(count).await;
+    for stream in 0..16_u32 {
+        client.send(3, 0, stream * 2 + 1, &8_u32.to_be_bytes());
+        // Under way when the request ended.
+        client.send(0, 0, stream * 2 + 1, &[b'x'; 1000]);
+    }
+    proxy.metrics_have(r#"outrigger_http_requests_in_flight{listener="in"} 0"#).await;
+    proxy.metrics_have(r#"outrigger_proxy_buffer_bytes{state="lent"} 0"#).await;
+    drop(client);
+    proxy.stop().await;
+}
