@@ -242,7 +242,8 @@ impl Exchange {
         ask: Ask,
         response: &mut Head,
     ) -> Result<After, Reason> {
-        let mut fresh = false;
+        // A tunnel uses its connection up and cannot be asked for twice, so a kept one would gain little and may be stale.
+        let mut fresh = ask == Ask::Connect && way == Way::Own;
         let mut unseen = 0;
         loop {
             let certain = !incoming.request.method().is_idempotent();
