@@ -12,6 +12,7 @@ mod deps;
 mod elf;
 mod fuzz;
 mod image;
+mod instructions;
 mod setup;
 mod test;
 mod ui;
@@ -48,7 +49,7 @@ const VERBS: &[Verb] = &[
     },
     Verb {
         name: "test",
-        summary: "everything CI runs: setup, check, unit, release, image, e2e, demo",
+        summary: "everything CI runs: setup, check, unit, fuzz, release, instructions, image, e2e, demo",
         usage: test::USAGE,
         run: test::verb,
     },
@@ -69,6 +70,12 @@ const VERBS: &[Verb] = &[
         summary: "measure against Envoy, nginx, HAProxy and the OpenBao agent (bench/run)",
         usage: "cargo xtask bench [SCENARIO]... [-- ARGUMENTS OF bench/run]\n\nBuilds the release executable first. See bench/README.md for how to read the table.",
         run: verb_bench,
+    },
+    Verb {
+        name: "instructions",
+        summary: "count what one proxied request takes, and hold it to bench/instructions.txt",
+        usage: instructions::USAGE,
+        run: instructions::verb,
     },
     Verb {
         name: "bless",
@@ -132,9 +139,9 @@ fn find(name: &str) -> Result<&'static Verb> {
 fn overview() -> String {
     let mut text = String::from("Usage: cargo xtask VERB [ARGUMENTS]\n\nVerbs:\n");
     for Verb { name, summary, .. } in VERBS {
-        text.push_str(&format!("  {name:<6}  {summary}\n"));
+        text.push_str(&format!("  {name:<12}  {summary}\n"));
     }
-    text.push_str("  help    this list; `cargo xtask VERB --help` tells more about one verb\n");
+    text.push_str("  help          this list; `cargo xtask VERB --help` tells more about one verb\n");
     text
 }
 

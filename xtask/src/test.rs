@@ -13,14 +13,15 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::command::{Cmd, cargo};
 use crate::ui::{self, Outcome};
-use crate::{check, elf, fuzz, image, setup};
+use crate::{check, elf, fuzz, image, instructions, setup};
 
 pub(crate) const USAGE: &str = "cargo xtask test [--fast] [--only STAGE]...
 
-Stages, in order: setup, check, unit, fuzz, release, image, e2e, demo.
+Stages, in order: setup, check, unit, fuzz, release, instructions, image, e2e, demo.
 
   --fast         setup's part for `check`, then check and unit only
-  --only STAGE   this stage only (may be repeated); `image`, `e2e` and `demo` use the last release executable";
+  --only STAGE   this stage only (may be repeated); `instructions`, `image`, `e2e` and `demo` use the last
+                 release executable";
 
 /// The largest the stripped executable may be.
 const MAX_SIZE: u64 = 25_000_000;
@@ -37,6 +38,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "unit", fast: true, run: unit },
     Stage { name: "fuzz", fast: false, run: fuzz::seeds },
     Stage { name: "release", fast: false, run: release },
+    Stage { name: "instructions", fast: false, run: instructions::check },
     Stage { name: "image", fast: false, run: image::run },
     Stage { name: "e2e", fast: false, run: || e2e(&executable("release"), Vec::new()) },
     Stage { name: "demo", fast: false, run: demo },
