@@ -1,0 +1,178 @@
+//! What is noted of a request at its end: metrics, and a line of the access log.
+//!
+//! Promise: every request is noted once, also one that is dropped under way; without a log
+//! nothing is copied for it, and with one a line's memory is used again by the next.
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use outrigger_wire::head::{FieldId, Head, Version};
+
+use super::Exchange;
+use crate::access_log::Entry;
+use crate::body::Source;
+use crate::error::Reason;
+use crate::judge;
+use crate::metrics::{RequestKey, RequestNames};
+use crate::route::Route;
+use crate::watch::{Order, Phase};
+
+impl Exchange {
+    pub(super) fn note(&mut self, now: Instant) {
+        self.noted = true;
+        self.reason = match (self.reason, self.watched.order()) {
+            // It did not go by itself.
+            (Some(Reason::ClientGone), Order::Cut("drain")) => Some(Reason::Stopped),
+            (Some(Reason::ClientGone), Order::Cut("memory")) => Some(Reason::MemoryShort),
+            (Some(Reason::ClientGone), Order::Cut(_)) => Some(Reason::ClientSlow),
+            (reason, _) => reason,
+        };
+        let local = &self.downstream.local;
+        local.metrics.in_flight.dec();
+        self.place = None;
+        self.watched.enter(Phase::Idle, now);
+        let duration = now - self.started;
+        // A client that went away before the response's headers has seen no code: 0.
+        let code = if self.reason == Some(Reason::ClientGone) && !self.answered { 0 } else { self.code };
+        let key = RequestKey {
+            route: self.route().map_or(u64::MAX, |route| route.id),
+            cluster: self.pool.as_ref().map_or(u64::MAX, |pool| pool.cluster.id),
+            code,
+            peer: self.peer_number(),
+        };
+        let names = RequestNames { route: self.route_name(), cluster: self.cluster_name(), peer: self.peer_name() };
+        local.metrics.request(key, &names, duration);
+        if let Some(status) = self.grpc_status {
+            local.metrics.grpc(key, &names, status);
+        }
+        if let (Some(log), Some(line), Some(at)) = (&self.snapshot.access_log, &self.line, self.at) {
+            let entry = Entry {
+                started: at,
+                duration,
+                upstream: self.upstream,
+                direction: local.shared.direction,
+                listener: &local.shared.name,
+                method: &line.method,
+                host: &line.host,
+                // Without the query: tokens and names are found there.
+                path: &line.path,
+                protocol: line.version.as_str(),
+                code,
+                reason: self.reason,
+                bytes_received: self.received,
+                bytes_sent: self.sent,
+                route: self.route_name(),
+                cluster: self.cluster_name(),
+                endpoint: self.endpoint,
+                peer: self.peer_name(),
+                downstream: self.downstream.remote,
+                request_id: &line.request_id,
+                user_agent: &line.user_agent,
+                retried: self.retried,
+            };
+            local.worker.log(log, &entry);
+        }
+        if let Some(line) = self.line.take() {
+            Line::take_back(line);
+        }
+    }
+
+    fn route(&self) -> Option<&Route> {
+        self.snapshot.routes.route(self.route?)
+    }
+    pub(super) fn route_name(&self) -> &str {
+        self.route().map_or("", |route| route.name.as_str())
+    }
+    pub(super) fn cluster_name(&self) -> &str {
+        self.pool.as_ref().map_or("", |pool| pool.cluster.name.as_str())
+    }
+    /// The other side: who calls the application, or whom it calls.
+    pub(super) fn peer_name(&self) -> &str {
+        match (&self.downstream.peer, &self.endpoint_peer) {
+            (Some(peer), _) => &peer.id,
+            (None, Some(peer)) => peer,
+            (None, None) => "",
+        }
+    }
+    fn peer_number(&self) -> u64 {
+        match (&self.downstream.peer, &self.endpoint_peer) {
+            (Some(_), _) | (None, None) => self.downstream.peer_number,
+            (None, Some(peer)) => self.downstream.local.worker.peer_number(peer),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Reached unnoted when the connection is cut, or its client goes away, while the endpoint is still asked.
+        if !self.noted {
+            self.reason = self.reason.or(Some(Reason::ClientGone));
+            self.note(Instant::now());
+        }
+    }
+}
+
+/// What the access log says of a request's head; kept only when there is a log, and used again by the next request.
+#[derive(Default)]
+pub(super) struct Line {
+    method: String,
+    path: String,
+    host: Vec<u8>,
+    request_id: Vec<u8>,
+    user_agent: Vec<u8>,
+    version: Version,
+}
+
+/// Lines a worker keeps for the next request.
+const MOST_LINES: usize = 64;
+
+thread_local! {
+    #[expect(clippy::vec_box, reason = "lines are handed out and taken back without being moved")]
+    static LINES: RefCell<Vec<Box<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Line {
+    pub(super) fn of(request: &Head) -> Box<Self> {
+        let mut line = LINES.with_borrow_mut(Vec::pop).unwrap_or_default();
+        line.method.clear();
+        line.method.push_str(request.method_text());
+        line.path.clear();
+        line.path.push_str(judge::path(request));
+        for (kept, id) in [
+            (&mut line.host, FieldId::Host),
+            (&mut line.request_id, FieldId::XRequestId),
+            (&mut line.user_agent, FieldId::UserAgent),
+        ] {
+            kept.clear();
+            kept.extend_from_slice(request.get(id).unwrap_or_default());
+        }
+        line.version = request.version();
+        line
+    }
+
+    fn take_back(line: Box<Self>) {
+        // While the thread ends there is nobody to keep it for.
+        let _ = LINES.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < MOST_LINES {
+                kept.push(line);
+            }
+        });
+    }
+}
+
+/// The status of a gRPC call, in the trailers or, when there is no message, in the head.
+pub(super) fn grpc_status(response: &Head, source: &Source<'_>) -> Option<u8> {
+    if !is_grpc(response) {
+        return None;
+    }
+    let status = source.trailers().and_then(|trailers| trailers.get(FieldId::GrpcStatus));
+    let status = status.or_else(|| response.get(FieldId::GrpcStatus))?;
+    str::from_utf8(status).ok()?.parse().ok()
+}
+
+/// Whether a message is gRPC's, which needs HTTP/2 all the way; gRPC-Web is made to do without.
+pub(super) fn is_grpc(head: &Head) -> bool {
+    let kind = head.get(FieldId::ContentType).unwrap_or_default();
+    kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
+}

@@ -1,0 +1,99 @@
+//! Answers of our own: why a request was not forwarded.
+//!
+//! In: a reason. Out: a response in the client's terms, plain text or a gRPC status. Promise: a
+//! connection on which it is not clear where the next request begins is not used again.
+
+use std::future::poll_fn;
+use std::time::Instant;
+
+use outrigger_wire::h1::Framing;
+use outrigger_wire::head::{Head, Method, Version};
+
+use super::note::is_grpc;
+use super::{After, Exchange, Incoming};
+use crate::body::{Source, Waiting, poll_pump};
+use crate::error::{Fault, Reason};
+use crate::watch::Order;
+
+impl Exchange {
+    /// Answers that the request was not forwarded, and why.
+    pub(super) async fn refuse(&mut self, reason: Reason, incoming: &mut Incoming<'_>, response: &mut Head) -> After {
+        let status = reason.status();
+        self.code = status.as_u16();
+        self.reason = Some(reason);
+        if reason.fault() != Fault::Downstream {
+            let (route, cluster) = (self.route_name(), self.cluster_name());
+            let endpoint = self.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+            let retry_safe = reason.safe_to_retry();
+            tracing::debug!(component = "proxy", route, cluster, endpoint, retry_safe, %reason, "request failed");
+        }
+        if reason == Reason::ClientGone {
+            return After::Reset;
+        }
+        if reason == Reason::ClientSlow {
+            let peer = self.downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
+            self.downstream.local.cut("body_timeout", self.downstream.remote, peer);
+        }
+        if incoming.responder.is_http2() && is_grpc(incoming.request) {
+            return self.refuse_grpc(reason, incoming, response);
+        }
+        let text = format!("{reason}\n");
+        // Where the body's end is not known, the next request's beginning is not either.
+        let mut keep = !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)
+            && incoming.request.method() != Method::Connect
+            && incoming.source.is_ended()
+            && self.watched.order() == Order::None;
+        let whole = incoming.source.is_ended();
+        own_response(response, status, &text);
+        if reason.is_overload() {
+            response.push("X-Envoy-Overloaded", b"true");
+        }
+        let framing = Framing::Length(text.len() as u64);
+        let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
+        let bytes = if incoming.request.method() == Method::Head { "" } else { text.as_str() };
+        let mut source = Source::Own(bytes.as_bytes());
+        self.watched.begin(Instant::now());
+        self.watched.answer_waits(Some(Waiting::ForSink), 0);
+        let sent = poll_fn(|cx| poll_pump(cx, &mut source, &mut sink, |count| self.sent += count as u64, &mut None));
+        let sent = sent.await;
+        self.watched.answer_waits(None, 0);
+        match (sent, whole, keep) {
+            (Err(_), ..) => After::Reset,
+            // Whom we have waited for long enough we do not wait for any longer.
+            (Ok(()), false, _) if reason == Reason::ClientSlow => After::Close,
+            (Ok(()), false, _) => After::Linger,
+            (Ok(()), true, true) => After::Go,
+            (Ok(()), true, false) => After::Close,
+        }
+    }
+
+    /// Answers in gRPC's own terms: a status in a head that is also the end ([gRPC over HTTP/2], `Trailers-Only`).
+    ///
+    /// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+    fn refuse_grpc(&mut self, reason: Reason, incoming: &mut Incoming<'_>, response: &mut Head) -> After {
+        let status = reason.grpc_status();
+        self.code = http::StatusCode::OK.as_u16();
+        self.grpc_status = Some(status);
+        response.clear();
+        response.set_version(Version::Http2);
+        response.set_status(self.code);
+        response.push("content-type", b"application/grpc");
+        response.push("grpc-status", itoa::Buffer::new().format(status).as_bytes());
+        // All reasons are plain ASCII without `%`, which the field would need escaped.
+        response.push("grpc-message", reason.to_string().as_bytes());
+        match incoming.responder.respond(response, Framing::Empty, &mut true) {
+            Ok(_) => After::Go,
+            Err(_) => After::Reset,
+        }
+    }
+}
+
+/// A response of our own: plain text.
+pub(crate) fn own_response(head: &mut Head, status: http::StatusCode, text: &str) {
+    head.clear();
+    head.set_version(Version::Http11);
+    head.set_status(status.as_u16());
+    head.set_reason(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.push("Content-Type", b"text/plain; charset=utf-8");
+    head.push("Content-Length", itoa::Buffer::new().format(text.len()).as_bytes());
+}
