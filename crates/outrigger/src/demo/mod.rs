@@ -44,6 +44,9 @@ const VISITOR: &str = "spiffe://shop.example/ns/shop/sa/visitor";
 const FRONTEND: &str = "spiffe://shop.example/ns/shop/sa/frontend";
 const START_WITHIN: Duration = Duration::from_secs(15);
 const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// How long the last requests may take to be counted, and how often that is looked at.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The secret is rotated so long after the start, or half-way when that is earlier.
 const ROTATE_AFTER: Duration = Duration::from_secs(10);
 
@@ -271,7 +274,16 @@ impl Shop {
     async fn close(mut self, rotated: bool) -> anyhow::Result<Vec<Check>> {
         let mut checks = Vec::new();
         let refused = self.plain_client_is_refused();
-        self.observe().await?;
+        let sent = self.seen.sent.load(Relaxed);
+        // A request is counted just after its last byte has gone, so the visitor may have its answer a moment before.
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        loop {
+            self.observe().await?;
+            if verify::metrics_add_up(sent, &self.now[0], &self.now[1]).held || Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
         for pod in &mut self.pods {
             let outcome = pod.stop(STOP_WITHIN).await;
             // The program has no handler for SIGTERM, so its exit code is 128 + 15.
@@ -282,7 +294,6 @@ impl Shop {
         self.collector_stop.cancel();
         while self.collector.join_next().await.is_some() {}
 
-        let sent = self.seen.sent.load(Relaxed);
         let succeeded = self.seen.succeeded.load(Relaxed);
         let failed = self.seen.failed.load(Relaxed);
         let first = self.seen.first_failure.get().map(|text| format!("; first: {text}")).unwrap_or_default();
