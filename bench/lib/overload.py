@@ -22,28 +22,12 @@ CONNECTIONS = 1500
 def measure(peers, arguments) -> str:
     """Peak in a closed loop, then twice as much in an open one, interleaved round by round."""
     program = build()
-    with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ExitStack() as stack:
-        folder, limits = Path(name), {"no limit": "", f"maxRequests: {4 * SLOTS}": f"maxRequests: {4 * SLOTS}"}
-        proxies = {}
+    limits = {"no limit": "", f"maxRequests: {4 * SLOTS}": f"maxRequests: {4 * SLOTS}"}
+    taken = {kind: [] for kind in limits}
+    for number in range(arguments.rounds):
         for kind, limit in limits.items():
-            # An application for each, so that what is left over of one's load is not the other's.
-            app, port = free_ports(2)
-            behind = stack.enter_context(Process([program, "app", app, SLOTS, MILLISECONDS], LOAD_CORE, folder / f"app-{app}.log"))
-            wait_port(app, behind)
-            more = f"      limits: {{ {limit} }}\n" if limit else ""
-            body = ours.section(ours.listener(port, "app", "inbound", more), ours.cluster("app", app))
-            process = stack.enter_context(ours.start(peers, folder, f"outrigger-{port}", body))
-            wait_port(port, process)
-            proxies[kind] = (port, process)
-        taken = {kind: [] for kind in limits}
-        for number in range(arguments.rounds):
-            for kind, (port, process) in proxies.items():
-                report.progress(f"round {number + 1}/{arguments.rounds}: {kind}")
-                seconds = max(arguments.seconds, 4)
-                peak = run(program, port, 0, 2 * SLOTS, seconds)
-                over = run(program, port, 2 * peak[1] / seconds, CONNECTIONS, 2 * seconds)
-                taken[kind].append((peak[1] / seconds, over[1] / seconds / 2, over[2] / seconds / 2, over[3] / seconds / 2,
-                                    over[4] / 1e3, process.rss_bytes() / 2**20))
+            report.progress(f"round {number + 1}/{arguments.rounds}: {kind}")
+            taken[kind].append(once(peers, program, limit, max(arguments.seconds, 4)))
     rows = []
     for kind, rounds in taken.items():
         peak, good, refused, lost, p99, rss = (list(column) for column in zip(*rounds))
@@ -55,6 +39,23 @@ def measure(peers, arguments) -> str:
         f"The application works on {SLOTS} requests at once, {MILLISECONDS} ms each. Peak: {2 * SLOTS} clients, one request "
         f"after the other. Then twice that rate in an open loop over {CONNECTIONS} connections (`overload.rs`); good is a "
         "200 within a second of the moment it was due."])
+
+
+def once(peers, program: Path, limit: str, seconds: float) -> tuple[float, ...]:
+    """One round. An application of its own, for what is left over of a load may keep one busy for long."""
+    with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        app, port = free_ports(2)
+        behind = stack.enter_context(Process([program, "app", app, SLOTS, MILLISECONDS], LOAD_CORE, folder / "app.log"))
+        wait_port(app, behind)
+        more = f"      limits: {{ {limit} }}\n" if limit else ""
+        body = ours.section(ours.listener(port, "app", "inbound", more), ours.cluster("app", app))
+        process = stack.enter_context(ours.start(peers, folder, "outrigger", body))
+        wait_port(port, process)
+        peak = run(program, port, 0, 2 * SLOTS, seconds)
+        over = run(program, port, 2 * peak[1] / seconds, CONNECTIONS, 2 * seconds)
+        return (peak[1] / seconds, over[1] / seconds / 2, over[2] / seconds / 2, over[3] / seconds / 2, over[4] / 1e3,
+                process.rss_bytes() / 2**20)
 
 
 def run(program: Path, port: int, rate: float, connections: int, seconds: float) -> list[float]:
