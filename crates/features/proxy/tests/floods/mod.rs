@@ -4,12 +4,13 @@ use std::io::Write;
 
 use crate::OK;
 use crate::harness::{App, Client, Proxy};
-use crate::http2::{CONTINUATION, END_HEADERS, END_STREAM, Frames, GET, GOAWAY, HEADERS, RST_STREAM, SETTINGS};
+use crate::http2::{
+    CONTINUATION, END_HEADERS, END_STREAM, Frames, GET, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+};
 
 const DATA: u8 = 0;
 const PRIORITY: u8 = 2;
 const PING: u8 = 6;
-const WINDOW_UPDATE: u8 = 8;
 const PADDED: u8 = 8;
 const PRIORITISED: u8 = 0x20;
 

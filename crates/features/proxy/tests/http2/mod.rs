@@ -10,6 +10,7 @@ use crate::harness::{App, Proxy};
 use crate::{OK, harness};
 
 pub(crate) const HEADERS: u8 = 1;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;

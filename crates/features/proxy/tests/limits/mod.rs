@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::OK;
 use crate::harness::{self, App, Client, Proxy};
-use crate::http2::{END_HEADERS, END_STREAM, Frames, HEADERS};
+use crate::http2::{END_HEADERS, END_STREAM, Frames, HEADERS, WINDOW_UPDATE};
 
 const ASK: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -223,6 +223,9 @@ async fn what_comes_for_requests_of_http2_counts_until_they_end() {
     // `POST / HTTP/2` for the host `a`.
     const POST: &[u8] = b"\x83\x84\x86\x01\x01a";
     let mut client = Frames::connect(port);
+    // The connection's window is the protocol's 64 KiB until the proxy has said that it is larger.
+    let mut frames = std::iter::from_fn(|| client.receive());
+    assert!(frames.any(|(kind, _, stream, _)| (kind, stream) == (WINDOW_UPDATE, 0)));
     // More than the kernel and the endpoint's connection take, within the windows that the proxy offers.
     let sent = (0..16_u32).all(|stream| {
         let stream = stream * 2 + 1;
