@@ -4,7 +4,6 @@ Open loop: requests go out at their moments whatever the answers do. `added` is 
 minus the one of the same load sent directly to the application, in the same round.
 """
 
-import subprocess
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ CONNECTIONS = 32
 
 def measure(peers, arguments) -> str:
     """One table for plain proxies, one for chains."""
-    steady = build()
+    steady = machine.compiled(SOURCE)
     tables = []
     for title, rate, start_all in (
         ("Added latency at a fixed rate, plain HTTP/1.1", PLAIN_RATE, lambda *rest: plain.start_all(*rest[:2], "plain", *rest[2:])),
@@ -64,13 +63,3 @@ def table(steady: Path, title: str, rate: int, arguments, targets: dict[str, int
         f"{rate} requests/s, evenly spread over {CONNECTIONS} connections, each timed from the moment it was due "
         "(`steady.rs`); load and application share core 1, the proxies alone have core 0. `late` went out over 1 ms "
         "after that moment: more than a few in a hundred means a busy machine, whose figures are not worth quoting."])
-
-
-def build() -> Path:
-    """Compiles the load once; it needs rustc and nothing else."""
-    program = machine.ROOT / "target" / "bench" / "steady"
-    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
-        program.parent.mkdir(parents=True, exist_ok=True)
-        report.progress("building steady.rs")
-        subprocess.run(["rustc", "--edition", "2024", "-O", "-o", program, SOURCE], check=True)
-    return program

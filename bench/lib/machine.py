@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from . import report
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "target" / "tools"
 
@@ -77,3 +79,13 @@ def describe(peers: Peers, arguments) -> str:
     if missing:
         lines.append(f"- not on this machine: {', '.join(missing)}")
     return "\n".join(lines) + "\n"
+
+
+def compiled(source: Path) -> Path:
+    """The program of one Rust file, compiled once; it needs rustc and nothing else."""
+    program = ROOT / "target" / "bench" / source.stem
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        report.progress(f"building {source.name}")
+        subprocess.run(["rustc", "--edition", "2024", "-O", "-o", program, source], check=True)
+    return program

@@ -4,7 +4,6 @@ The application works on a few requests at once and lets the others wait. Client
 users do, so an answer that comes later was worked for in vain.
 """
 
-import subprocess
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ CONNECTIONS = 1500
 
 def measure(peers, arguments) -> str:
     """Peak in a closed loop, then twice as much in an open one, interleaved round by round."""
-    program = build()
+    program = machine.compiled(SOURCE)
     limits = {"no limit": "", f"maxRequests: {4 * SLOTS}": f"maxRequests: {4 * SLOTS}"}
     taken = {kind: [] for kind in limits}
     for number in range(arguments.rounds):
@@ -62,13 +61,3 @@ def run(program: Path, port: int, rate: float, connections: int, seconds: float)
     """One load: sent, good, refused, lost, p99."""
     out = load.run(["taskset", "-c", LOAD_CORE, program, "load", f"127.0.0.1:{port}", rate, connections, seconds])
     return [float(word) for word in out.split()]
-
-
-def build() -> Path:
-    """Compiles the load and the application once; it needs rustc and nothing else."""
-    program = machine.ROOT / "target" / "bench" / "overload"
-    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
-        program.parent.mkdir(parents=True, exist_ok=True)
-        report.progress("building overload.rs")
-        subprocess.run(["rustc", "--edition", "2024", "-O", "-o", program, SOURCE], check=True)
-    return program
