@@ -11,7 +11,7 @@ use crate::command;
 use crate::ui;
 
 /// The foundation's row: each crate may use those to its right.
-const FOUNDATION: [&str; 5] = ["http", "identity", "runtime", "telemetry", "config"];
+const FOUNDATION: [&str; 7] = ["http", "identity", "runtime", "telemetry", "traffic", "config", "wire"];
 
 /// Where one of our crates stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,8 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
 pub(crate) fn run() -> Result<()> {
     let tree = command::cargo("tree")
         .args(["--workspace", "--all-features", "--target", "all", "--edges", "normal,build,dev"])
-        .args(["--depth", "1", "--prefix", "depth", "--format", " {p}", "--locked"])
+        // Without the last one it shows nothing below a crate that it has shown before.
+        .args(["--depth", "1", "--prefix", "depth", "--format", " {p}", "--locked", "--no-dedupe"])
         .output()?;
     let edges = parse_tree(&tree, &crate::root().to_string_lossy())?;
     let wrong: Vec<String> = edges.iter().filter_map(|(user, used)| judge(user, used).err()).collect();
@@ -48,6 +49,9 @@ fn parse_tree(tree: &str, root: &str) -> Result<Vec<(String, String)>> {
     let mut edges = Vec::new();
     let mut user: Option<String> = None;
     for line in tree.lines() {
+        if line.starts_with("0 ") && line.ends_with(" (*)") {
+            bail!("`cargo tree` leaves out the edges of a crate: {line}");
+        }
         let Some((depth, package)) = line.split_once(' ') else { continue };
         // A crate of ours is shown as `name vX.Y.Z (/folder)`.
         let folder = package
@@ -78,7 +82,7 @@ fn judge(user: &str, used: &str) -> Result<(), String> {
         (Place::Feature, Place::Feature) => "features never import one another; let the foundation own what they share",
         (Place::Foundation(_), Place::Feature) => "the foundation knows no feature",
         (Place::Foundation(from), Place::Foundation(to)) if from > to => {
-            "in the foundation, arrows point to the right: http, identity, runtime, telemetry, config"
+            "in the foundation, arrows point to the right: http, identity, runtime, telemetry, traffic, config, wire"
         }
         _ => return Ok(()),
     };
@@ -112,6 +116,9 @@ mod tests {
             (proxy, http, true),
             (http, config, true),
             (config, http, false),
+            ("crates/foundation/traffic", "crates/foundation/wire", true),
+            ("crates/foundation/traffic", "crates/foundation/runtime", false),
+            ("crates/foundation/wire", config, false),
             (config, proxy, false),
             ("tests/e2e", proxy, true),
             (proxy, "tests/e2e", false),
@@ -132,5 +139,7 @@ mod tests {
             [("crates/foundation/http".to_owned(), "crates/foundation/config".to_owned())]
         );
         assert!(parse_tree("error", "/r").is_err());
+        let hidden = "0 outrigger-http v0.1.0 (/r/crates/foundation/http) (*)\n";
+        assert!(parse_tree(&format!("{tree}{hidden}"), "/r").is_err(), "edges that are not shown");
     }
 }

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use outrigger_traffic::Random;
+
 use crate::pool::Idle;
 use crate::shared::SharedConnections;
 
@@ -104,27 +106,6 @@ impl Balancer for LeastRequest {
                 .find(|index| !endpoints[*index].is_avoided(now))
                 .unwrap_or(first),
         }
-    }
-}
-
-/// xorshift64*: chance enough for balancing.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub(crate) fn next(&mut self) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
-    }
-
-    /// A number from 0 up to, without, `bound`.
-    fn below(&mut self, bound: usize) -> usize {
-        ((u64::from(self.next()) * bound as u64) >> 32) as usize
     }
 }
 

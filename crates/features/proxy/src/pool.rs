@@ -13,12 +13,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use outrigger_identity::{Identities, Snapshot};
+use outrigger_traffic::Random;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::balance::{Balancer, Endpoint, LeastRequest, Random};
+use crate::balance::{Balancer, Endpoint, LeastRequest};
 use crate::cluster::Cluster;
 use crate::dial::{Dialled, Ends};
 use crate::error::Reason;

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_identity::Identities;
+use outrigger_traffic::Random;
 use tokio::task::JoinSet;
 
 use crate::access_log::{AccessLog, Buffer, Entry};
-use crate::balance::Random;
 use crate::cluster::Cluster;
 use crate::connection::Downstream;
 use crate::error::Reason;

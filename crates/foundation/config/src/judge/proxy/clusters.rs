@@ -1,0 +1,100 @@
+//! Rules of `proxy.clusters`.
+
+use std::collections::HashSet;
+
+use super::{needs_identity, trusted};
+use crate::diagnostic::Problem;
+use crate::judge::Judge;
+use crate::{Cluster, ClusterTls, Config, ConfigPath, Listener, Proxy};
+
+pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if let Some(tls) = &cluster.tls {
+        let at = at.key("tls");
+        cluster_tls_rules(config, tls, &at, judge);
+        trusted(config, &at.key("spiffeIds"), &tls.spiffe_ids, judge);
+    }
+    judge.not_zero(&at.key("connectTimeout"), cluster.connect_timeout);
+    let pool = at.key("pool");
+    judge.not_zero(&pool.key("idleTimeout"), cluster.pool.idle_timeout);
+    let min_idle = pool.key("minIdle");
+    if cluster.pool.min_idle > cluster.pool.max_idle {
+        let message = "`minIdle` is more than `maxIdle`, so those made ahead would not be kept";
+        judge.error("conflict", &min_idle, message, "lower `minIdle`, or raise `maxIdle`");
+    }
+    if cluster.pool.min_idle > 0 && (cluster.proxy_protocol.is_some() || cluster.original_destination) {
+        let message = "`minIdle` has no effect: connections to this cluster are made for each client";
+        judge.warning("unused", &min_idle, message, "remove it");
+    }
+    let max_idle = pool.key("maxIdle");
+    if cluster.pool.max_idle > cluster.pool.max_connections && judge.is_given(&max_idle) {
+        let message = "`maxIdle` is more than `maxConnections`, so it is never reached";
+        judge.warning("conflict", &max_idle, message, "lower `maxIdle`, or raise `maxConnections`");
+    }
+    let endpoints = at.key("endpoints");
+    if !judge.checked.is_blurred_within(&endpoints) {
+        match (cluster.endpoints.is_empty(), cluster.original_destination) {
+            (true, false) => {
+                let message = "the cluster has neither `endpoints` nor `originalDestination`";
+                let problem = Problem::error("missing", judge.key_span(at), endpoints.clone(), message);
+                judge.report(problem.help("list its `endpoints`, as HOST:PORT"));
+            }
+            (false, true) => {
+                let message = "the cluster has both `endpoints` and `originalDestination`";
+                judge.error("conflict", &at.key("originalDestination"), message, "keep one of them");
+            }
+            _ => {}
+        }
+    }
+    let virtual_addresses = at.key("virtualAddresses");
+    let listed = cluster.virtual_addresses.iter().enumerate();
+    judge.unique("virtual address", "keep one of them", listed.map(|(i, one)| (virtual_addresses.index(i), *one)));
+    let listed = cluster.endpoints.iter().enumerate();
+    judge.unique("endpoint", "keep one of them", listed.map(|(i, endpoint)| (endpoints.index(i), endpoint.clone())));
+}
+
+fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if judge.checked.is_blurred_within(at) {
+        return;
+    }
+    let ordinary = tls.server_name.is_some();
+    if !ordinary {
+        needs_identity(config, at, judge);
+    }
+    match (ordinary, tls.spiffe_ids.is_empty()) {
+        (false, true) => {
+            let message = "TLS to a cluster needs `spiffeIds` or `serverName`, to know whom to expect";
+            let problem = Problem::error("missing", judge.key_span(at), at.key("spiffeIds"), message);
+            judge.report(problem.help("name the SPIFFE IDs its endpoints may have, or the server's DNS name"));
+        }
+        (true, false) => {
+            let message = "`spiffeIds` is for mTLS and `serverName` for ordinary TLS; both cannot hold";
+            judge.error("conflict", &at.key("serverName"), message, "keep one of them");
+        }
+        _ => {}
+    }
+    if !ordinary && tls.ca.is_some() {
+        let message = "`ca` is never used: mTLS trusts the identity's own bundle";
+        judge.warning("unused", &at.key("ca"), message, "remove it, or give a `serverName`");
+    }
+    if !ordinary && tls.client_certificate.is_some() {
+        let message = "`clientCertificate` is never shown: mTLS shows the workload's identity";
+        judge.warning("unused", &at.key("clientCertificate"), message, "remove it, or give a `serverName`");
+    }
+}
+
+pub(super) fn unused_clusters(proxy: &Proxy, judge: &mut Judge<'_>) {
+    if judge.checked.is_blurred_within(&ConfigPath::from("proxy.listeners")) {
+        return;
+    }
+    let used: HashSet<_> =
+        proxy.listeners.iter().flat_map(Listener::backend_refs).map(|backend| &backend.name).collect();
+    if used.iter().any(|name| !proxy.clusters.iter().any(|cluster| cluster.name == **name)) {
+        return; // A mistyped reference, reported already, may have meant any of them.
+    }
+    let unused = |cluster: &Cluster| !used.contains(&cluster.name) && cluster.virtual_addresses.is_empty();
+    for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| unused(cluster)) {
+        let at = ConfigPath::from("proxy.clusters").index(index).key("name");
+        let message = format!("no route uses the cluster `{}`", judge.shown(&at, &cluster.name));
+        judge.warning("unused", &at, message, "name it in a route's `backendRefs`, or remove it");
+    }
+}

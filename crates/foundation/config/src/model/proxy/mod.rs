@@ -1,0 +1,55 @@
+//! Section `proxy`: listeners, routes and clusters. Route fields carry the names of the
+//! Gateway API's HTTPRoute ([GEP-1426] and the v1 reference); the rest takes Envoy's terms.
+//!
+//! [GEP-1426]: https://gateway-api.sigs.k8s.io/reference/spec/
+
+mod access_log;
+mod cluster;
+mod listener;
+mod route;
+
+pub use access_log::*;
+pub use cluster::*;
+pub use listener::*;
+pub use route::*;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ByteSize;
+
+/// The data plane.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Proxy {
+    /// Where traffic comes in.
+    #[schemars(length(min = 1))]
+    pub listeners: Vec<Listener>,
+    /// Named sets of endpoints that routes send traffic to.
+    #[serde(default)]
+    pub clusters: Vec<Cluster>,
+    /// One line per request, when present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+    /// Bounds on what all clients may use together.
+    #[serde(default)]
+    pub limits: ProxyLimits,
+}
+
+/// Bounds on what all clients may use together.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProxyLimits {
+    /// Memory for bytes on their way, over all listeners; each worker has its share. When nearly all of a share is in
+    /// use, new requests on that worker get 503; beyond it, the clients that hold memory longest without going on are cut.
+    pub max_buffer_bytes: ByteSize,
+    /// Open connections over all listeners; more wait in the kernel's backlog. Each may take two file descriptors.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_connections: u32,
+}
+
+impl Default for ProxyLimits {
+    fn default() -> Self {
+        Self { max_buffer_bytes: ByteSize::mib(64), max_connections: 20_000 }
+    }
+}

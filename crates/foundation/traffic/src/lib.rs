@@ -1,0 +1,10 @@
+//! Decisions about traffic, without any I/O and without a clock of their own.
+//!
+//! In: what a request looks like, what is known of endpoints, what time it is. Out: where it
+//! goes, what is changed in it, whether it may go at all. Promise: the same question gets the
+//! same answer whoever asks, a request or an operator; nothing here waits, locks or, per
+//! request, allocates.
+
+mod chance;
+
+pub use chance::Random;
