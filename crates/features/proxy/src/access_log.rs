@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_config::AccessLog as AccessLogConfig;
 use outrigger_telemetry::{Counter, Registry};
+use outrigger_traffic::Withheld;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
@@ -26,6 +27,9 @@ use crate::error::Reason;
 const HAND_OVER: usize = 16 * 1024;
 /// Batches waiting for the writer; their bytes are bounded by the config.
 const MOST_BATCHES: usize = 1024;
+
+/// The flag of a request that failed and would have been sent again, had it been allowed.
+const RETRIES_EXHAUSTED: &str = "URX";
 
 /// How long a stop waits for the writer, which a full disk or a reader that sleeps may hold up.
 const LAST_WRITE: Duration = Duration::from_secs(1);
@@ -54,6 +58,10 @@ pub(crate) struct Entry<'a> {
     pub(crate) request_id: &'a [u8],
     pub(crate) user_agent: &'a [u8],
     pub(crate) retried: bool,
+    /// Tries, where the route asks for more than one.
+    pub(crate) attempts: u32,
+    /// Why another one was not made.
+    pub(crate) withheld: Option<Withheld>,
 }
 
 impl Entry<'_> {
@@ -81,6 +89,8 @@ impl Entry<'_> {
             request_id: b"",
             user_agent: b"",
             retried: false,
+            attempts: 0,
+            withheld: None,
         }
     }
 
@@ -101,8 +111,14 @@ impl Entry<'_> {
         }
         number(out, "code", u64::from(self.code));
         if let Some(reason) = self.reason {
-            text(out, "flags", reason.flag().as_bytes());
+            let flag = reason.flag();
+            match (flag, self.withheld) {
+                (flag, None) => text(out, "flags", flag.as_bytes()),
+                (flag, Some(_)) => text(out, "flags", [flag, RETRIES_EXHAUSTED].join(",").as_bytes()),
+            }
             text(out, "reason", reason.to_string().as_bytes());
+        } else if self.withheld.is_some() {
+            text(out, "flags", RETRIES_EXHAUSTED.as_bytes());
         }
         number(out, "bytes_received", self.bytes_received);
         number(out, "bytes_sent", self.bytes_sent);
@@ -125,6 +141,12 @@ impl Entry<'_> {
         let _ = write!(out, ",\"downstream\":\"{}\"", self.downstream);
         if self.retried {
             out.extend_from_slice(b",\"retried\":true");
+        }
+        if self.attempts > 1 {
+            number(out, "attempts", self.attempts.into());
+        }
+        if let Some(withheld) = self.withheld {
+            text(out, "retry_withheld", withheld.as_str().as_bytes());
         }
         out.extend_from_slice(b"}\n");
     }

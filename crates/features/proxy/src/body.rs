@@ -62,6 +62,17 @@ pub(crate) struct H2Source {
     guard: Option<Rc<Guard>>,
 }
 
+/// A body that is kept as it goes on, so that all of it can be sent again.
+pub(crate) struct KeptSource<'a> {
+    inner: Source<'a>,
+    /// What has gone on, and how much of it has gone on again.
+    kept: Vec<u8>,
+    again: usize,
+    /// So much is kept; beyond it nothing is.
+    most: usize,
+    beyond: bool,
+}
+
 /// Where a body comes from.
 pub(crate) enum Source<'a> {
     /// There is none.
@@ -70,6 +81,8 @@ pub(crate) enum Source<'a> {
     H2(Box<H2Source>),
     /// One of our own.
     Own(&'a [u8]),
+    /// One that can begin again.
+    Kept(Box<KeptSource<'a>>),
 }
 
 impl<'a> Source<'a> {
@@ -97,13 +110,26 @@ impl<'a> Source<'a> {
             Self::Own(bytes) => bytes.is_empty(),
             Self::H1(source) => source.run == 0 && source.again == source.kept.len() && source.decoder.is_done(),
             Self::H2(source) => source.data.is_empty() && source.stream.is_end_stream(),
+            Self::Kept(source) => source.again == source.kept.len() && source.inner.is_ended(),
+        }
+    }
+
+    /// Whether all of it has come from the client, whether it has gone on or not.
+    pub(crate) fn is_read(&self) -> bool {
+        match self {
+            Self::Kept(source) => source.inner.is_ended(),
+            other => other.is_ended(),
         }
     }
 
     /// Whether the sender of a whole body has gone, which it tells on an HTTP/1 connection by closing it. What else
     /// it sends is kept for later.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self::H1(source) = self else { return Poll::Pending };
+        let source = match self {
+            Self::H1(source) => source,
+            Self::Kept(source) if source.inner.is_ended() => return source.inner.poll_gone(cx),
+            _ => return Poll::Pending,
+        };
         while source.buffer.len() < MOST_AHEAD {
             match ready!(source.io.poll_fill(cx, source.buffer)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
@@ -124,11 +150,31 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Keeps up to `most` bytes of the body as it goes on, so that all of it can be sent again.
+    pub(crate) fn keep_all(&mut self, most: usize) {
+        let inner = std::mem::replace(self, Self::Empty);
+        *self = Self::Kept(Box::new(KeptSource { inner, kept: Vec::new(), again: 0, most, beyond: false }));
+    }
+
+    /// Whether all of the body can be sent again.
+    pub(crate) fn is_kept(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::H1(source) => !source.beyond,
+            Self::Kept(source) => !source.beyond,
+            _ => false,
+        }
+    }
+
     /// Begins the body again. Whether it can: false when more has gone on than was kept.
     pub(crate) fn rewind(&mut self) -> bool {
         match self {
             Self::Empty => true,
             Self::H1(source) if !source.beyond => {
+                source.again = 0;
+                true
+            }
+            Self::Kept(source) if !source.beyond => {
                 source.again = 0;
                 true
             }
@@ -140,6 +186,11 @@ impl<'a> Source<'a> {
     pub(crate) fn become_tunnel(&mut self) {
         if let Self::H1(source) = self {
             *source.decoder = BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS);
+        } else if let Self::Kept(_) = self {
+            // Nothing of a tunnel is sent again.
+            let Self::Kept(source) = std::mem::replace(self, Self::Empty) else { return };
+            *self = source.into_inner();
+            self.become_tunnel();
         }
     }
 
@@ -150,6 +201,8 @@ impl<'a> Source<'a> {
             Self::Own(bytes) => Poll::Ready(Ok(!bytes.is_empty())),
             Self::H1(source) => source.poll_ready(cx),
             Self::H2(source) => source.poll_ready(cx),
+            Self::Kept(source) if source.again < source.kept.len() => Poll::Ready(Ok(true)),
+            Self::Kept(source) => source.inner.poll_ready(cx),
         }
     }
 
@@ -161,6 +214,8 @@ impl<'a> Source<'a> {
             Self::H1(source) if source.again < source.kept.len() => &source.kept[source.again..],
             Self::H1(source) => &source.buffer.filled()[..source.run],
             Self::H2(source) => &source.data,
+            Self::Kept(source) if source.again < source.kept.len() => &source.kept[source.again..],
+            Self::Kept(source) => source.inner.data(),
         }
     }
 
@@ -171,6 +226,7 @@ impl<'a> Source<'a> {
             Self::Own(bytes) => *bytes = &bytes[count..],
             Self::H1(source) => source.advance(count),
             Self::H2(source) => source.advance(count),
+            Self::Kept(source) => source.advance(count),
         }
     }
 
@@ -180,7 +236,45 @@ impl<'a> Source<'a> {
             Self::Empty | Self::Own(_) => None,
             Self::H1(source) => source.decoder.trailers().filter(|trailers| !trailers.is_empty()),
             Self::H2(source) => source.trailers.as_deref(),
+            Self::Kept(source) => source.inner.trailers(),
         }
+    }
+}
+
+impl<'a> KeptSource<'a> {
+    fn advance(&mut self, count: usize) {
+        if self.again < self.kept.len() {
+            self.again += count;
+            return;
+        }
+        if !self.beyond && (self.kept.len() + count > self.most || buffer::is_short()) {
+            self.beyond = true;
+            self.forget();
+        }
+        if !self.beyond {
+            let before = self.kept.capacity();
+            self.kept.extend_from_slice(&self.inner.data()[..count]);
+            buffer::hold(self.kept.capacity() - before);
+            self.again = self.kept.len();
+        }
+        self.inner.advance(count);
+    }
+
+    fn forget(&mut self) {
+        buffer::give_back(self.kept.capacity());
+        self.kept = Vec::new();
+        self.again = 0;
+    }
+
+    /// What is to come, without what was kept.
+    fn into_inner(mut self) -> Source<'a> {
+        std::mem::replace(&mut self.inner, Source::Empty)
+    }
+}
+
+impl Drop for KeptSource<'_> {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

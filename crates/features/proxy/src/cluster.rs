@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use outrigger_config::{Cluster as ClusterConfig, Direction};
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
+use outrigger_traffic::RetryBudget;
 use tokio::sync::watch;
 
 use crate::origination::Origination;
@@ -33,6 +34,8 @@ pub(crate) struct Cluster {
     /// For ordinary TLS to its endpoints.
     pub(crate) origination: Arc<Origination>,
     addresses: ArcSwap<Vec<SocketAddr>>,
+    /// How many requests may be sent again.
+    pub(crate) retry_budget: RetryBudget,
     /// Pools of workers that hold this cluster.
     pub(crate) pools: AtomicUsize,
     /// Why the names could not be resolved last time, or nothing; `None` before the first try.
@@ -50,6 +53,7 @@ impl Cluster {
             config: config.clone(),
             origination: Arc::default(),
             addresses: ArcSwap::default(),
+            retry_budget: RetryBudget::new(&config.retry_constraint, Instant::now()),
             pools: AtomicUsize::new(0),
             resolution: watch::channel(None).0,
             inbound: AtomicBool::new(false),

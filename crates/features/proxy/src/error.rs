@@ -87,6 +87,9 @@ pub(crate) enum Reason {
     /// No response within the route's `timeouts.request`.
     #[error("the endpoint did not answer in time")]
     Timeout,
+    /// No byte of an answer under way moved within the route's `timeouts.idle`.
+    #[error("no byte of the answer moved in time")]
+    StreamIdle,
     /// The rest of the request did not come within the route's `timeouts.request`, or the client neither sent nor
     /// took anything for the listener's `idleTimeout`.
     #[error("the client did not go on in time")]
@@ -124,7 +127,7 @@ impl Reason {
             | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Protocol(_) | Self::UnknownDestination => StatusCode::BAD_GATEWAY,
             Self::Loop => StatusCode::LOOP_DETECTED,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         }
@@ -168,7 +171,7 @@ impl Reason {
             Self::Refused | Self::Unseen => "UR",
             Self::Protocol(_) => "UPE",
             Self::Timeout => "UT",
-            Self::ClientSlow => "SI",
+            Self::ClientSlow | Self::StreamIdle => "SI",
             Self::ClientGone => "DC",
             Self::Stopped => "LR",
         }

@@ -30,10 +30,12 @@ mod attempt;
 mod connect;
 mod note;
 mod refuse;
+mod retry;
 
 pub(crate) use refuse::own_response;
 
 use note::{Line, is_grpc};
+use retry::Tries;
 
 /// A request as it came, and whom to answer.
 pub(crate) struct Incoming<'a> {
@@ -82,6 +84,8 @@ pub(crate) struct Exchange {
     sent: u64,
     upstream: Option<Duration>,
     retried: bool,
+    /// What its route asks for beyond sending it once.
+    tries: Option<Box<Tries>>,
     /// Its place under `maxRequests`.
     place: Option<limits::Place>,
     /// Some bytes of the response's head have gone to the client.
@@ -98,6 +102,25 @@ enum Try {
     Stale(Reason),
     /// The endpoint ended its connection and said that it had not looked at the request.
     Unseen,
+    /// The answer is one after which the request is sent again.
+    Asked,
+}
+
+/// What came of sending a request.
+enum Sent {
+    Done(After),
+    /// An answer after which it is to be sent again; only where the route says so.
+    Asked,
+}
+
+impl Sent {
+    /// What becomes of the connection, for requests that are not sent again.
+    fn after(self) -> After {
+        match self {
+            Self::Done(after) => after,
+            Self::Asked => After::Reset,
+        }
+    }
 }
 
 /// Times that a request is sent again because endpoints ended connections without looking at it. Where a connection
@@ -125,6 +148,7 @@ impl Exchange {
             sent: 0,
             upstream: None,
             retried: false,
+            tries: None,
             place: None,
             answered: false,
             noted: false,
@@ -173,7 +197,9 @@ impl Exchange {
         self.route = Some(number);
         let pool = pool?;
         self.pool = Some(Rc::clone(&pool));
-        self.watched.set_deadline(timeout.and_then(|timeout| self.started.checked_add(timeout)));
+        let end = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        self.watched.set_deadline(end);
+        self.tries = self.route().and_then(|route| route.resilience.as_ref()).map(|one| Tries::of(one, end));
 
         // A request that has a body of its own is not followed by another protocol.
         let upgrade = incoming.upgrade.take().filter(|_| matches!(incoming.framing, Framing::Empty));
@@ -221,7 +247,10 @@ impl Exchange {
             _ => Way::Own,
         };
         request.set_version(Version::Http11);
-        self.send(&pool, way, incoming, framing, ask, response).await
+        if self.tries.is_some() {
+            return Box::pin(self.send_again(&pool, way, incoming, framing, ask, response)).await;
+        }
+        Ok(self.send(&pool, way, incoming, framing, ask, response).await?.after())
     }
 
     /// Sends the request, a second time if the first was in vain and that is safe.
@@ -233,20 +262,25 @@ impl Exchange {
         framing: Framing,
         ask: Ask,
         response: &mut Head,
-    ) -> Result<After, Reason> {
+    ) -> Result<Sent, Reason> {
         // A tunnel uses its connection up and cannot be asked for twice, so a kept one would gain little and may be stale.
         let mut fresh = ask == Ask::Connect && way == Way::Own;
         let mut unseen = 0;
         loop {
             let certain = !incoming.request.method().is_idempotent();
-            let wish = Wish { way, fresh, certain, ends: self.downstream.ends };
+            let tried = self.tries.as_ref().map_or(&[][..], |tries| &tries.tried);
+            let wish = Wish { way, fresh, certain, ends: self.downstream.ends, tried };
             let mut lease = self.in_time(pin!(pool.checkout(wish))).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, ask, response).await? {
                 Try::Done(after) => {
                     lease.settle(Instant::now());
-                    return Ok(after);
+                    return Ok(Sent::Done(after));
+                }
+                Try::Asked => {
+                    lease.settle(Instant::now());
+                    return Ok(Sent::Asked);
                 }
                 Try::Stale(reason) if fresh => return Err(reason),
                 Try::Unseen if unseen == MOST_UNSEEN => return Err(Reason::Unseen),

@@ -61,9 +61,15 @@
 //!
 //! `headerTimeout` bounds TLS handshakes, protocol detection and request heads; `bodyTimeout` how long a client may let a
 //! request's body or an answer wait, which trickles do not renew; `idleTimeout` rests between requests and in tunnels;
-//! `timeouts.request` the time to an answer's headers;
-//! `connectTimeout` each try to connect. A response under way has no limit of its own: it ends with its endpoint or its
+//! `timeouts.request` the time to an answer's headers, `timeouts.backendRequest` one try's, `timeouts.idle` a rest within an
+//! answer;
+//! `connectTimeout` each try to connect. A response under way has no other limit: it ends with its endpoint or its
 //! client.
+//!
+//! # Retries
+//!
+//! A route's `retry` sends a request again that failed, never once a byte of its answer went to the client, and within
+//! the cluster's `retryConstraint`. Without it only a kept connection that turns out closed is replaced.
 //!
 //! # A stop
 //!
@@ -95,6 +101,7 @@ mod permissive;
 mod pool;
 mod race;
 mod relay;
+mod resilience;
 mod respond;
 mod route;
 mod shared;

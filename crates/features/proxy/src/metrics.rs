@@ -3,13 +3,14 @@
 //! Promise: on a request's path a handle is found by numbers; label values are put
 //! together only the first time a combination is seen by a worker.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
 use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
+use outrigger_traffic::{Failure, Withheld};
 use rustls::HandshakeKind;
 
 /// All families of the data plane.
@@ -40,6 +41,9 @@ pub(crate) struct Families {
     upstream_streams: GaugeFamily,
     upstream_ahead: CounterFamily,
     retries: CounterFamily,
+    again: CounterFamily,
+    again_withheld: CounterFamily,
+    again_succeeded: CounterFamily,
 }
 
 impl Families {
@@ -163,6 +167,21 @@ impl Families {
                 "Requests sent again because a kept connection had gone stale.",
                 &["cluster"],
             ),
+            again: registry.counter(
+                "outrigger_retries_total",
+                "Requests sent again by a route's `retry`, by how the try before failed.",
+                &["cluster", "reason"],
+            ),
+            again_withheld: registry.counter(
+                "outrigger_retries_withheld_total",
+                "Requests that failed so that `retry` asks for another try, and got none, by what stood in its way.",
+                &["cluster", "reason"],
+            ),
+            again_succeeded: registry.counter(
+                "outrigger_retries_succeeded_total",
+                "Requests that were answered after more than one try, and well.",
+                &["cluster"],
+            ),
         }
     }
 
@@ -201,6 +220,8 @@ impl Families {
             handshakes: self.upstream_handshakes.clone(),
             resumed: self.upstream_resumed.with(&[name]),
             name: name.to_owned(),
+            families: self.clone(),
+            retry: OnceCell::new(),
         }
     }
 }
@@ -220,9 +241,50 @@ pub(crate) struct ClusterMetrics {
     handshakes: CounterFamily,
     resumed: Counter,
     name: String,
+    families: Families,
+    retry: OnceCell<Box<RetryMetrics>>,
+}
+
+/// Handles of a cluster's retries on one worker.
+pub(crate) struct RetryMetrics {
+    made: [Counter; FAILURES.len()],
+    withheld: [Counter; WITHHELD.len()],
+    pub(crate) succeeded: Counter,
+}
+
+const FAILURES: [&str; 6] = ["connect-failure", "refused-stream", "reset", "timeout", "code", "grpc-code"];
+const WITHHELD: [&str; 5] = ["attempts", "budget", "body", "deadline", "asked"];
+
+impl RetryMetrics {
+    /// Counts a try after one that failed so.
+    pub(crate) fn made(&self, failure: Failure) {
+        count(&self.made, &FAILURES, failure.as_str());
+    }
+
+    /// Counts one that was not made.
+    pub(crate) fn withheld(&self, why: Withheld) {
+        count(&self.withheld, &WITHHELD, why.as_str());
+    }
+}
+
+fn count(counters: &[Counter], names: &[&str], name: &str) {
+    if let Some(index) = names.iter().position(|one| *one == name) {
+        counters[index].inc();
+    }
 }
 
 impl ClusterMetrics {
+    /// Handles of retries, made when they are first needed.
+    pub(crate) fn retry(&self) -> &RetryMetrics {
+        self.retry.get_or_init(|| {
+            Box::new(RetryMetrics {
+                made: FAILURES.map(|reason| self.families.again.with(&[&self.name, reason])),
+                withheld: WITHHELD.map(|reason| self.families.again_withheld.with(&[&self.name, reason])),
+                succeeded: self.families.again_succeeded.with(&[&self.name]),
+            })
+        })
+    }
+
     /// Counts a TLS handshake with an endpoint.
     pub(crate) fn handshake(&self, result: &str) {
         self.handshakes.with(&[&self.name, result]).inc();

@@ -32,6 +32,9 @@ use crate::upstream::{Link, Speech};
 /// Endpoints tried for one request when none of them can be reached.
 pub(crate) const MOST_TRIES: usize = 3;
 
+/// Times that the balancer is asked for an endpoint that was not tried yet.
+const MOST_CHOICES: usize = 3;
+
 /// One cluster's connections on one worker.
 pub(crate) struct Pool {
     pub(crate) cluster: Arc<Cluster>,
@@ -62,7 +65,7 @@ pub(crate) struct Idle {
 
 /// What a request wants of its connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wish {
+pub(crate) struct Wish<'a> {
     pub(crate) way: Way,
     /// A new one, after a kept one turned out stale.
     pub(crate) fresh: bool,
@@ -70,6 +73,8 @@ pub(crate) struct Wish {
     pub(crate) certain: bool,
     /// Whose request it is.
     pub(crate) ends: Ends,
+    /// Where it was tried before: passed by while there is another.
+    pub(crate) tried: &'a [SocketAddr],
 }
 
 /// How a request may go.
@@ -125,11 +130,11 @@ impl Pool {
     }
 
     /// A connection for one request. Cancel-safe: what was counted is given back.
-    pub(crate) async fn checkout(self: &Rc<Self>, wish: Wish) -> Result<Lease, Reason> {
+    pub(crate) async fn checkout(self: &Rc<Self>, wish: Wish<'_>) -> Result<Lease, Reason> {
         let generation = self.generation()?;
         let mut failed = 0;
         loop {
-            let mut ticket = Ticket::take(self, self.choose()?);
+            let mut ticket = Ticket::take(self, self.choose_beside(wish.tried)?);
             match self.obtain(&mut ticket, generation, wish).await {
                 Ok((connection, reused)) => return Ok(Lease { ticket, connection, reused, keep: true }),
                 // It is not the endpoint's fault.
@@ -235,14 +240,32 @@ impl Pool {
         Ok(Rc::clone(&endpoints[index]))
     }
 
+    /// An endpoint that was not tried yet, if there is one that is not avoided.
+    fn choose_beside(&self, tried: &[SocketAddr]) -> Result<Rc<Endpoint>, Reason> {
+        let mut chosen = self.choose()?;
+        if tried.is_empty() {
+            return Ok(chosen);
+        }
+        for _ in 0..MOST_CHOICES {
+            if !tried.contains(&chosen.address) {
+                return Ok(chosen);
+            }
+            chosen = self.choose()?;
+        }
+        // The balancer likes those best; any other one is better for a request that failed there.
+        let now = Instant::now();
+        let beside = |endpoint: &&Rc<Endpoint>| !tried.contains(&endpoint.address) && !endpoint.is_avoided(now);
+        Ok(self.state.borrow().endpoints.iter().find(beside).cloned().unwrap_or(chosen))
+    }
+
     /// A connection to the ticket's endpoint, and whether it carried a request before.
     async fn obtain(
         self: &Rc<Self>,
         ticket: &mut Ticket,
         generation: u64,
-        wish: Wish,
+        wish: Wish<'_>,
     ) -> Result<(Connection, bool), Reason> {
-        let Wish { way, fresh, certain, ends } = wish;
+        let Wish { way, fresh, certain, ends, .. } = wish;
         // One that tells a client's address is that client's alone.
         let private = self.cluster.config.proxy_protocol.is_some();
         match way {

@@ -17,6 +17,7 @@ use outrigger_config::{
 };
 
 use crate::cluster::{Cluster, PASSTHROUGH};
+use crate::resilience::Resilience;
 
 /// A compiled route.
 pub(crate) struct Route {
@@ -24,6 +25,8 @@ pub(crate) struct Route {
     pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) timeout: Option<Duration>,
+    /// What it does beyond sending a request once.
+    pub(crate) resilience: Option<Box<Resilience>>,
     backends: Vec<(Arc<Cluster>, u32)>,
     total_weight: u64,
 }
@@ -33,7 +36,8 @@ impl Route {
     pub(crate) fn compile(config: &RouteConfig, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         let timeout = Duration::from(config.timeouts.request);
         let timeout = (!timeout.is_zero()).then_some(timeout);
-        Self { timeout, ..Self::to(&config.name, &config.backend_refs, cluster) }
+        let resilience = Resilience::of(config);
+        Self { timeout, resilience, ..Self::to(&config.name, &config.backend_refs, cluster) }
     }
 
     /// A route without conditions.
@@ -48,6 +52,7 @@ impl Route {
             id: IDS.fetch_add(1, Relaxed),
             name: name.to_owned(),
             timeout: None,
+            resilience: None,
             total_weight: backends.iter().map(|(_, weight)| u64::from(*weight)).sum(),
             backends,
         }
@@ -387,6 +392,7 @@ pub fn fuzz_match(host: &str, path: &str) {
                 .collect(),
             backend_refs: Vec::new(),
             timeouts: outrigger_config::RouteTimeouts::default(),
+            retry: None,
         };
         RouteTable::compile(&rows.map(route), |_| None)
     });
@@ -413,6 +419,7 @@ mod tests {
                 .collect(),
             backend_refs: Vec::new(),
             timeouts: outrigger_config::RouteTimeouts::default(),
+            retry: None,
         }
     }
 

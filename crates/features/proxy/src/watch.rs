@@ -25,7 +25,7 @@ use crate::body::Waiting;
 use crate::metrics::NumberHasher;
 
 /// Deadlines this close together are met together.
-const SLACK: Duration = Duration::from_millis(5);
+pub(crate) const SLACK: Duration = Duration::from_millis(5);
 /// The clock looks at its connections at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 /// A client's bytes give back waiting time at this rate: bytes a second, as Kestrel has it.
@@ -105,6 +105,12 @@ impl Watched {
     pub(crate) fn set_deadline(&self, deadline: Option<Instant>) {
         self.deadline.set(deadline);
         self.clock.mind(deadline);
+    }
+
+    /// Begins another try of a request, or another wait: until when it may last.
+    pub(crate) fn try_until(&self, deadline: Option<Instant>) {
+        self.timed_out.set(false);
+        self.set_deadline(deadline);
     }
 
     /// Notes what the request's body waits for, and how many bytes have moved in all.

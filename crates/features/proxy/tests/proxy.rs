@@ -16,6 +16,7 @@ mod multiplex;
 mod permissive;
 mod public;
 mod race;
+mod retries;
 mod stale;
 mod tunnel;
 

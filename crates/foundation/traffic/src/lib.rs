@@ -5,6 +5,11 @@
 //! same answer whoever asks, a request or an operator; nothing here waits, locks or, per
 //! request, allocates.
 
+mod budget;
 mod chance;
+mod retry;
+mod window;
 
+pub use budget::RetryBudget;
 pub use chance::Random;
+pub use retry::{Asked, Failure, Question, RetryPolicy, Verdict, Withheld, grpc_pushback, retry_after};

@@ -67,6 +67,16 @@ impl Exchange {
             Err(reason) => return Err(reason),
         };
         self.upstream = began.map(|began| began.elapsed());
+        if self.tries.is_some() && self.is_asked_again(incoming, response) {
+            // The connection is kept when the rest of this answer came with its head; nobody waits for it.
+            let mut rest = receiver.into_source();
+            let (mut nowhere, mut none) = (Sink::Ended, None);
+            let drained = poll_fn(|cx| Poll::Ready(poll_pump(cx, &mut rest, &mut nowhere, |_| {}, &mut none)));
+            reusable &= matches!(drained.await, Poll::Ready(Ok(()))) && sending == Sending::Done;
+            drop((rest, sink));
+            *lease.parts().1 = reusable;
+            return Ok(Try::Asked);
+        }
         self.watched.begin_answer();
         self.code = response.status();
 
@@ -90,10 +100,10 @@ impl Exchange {
         let mut keep_client = self.watched.order() == Order::None && ask != Ask::Connect;
         let mut down = incoming.responder.respond(response, body, &mut keep_client).map_err(|_| Reason::ClientGone)?;
         let mut source = receiver.into_source();
-        let outcome = poll_fn(|cx| {
+        let mut relay = |this: &mut Self, cx: &mut Context<'_>| {
             let mut waiting = None;
-            let outcome = poll_pump(cx, &mut source, &mut down, |count| self.sent += count as u64, &mut waiting);
-            self.watched.answer_waits(waiting.filter(|_| outcome.is_pending()), self.received + self.sent);
+            let outcome = poll_pump(cx, &mut source, &mut down, |count| this.sent += count as u64, &mut waiting);
+            this.watched.answer_waits(waiting.filter(|_| outcome.is_pending()), this.received + this.sent);
             match outcome {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(Broken::Gone)) => return Poll::Ready(Err(Reason::Reset)),
@@ -108,11 +118,15 @@ impl Exchange {
                 return incoming.source.poll_gone(cx).map(|()| Err(Reason::ClientGone));
             }
             if sending == Sending::On
-                && let Poll::Ready(Err(reason)) = self.poll_send(cx, incoming, &mut sink, &mut sending)
+                && let Poll::Ready(Err(reason)) = this.poll_send(cx, incoming, &mut sink, &mut sending)
             {
                 return Poll::Ready(Err(reason));
             }
             Poll::Pending
+        };
+        let outcome = poll_fn(|cx| match relay(self, cx) {
+            Poll::Pending if self.tries.is_some() => self.mind_idle(),
+            outcome => outcome,
         })
         .await;
         self.watched.answer_waits(None, self.received + self.sent);
@@ -290,7 +304,7 @@ enum Sending {
 
 /// Whether sending a request twice does what sending it once does: by its method, or because its sender says that the
 /// receiver will know it again.
-fn may_be_repeated(request: &Head) -> bool {
+pub(super) fn may_be_repeated(request: &Head) -> bool {
     request.method().is_idempotent()
         || request.get_named("idempotency-key").is_some()
         || request.get_named("x-idempotency-key").is_some()

@@ -49,7 +49,7 @@ impl Exchange {
             request.set("Host", target.as_bytes());
             request.set_version(Version::Http11);
             let way = if pool.cluster.config.protocol == ClusterProtocol::Http2 { Way::Shared } else { Way::Own };
-            return self.send(&pool, way, incoming, Framing::Empty, Ask::Connect, response).await;
+            return Ok(self.send(&pool, way, incoming, Framing::Empty, Ask::Connect, response).await?.after());
         }
         let tunnel = self.in_time(Box::pin(pool.tunnel(self.downstream.ends)).as_mut()).await??;
         self.endpoint = Some(tunnel.address);

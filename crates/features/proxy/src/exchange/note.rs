@@ -69,6 +69,8 @@ impl Exchange {
                 request_id: &line.request_id,
                 user_agent: &line.user_agent,
                 retried: self.retried,
+                attempts: self.tries.as_ref().map_or(0, |tries| tries.attempts),
+                withheld: self.tries.as_ref().and_then(|tries| tries.withheld),
             };
             local.worker.log(log, &entry);
         }
@@ -77,7 +79,7 @@ impl Exchange {
         }
     }
 
-    fn route(&self) -> Option<&Route> {
+    pub(super) fn route(&self) -> Option<&Route> {
         self.snapshot.routes.route(self.route?)
     }
     pub(super) fn route_name(&self) -> &str {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{needs_identity, trusted};
+use super::{needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{Cluster, ClusterTls, Config, ConfigPath, Listener, Proxy};
@@ -14,6 +14,7 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
         trusted(config, &at.key("spiffeIds"), &tls.spiffe_ids, judge);
     }
     judge.not_zero(&at.key("connectTimeout"), cluster.connect_timeout);
+    resilience::cluster_rules(cluster, at, judge);
     let pool = at.key("pool");
     judge.not_zero(&pool.key("idleTimeout"), cluster.pool.idle_timeout);
     let min_idle = pool.key("minIdle");

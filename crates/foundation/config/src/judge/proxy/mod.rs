@@ -2,6 +2,7 @@
 
 mod clusters;
 mod listeners;
+mod resilience;
 mod routes;
 
 use super::Judge;

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::resilience;
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{BackendRef, ConfigPath, ConnectMode, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy, Route};
 
 pub(super) fn route_rules(proxy: &Proxy, listener: &Listener, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
     backend_rules(proxy, listener, &route.backend_refs, at, judge);
+    resilience::route_rules(route, at, judge);
 }
 
 pub(super) fn backend_rules(

@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::listener::default_tcp_keepalive;
+use super::resilience::RetryConstraint;
 use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion};
 
 /// A named set of endpoints.
@@ -50,6 +51,9 @@ pub struct Cluster {
     /// Connections kept for the next request.
     #[serde(default)]
     pub pool: Pool,
+    /// How many requests may be sent again, for routes with `retry`.
+    #[serde(default)]
+    pub retry_constraint: RetryConstraint,
 }
 
 impl Cluster {
@@ -67,6 +71,7 @@ impl Cluster {
             protocol: ClusterProtocol::default(),
             proxy_protocol: None,
             pool: Pool::default(),
+            retry_constraint: RetryConstraint::default(),
         }
     }
 }

@@ -6,11 +6,13 @@
 mod access_log;
 mod cluster;
 mod listener;
+mod resilience;
 mod route;
 
 pub use access_log::*;
 pub use cluster::*;
 pub use listener::*;
+pub use resilience::*;
 pub use route::*;
 
 use schemars::JsonSchema;

@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::resilience::{Retry, RouteTimeouts};
 use crate::{Duration, Name};
 
 /// Which requests go where.
@@ -24,6 +25,9 @@ pub struct Route {
     /// Time limits.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// Whether failed requests are sent again; absent means that only what no endpoint has seen is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
 fn hostnames(_: &mut SchemaGenerator) -> Schema {
@@ -75,20 +79,6 @@ fn default_weight() -> u32 {
     1
 }
 
-/// Time limits of a route.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct RouteTimeouts {
-    /// From the request's first byte to the response's headers; beyond it 504. `0s` turns it off.
-    pub request: Duration,
-}
-
-impl Default for RouteTimeouts {
-    fn default() -> Self {
-        Self { request: Duration::from_secs(15) }
-    }
-}
-
 /// Where TCP connections go.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -135,9 +125,23 @@ pub struct ConnectRoute {
     /// names, and no loopback or link-local address unless `hostnames` says that very address.
     #[schemars(length(min = 1))]
     pub backend_refs: Vec<BackendRef>,
-    /// Time limits; `request` is up to the consent.
+    /// Time limits.
     #[serde(default)]
-    pub timeouts: RouteTimeouts,
+    pub timeouts: ConnectTimeouts,
+}
+
+/// Time limits of a route of CONNECT.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ConnectTimeouts {
+    /// Up to the consent; beyond it 504. `0s` turns it off.
+    pub request: Duration,
+}
+
+impl Default for ConnectTimeouts {
+    fn default() -> Self {
+        Self { request: Duration::from_secs(15) }
+    }
 }
 
 /// Who makes the connection that a CONNECT asks for.

@@ -1,0 +1,235 @@
+//! Requests whose route asks for more than one try: sent again when that is allowed.
+//!
+//! In: a request, and how its last try failed. Out: the answer of the last try. Promise: what to do is
+//! decided by `outrigger_traffic`, this does it; the body is replayed from a bounded buffer; once
+//! a byte of an answer went to the client nothing is sent again; requests of other routes never
+//! come here.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use outrigger_config::RetryOn;
+use outrigger_traffic::{Asked, Failure, Question, Random, Verdict, Withheld, grpc_pushback, retry_after};
+use outrigger_wire::h1::Framing;
+use outrigger_wire::head::{FieldId, Head};
+
+use super::attempt::may_be_repeated;
+use super::note::is_grpc;
+use super::{After, Exchange, Incoming, Sent};
+use crate::error::Reason;
+use crate::pool::{Pool, Way};
+use crate::resilience::Resilience;
+use crate::snapshot::LocalSnapshot;
+use crate::upstream::Ask;
+use crate::watch::SLACK;
+
+/// What endpoints are told of the number of a try, as Envoy calls it.
+const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
+
+/// The tries of one request, whose route asks for more than sending it once.
+pub(crate) struct Tries {
+    /// Tries made, and where to.
+    pub(super) attempts: u32,
+    pub(super) tried: Vec<SocketAddr>,
+    /// Why another one was not made.
+    pub(super) withheld: Option<Withheld>,
+    /// The wait before the next one, when an answer asks for it.
+    wait: Option<Duration>,
+    /// When the request's time is over.
+    end: Option<Instant>,
+    idle: Option<Duration>,
+    /// Bytes that had moved when the idle time was set last.
+    moved: u64,
+}
+
+impl Tries {
+    /// The tries of a request whose time is over at `end`.
+    pub(super) fn of(resilience: &Resilience, end: Option<Instant>) -> Box<Self> {
+        Box::new(Self {
+            attempts: 0,
+            tried: Vec::new(),
+            withheld: None,
+            wait: None,
+            end,
+            idle: resilience.idle,
+            moved: 0,
+        })
+    }
+}
+
+/// The route's part of a snapshot. A method of the exchange would hold all of it.
+fn resilience(snapshot: &LocalSnapshot, route: Option<u32>) -> Option<&Resilience> {
+    snapshot.routes.route(route?)?.resilience.as_deref()
+}
+
+impl Exchange {
+    /// Sends the request as often as its route allows and its failures ask for.
+    pub(super) async fn send_again(
+        &mut self,
+        pool: &Rc<Pool>,
+        way: Way,
+        incoming: &mut Incoming<'_>,
+        framing: Framing,
+        ask: Ask,
+        response: &mut Head,
+    ) -> Result<After, Reason> {
+        let snapshot = Rc::clone(&self.snapshot);
+        let resilience = resilience(&snapshot, self.route).ok_or(Reason::NoRoute)?;
+        let retry = resilience.retry.as_ref();
+        if let Some(retry) = retry {
+            pool.cluster.retry_budget.request(Instant::now());
+            if !matches!(framing, Framing::Empty) {
+                incoming.source.keep_all(retry.max_body);
+            }
+        }
+        loop {
+            let end = self.begin_try(resilience);
+            if retry.is_some_and(|retry| retry.attempt_count) {
+                let number = self.tries.as_ref().map_or(1, |tries| tries.attempts);
+                incoming.request.set(ATTEMPT_COUNT, itoa::Buffer::new().format(number).as_bytes());
+            }
+            let outcome = self.send(pool, way, incoming, framing, ask, response).await;
+            let wait = match outcome {
+                Ok(Sent::Done(after)) => {
+                    let Some(tries) = &self.tries else { return Ok(after) };
+                    if tries.attempts > 1 && tries.withheld.is_none() && self.reason.is_none() {
+                        pool.metrics.retry().succeeded.inc();
+                    }
+                    return Ok(after);
+                }
+                Ok(Sent::Asked) => self.tries.as_mut().and_then(|tries| tries.wait.take()).unwrap_or_default(),
+                Err(reason) if self.answered => return Err(reason),
+                Err(reason) => match self.judge_failure(reason, incoming) {
+                    Some(wait) => wait,
+                    None => return Err(reason),
+                },
+            };
+            if let Some(tries) = &mut self.tries {
+                tries.tried.extend(self.endpoint);
+            }
+            self.received = 0;
+            self.retried = true;
+            self.watched.request_waits(None, 0);
+            self.watched.try_until(end);
+            self.rest(wait, incoming).await?;
+        }
+    }
+
+    /// Begins a try: counts it and sets its time. Returns when the time of all is over.
+    fn begin_try(&mut self, resilience: &Resilience) -> Option<Instant> {
+        let tries = self.tries.as_mut()?;
+        tries.attempts += 1;
+        let own = resilience.backend_request.and_then(|limit| Instant::now().checked_add(limit));
+        self.watched.try_until(tries.end.into_iter().chain(own).min());
+        tries.end
+    }
+
+    /// How long to wait before the request is sent again after it failed without an answer, if it is to be.
+    fn judge_failure(&mut self, reason: Reason, incoming: &mut Incoming<'_>) -> Option<Duration> {
+        let now = Instant::now();
+        let how = match reason {
+            Reason::ConnectFailure | Reason::ConnectTimeout | Reason::TlsFailure => RetryOn::ConnectFailure,
+            Reason::Refused | Reason::Unseen => RetryOn::RefusedStream,
+            Reason::Reset | Reason::Protocol(_) => RetryOn::Reset,
+            // That of the request is over for good, that of a try is not.
+            Reason::Timeout if self.tries.as_ref()?.end.is_none_or(|end| now + SLACK < end) => RetryOn::Timeout,
+            _ => return None,
+        };
+        self.judge_try(Failure::Unanswered(how), None, now, incoming)
+    }
+
+    /// Whether an answer is one after which the request is sent again.
+    pub(super) fn is_asked_again(&mut self, incoming: &mut Incoming<'_>, response: &Head) -> bool {
+        let status = response.get(FieldId::GrpcStatus).filter(|_| is_grpc(response));
+        let (failure, asked) = match status.and_then(|status| str::from_utf8(status).ok()?.parse().ok()) {
+            // Only an answer that is nothing but a status has it here.
+            Some(0) => return false,
+            Some(status) => (Failure::Grpc(status), response.get_named("grpc-retry-pushback-ms").map(grpc_pushback)),
+            None if response.status() < 400 => return false,
+            None => {
+                let asked = response.get_named("retry-after");
+                (Failure::Code(response.status()), asked.and_then(|value| retry_after(value, SystemTime::now())))
+            }
+        };
+        let wait = self.judge_try(failure, asked, Instant::now(), incoming);
+        if let (Some(tries), Some(wait)) = (&mut self.tries, wait) {
+            tries.wait = Some(wait);
+            return true;
+        }
+        false
+    }
+
+    fn judge_try(
+        &mut self,
+        failure: Failure,
+        asked: Option<Asked>,
+        now: Instant,
+        incoming: &mut Incoming<'_>,
+    ) -> Option<Duration> {
+        let snapshot = Rc::clone(&self.snapshot);
+        let retry = resilience(&snapshot, self.route)?.retry.as_ref()?;
+        let (tries, pool) = (self.tries.as_mut()?, self.pool.as_ref()?);
+        let idempotent = may_be_repeated(incoming.request);
+        if !retry.wants(failure, idempotent) {
+            return None;
+        }
+        let question = Question {
+            failure,
+            attempts: tries.attempts,
+            idempotent,
+            replayable: self.received == 0 || incoming.source.is_kept(),
+            asked,
+            left: tries.end.map(|end| end.saturating_duration_since(now)),
+        };
+        let mut random = Random::new(u64::from(self.downstream.local.worker.random()) << 20);
+        match retry.judge(&question, &pool.cluster.retry_budget, now, &mut random) {
+            Verdict::No => None,
+            Verdict::Withheld(why) => {
+                tries.withheld = Some(why);
+                pool.metrics.retry().withheld(why);
+                None
+            }
+            Verdict::After(wait) => {
+                pool.metrics.retry().made(failure);
+                incoming.source.rewind();
+                Some(wait)
+            }
+        }
+    }
+
+    /// Waits before the next try, as long as the client is there.
+    async fn rest(&mut self, wait: Duration, incoming: &mut Incoming<'_>) -> Result<(), Reason> {
+        let mut wait = pin!(tokio::time::sleep(wait));
+        poll_fn(|cx| {
+            if self.watched.has_timed_out() {
+                return Poll::Ready(Err(Reason::Timeout));
+            }
+            self.watched.keep_waker(cx.waker());
+            let gone = incoming.source.is_read() && incoming.source.poll_gone(cx).is_ready();
+            if gone || incoming.responder.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Reason::ClientGone));
+            }
+            wait.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Notes that bytes of an answer under way moved, or that none has for too long.
+    pub(super) fn mind_idle(&mut self) -> Poll<Result<(), Reason>> {
+        let Some(tries) = &mut self.tries else { return Poll::Pending };
+        let Some(idle) = tries.idle else { return Poll::Pending };
+        let moved = self.received + self.sent + 1;
+        if tries.moved != moved {
+            tries.moved = moved;
+            self.watched.try_until(Instant::now().checked_add(idle));
+        } else if self.watched.has_timed_out() {
+            self.watched.try_until(None);
+            return Poll::Ready(Err(Reason::StreamIdle));
+        }
+        Poll::Pending
+    }
+}
