@@ -1,9 +1,6 @@
-//! The host and path of a request, as any client may write them.
+//! A table of routes, and a request as any client may write it: the table and a look at each route agree.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| {
-    let (host, path) = text.split_once('\n').unwrap_or(("", text));
-    outrigger_proxy::fuzz_match(host, path);
-});
+fuzz_target!(|text: &str| outrigger_traffic::route::fuzz(text));

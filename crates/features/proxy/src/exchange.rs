@@ -313,10 +313,10 @@ impl Exchange {
     /// The route's number, its timeout, and the pool to send with, or why there is none.
     #[expect(clippy::type_complexity, reason = "the route is wanted even when its backend is not there")]
     fn find_route(&self, request: &Head) -> Result<(u32, Option<Duration>, Result<Rc<Pool>, Reason>), Reason> {
-        let (host, path) = (judge::host(request), judge::path(request));
+        let peer = self.downstream.peer.as_ref().map(|peer| peer.id.as_str());
         let routes = &self.snapshot.routes;
-        let number = routes.find(host, path);
-        let number = match number {
+        let found = routes.find(&outrigger_traffic::route::Request::of(request, peer));
+        let number = match found.map(|found| found.route) {
             // What is redirected may be for an address that we know, or for one that anything may go to.
             None if self.snapshot.redirected => {
                 Some(routes.tcp(self.downstream.original).ok_or(Reason::UnknownDestination)?)

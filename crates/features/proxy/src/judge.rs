@@ -63,11 +63,6 @@ pub(crate) fn path(head: &Head) -> &str {
     target.split('?').next().unwrap_or_default()
 }
 
-/// The host of a judged request, without its port.
-pub(crate) fn host(head: &Head) -> &str {
-    without_port(head.get(FieldId::Host).and_then(|host| str::from_utf8(host).ok()).unwrap_or_default())
-}
-
 fn one_host(head: &Head) -> Result<(), Reason> {
     let mut hosts = head.get_all(FieldId::Host);
     let first = hosts.next();
@@ -105,16 +100,10 @@ fn to_origin_form(head: &mut Head) -> Result<(), Reason> {
     Ok(())
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        // A bracket behind the colon means that the colon is part of an IPv6 address.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => name,
-        _ => host,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use outrigger_traffic::route::Request;
+
     use super::*;
 
     fn request(target: &str, hosts: &[&str]) -> Head {
@@ -154,7 +143,9 @@ mod tests {
         ] {
             let mut head = request(given, hosts);
             match (target(&mut head, &PathPolicy::default()), expected) {
-                (Ok(()), Ok(expected)) => assert_eq!((host(&head), path(&head), head.target()), expected, "{given}"),
+                (Ok(()), Ok(expected)) => {
+                    assert_eq!((Request::of(&head, None).host, path(&head), head.target()), expected, "{given}")
+                }
                 (Err(reason), Err(why)) => assert!(reason.to_string().contains(why), "{given}: {reason}"),
                 (got, _) => panic!("{given} {hosts:?}: {got:?}"),
             }

@@ -118,5 +118,3 @@ mod watch;
 mod worker;
 
 pub use component::components;
-#[doc(hidden)]
-pub use route::fuzz_match;

@@ -1,9 +1,7 @@
-//! The route table of a listener.
+//! The routes of a listener, of all kinds, and the clusters they send to.
 //!
-//! In: a host and a path. Out: the most specific route, in the Gateway API's order: exact
-//! host before the longest wildcard before any; then exact path before the longest prefix;
-//! then the order of the file. Promise: hosts are found by hash, so the cost of a request
-//! grows with the routes of its own host only.
+//! In: a request, or where a connection wants to go. Out: a route by its number. Promise: which
+//! HTTP route it is decides `outrigger_traffic::route` alone; here stand the clusters.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use outrigger_config::{
-    BackendRef, Cluster as ClusterConfig, ConnectMode, Listener, PathMatch, PathMatchType, Route as RouteConfig,
-    RouteMatch, UnknownDestinations,
+    BackendRef, Cluster as ClusterConfig, ConnectMode, Listener, Route as RouteConfig, UnknownDestinations,
 };
+use outrigger_traffic::route::{self, Found, Request};
 
 use crate::cluster::{Cluster, PASSTHROUGH};
 use crate::resilience::Resilience;
@@ -33,7 +31,7 @@ pub(crate) struct Route {
 
 impl Route {
     /// Compiles a route; `cluster` finds what it names, which validation has assured.
-    pub(crate) fn compile(config: &RouteConfig, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
+    fn compile(config: &RouteConfig, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         let timeout = Duration::from(config.timeouts.request);
         let timeout = (!timeout.is_zero()).then_some(timeout);
         let resilience = Resilience::of(config);
@@ -78,10 +76,8 @@ impl Route {
 #[derive(Default)]
 pub(crate) struct RouteTable {
     routes: Vec<Route>,
-    exact: HashMap<String, PathTable>,
-    /// Suffixes with their dot (`.example.com`), longest first.
-    wildcards: Vec<(String, PathTable)>,
-    any: PathTable,
+    /// Which of the first ones takes a request.
+    table: route::RouteTable,
     /// So many of the first ones take requests.
     http: usize,
     /// The route of connections that are carried as they come.
@@ -135,13 +131,6 @@ pub(crate) struct ConnectTo {
     pub(crate) named: bool,
 }
 
-#[derive(Default)]
-struct PathTable {
-    exact: HashMap<String, u32>,
-    /// Longest first; without a trailing slash, so `/` is the empty prefix.
-    prefixes: Vec<(String, u32)>,
-}
-
 impl RouteTable {
     /// Compiles a listener's routes of all kinds. `passthrough` is the cluster of destinations that nobody told us of.
     pub(crate) fn of(
@@ -150,7 +139,14 @@ impl RouteTable {
         passthrough: &Arc<Cluster>,
         cluster: impl Fn(&str) -> Option<Arc<Cluster>>,
     ) -> Self {
-        let mut table = Self::compile(&listener.routes, &cluster);
+        let mut table =
+            Self { table: route::RouteTable::new(&listener.routes, &listener.grpc_routes), ..Self::default() };
+        for config in &listener.routes {
+            table.add(Route::compile(config, &cluster));
+        }
+        for config in &listener.grpc_routes {
+            table.add(Route::compile(&config.as_route(), &cluster));
+        }
         if listener.redirected {
             for config in clusters.iter().filter(|config| !config.virtual_addresses.is_empty()) {
                 let only = BackendRef { name: config.name.clone(), weight: 1 };
@@ -266,193 +262,20 @@ impl RouteTable {
         self.sni.get(&name).copied().or_else(wild).or(self.sni_any)
     }
 
-    /// Compiles a listener's HTTP routes.
-    pub(crate) fn compile(routes: &[RouteConfig], cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
-        let mut table = Self::default();
-        for (number, config) in (0..).zip(routes) {
-            table.routes.push(Route::compile(config, &cluster));
-            if config.hostnames.is_empty() {
-                table.any.add(config, number);
-            }
-            for host in &config.hostnames {
-                let host = host.to_ascii_lowercase();
-                match host.strip_prefix('*') {
-                    Some(suffix) => table.wildcard(suffix).add(config, number),
-                    None => table.exact.entry(host).or_default().add(config, number),
-                }
-            }
-        }
-        table.wildcards.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
-        for paths in table.exact.values_mut().chain(table.wildcards.iter_mut().map(|(_, paths)| paths)) {
-            paths.sort();
-        }
-        table.any.sort();
-        table
-    }
-
     /// A route by its number.
     pub(crate) fn route(&self, number: u32) -> Option<&Route> {
         self.routes.get(number as usize)
     }
 
-    /// The number of a request's route; `host` without its port.
-    pub(crate) fn find(&self, host: &str, path: &str) -> Option<u32> {
-        // A name may end in the root's dot, and means the same.
-        let host = host.strip_suffix('.').unwrap_or(host);
-        let lowered;
-        let host = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            lowered = host.to_ascii_lowercase();
-            &lowered
-        } else {
-            host
-        };
-        if !self.exact.is_empty()
-            && let Some(route) = self.exact.get(host).and_then(|paths| paths.find(path))
-        {
-            return Some(route);
-        }
-        for (suffix, paths) in &self.wildcards {
-            // A wildcard stands for at least one whole label.
-            if host.len() > suffix.len()
-                && host.ends_with(suffix.as_str())
-                && let Some(route) = paths.find(path)
-            {
-                return Some(route);
-            }
-        }
-        self.any.find(path)
-    }
-
-    fn wildcard(&mut self, suffix: &str) -> &mut PathTable {
-        let index = self.wildcards.iter().position(|(known, _)| known == suffix).unwrap_or_else(|| {
-            self.wildcards.push((suffix.to_owned(), PathTable::default()));
-            self.wildcards.len() - 1
-        });
-        &mut self.wildcards[index].1
-    }
-}
-
-impl PathTable {
-    fn add(&mut self, config: &RouteConfig, route: u32) {
-        if config.matches.is_empty() {
-            self.prefixes.push((String::new(), route));
-        }
-        for path in config.matches.iter().map(|one| &one.path) {
-            match path.kind {
-                PathMatchType::Exact => {
-                    self.exact.entry(path.value.clone()).or_insert(route);
-                }
-                PathMatchType::PathPrefix => {
-                    let prefix = path.value.trim_end_matches('/').to_owned();
-                    self.prefixes.push((prefix, route));
-                }
-            }
-        }
-    }
-
-    fn sort(&mut self) {
-        // Stable, so that of equal prefixes the first of the file wins.
-        self.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-    }
-
-    fn find(&self, path: &str) -> Option<u32> {
-        if !self.exact.is_empty()
-            && let Some(route) = self.exact.get(path)
-        {
-            return Some(*route);
-        }
-        self.prefixes.iter().find(|(prefix, _)| prefix_matches(prefix, path)).map(|(_, route)| *route)
-    }
-}
-
-/// Whether `prefix` is whole leading segments of `path`. The empty one matches all, also the `*` of OPTIONS.
-fn prefix_matches(prefix: &str, path: &str) -> bool {
-    prefix.is_empty() || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Entry for the fuzzer: looks a host and path up in a small table, and checks what the answer promises.
-#[doc(hidden)]
-pub fn fuzz_match(host: &str, path: &str) {
-    use std::sync::LazyLock;
-    static TABLE: LazyLock<RouteTable> = LazyLock::new(|| {
-        let rows: [(&str, &[&str], Option<&str>); 4] = [
-            ("any", &[], None),
-            ("exact", &["a.b"], None),
-            ("wild", &["*.b"], Some("/x/")),
-            ("deep", &[], Some("/x/y")),
-        ];
-        let route = |(name, hosts, prefix): (&str, &[&str], Option<&str>)| RouteConfig {
-            name: name.parse().expect("a plain word is a name"),
-            hostnames: hosts.iter().map(|host| (*host).to_owned()).collect(),
-            matches: prefix
-                .map(|value| RouteMatch {
-                    path: PathMatch { kind: PathMatchType::PathPrefix, value: value.to_owned() },
-                })
-                .into_iter()
-                .collect(),
-            backend_refs: Vec::new(),
-            timeouts: outrigger_config::RouteTimeouts::default(),
-            retry: None,
-        };
-        RouteTable::compile(&rows.map(route), |_| None)
-    });
-    let found = TABLE.find(host, path).and_then(|number| TABLE.route(number));
-    let deep = path == "/x/y" || path.starts_with("/x/y/");
-    if deep && !host.contains('b') && !host.contains('B') {
-        assert_eq!(found.map(|route| route.name.as_str()), Some("deep"), "the longest prefix wins");
+    /// The route of a request.
+    pub(crate) fn find(&self, request: &Request<'_>) -> Option<Found> {
+        self.table.find(request)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    fn route(name: &str, hosts: &[&str], paths: &[(PathMatchType, &str)]) -> RouteConfig {
-        RouteConfig {
-            name: name.parse().unwrap(),
-            hostnames: hosts.iter().map(|host| (*host).to_owned()).collect(),
-            matches: paths
-                .iter()
-                .map(|(kind, value)| RouteMatch { path: PathMatch { kind: *kind, value: (*value).to_owned() } })
-                .collect(),
-            backend_refs: Vec::new(),
-            timeouts: outrigger_config::RouteTimeouts::default(),
-            retry: None,
-        }
-    }
-
-    fn found(routes: &[RouteConfig], host: &str, path: &str) -> Option<String> {
-        let table = RouteTable::compile(routes, |_| None);
-        table.find(host, path).and_then(|number| table.route(number)).map(|route| route.name.clone())
-    }
-
-    #[test]
-    fn the_most_specific_route_wins() {
-        use PathMatchType::{Exact, PathPrefix};
-        let routes = [
-            route("any", &[], &[]),
-            route("short", &["shop.example"], &[(PathPrefix, "/a")]),
-            route("long", &["shop.example"], &[(PathPrefix, "/a/b/")]),
-            route("exact", &["shop.example"], &[(Exact, "/a/b")]),
-            route("wild", &["*.example"], &[]),
-            route("wilder", &["*.shop.example"], &[]),
-        ];
-        for (host, path, expected) in [
-            ("shop.example", "/a/b", "exact"),
-            ("shop.example", "/a/b/c", "long"),
-            ("shop.example", "/a/bc", "short"),
-            ("shop.example", "/ab", "wild"),
-            ("SHOP.example", "/a", "short"),
-            ("shop.example.", "/a/", "short"),
-            ("x.shop.example", "/a", "wilder"),
-            ("example", "/a", "any"),
-            ("other.test", "/", "any"),
-        ] {
-            assert_eq!(found(&routes, host, path).as_deref(), Some(expected), "{host}{path}");
-        }
-    }
 
     #[test]
     fn a_connect_goes_by_host_and_port() {
@@ -527,7 +350,7 @@ mod tests {
             Some(crate::cluster::Clusters::default().obtain(&config))
         };
         let share = |weights: &[(&str, u32)], random: u32| {
-            let mut config = route("r", &[], &[]);
+            let mut config = RouteConfig::new("r".parse().unwrap());
             config.backend_refs = weights
                 .iter()
                 .map(|(name, weight)| outrigger_config::BackendRef { name: name.parse().unwrap(), weight: *weight })
@@ -545,24 +368,6 @@ mod tests {
             (&[("a", u32::MAX), ("b", u32::MAX)], u32::MAX, Some("b")),
         ] {
             assert_eq!(share(weights, random).as_deref(), expected, "{weights:?} {random}");
-        }
-    }
-
-    proptest! {
-        /// Against the definition: of all prefixes that match by segments, the longest.
-        #[test]
-        fn prefixes_match_as_a_naive_reader_would(
-            prefixes in prop::collection::vec("(/[ab]{1,2}){0,3}", 1..6), path in "(/[ab]{1,2}){1,4}",
-        ) {
-            let routes: Vec<_> = prefixes.iter().enumerate()
-                .map(|(index, prefix)| route(&format!("r{index}"), &[], &[(PathMatchType::PathPrefix, &format!("{prefix}/"))]))
-                .collect();
-            let segments = |text: &str| text.split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-            let expected = prefixes.iter().enumerate()
-                .filter(|(_, prefix)| segments(&path).starts_with(&segments(prefix)))
-                .max_by(|a, b| segments(a.1).len().cmp(&segments(b.1).len()).then(a.1.len().cmp(&b.1.len())).then(b.0.cmp(&a.0)))
-                .map(|(index, _)| format!("r{index}"));
-            prop_assert_eq!(found(&routes, "h", &path), expected);
         }
     }
 }

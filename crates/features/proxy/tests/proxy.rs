@@ -17,6 +17,7 @@ mod permissive;
 mod public;
 mod race;
 mod retries;
+mod routing;
 mod stale;
 mod tunnel;
 

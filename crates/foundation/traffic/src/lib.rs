@@ -8,6 +8,7 @@
 mod budget;
 mod chance;
 mod retry;
+pub mod route;
 mod window;
 
 pub use budget::RetryBudget;

@@ -13,5 +13,6 @@ pub mod h1;
 pub mod head;
 pub mod hello;
 pub mod path;
+pub mod pattern;
 pub mod preamble;
 pub mod sniff;

@@ -371,6 +371,8 @@ pub(crate) struct Shop {
     pub(crate) frontend: Proxy,
     /// As it was given, with `PORT`.
     pub(crate) frontend_config: String,
+    /// The same of the backend.
+    pub(crate) backend_config: String,
     authority: tempfile::TempDir,
     /// The backend's and the frontend's identity.
     workloads: [Identified; 2],
@@ -420,8 +422,8 @@ impl Shop {
         let [backend_identity, frontend_identity] = &workloads;
         let peers = "[spiffe://shop.example/ns/shop/sa/frontend, spiffe://shop.example/ns/shop/sa/renewed]";
         let tls = format!("      tls: {{ mode: {mode}, allowedPeers: {peers} }}\n");
-        let config = backend_identity.section.clone() + &app.plain_config(&format!("{tls}      {line}\n"));
-        let backend = Proxy::start_with(&config, backend_identity.identities.clone(), 0).await;
+        let backend_config = backend_identity.section.clone() + &app.plain_config(&format!("{tls}      {line}\n"));
+        let backend = Proxy::start_with(&backend_config, backend_identity.identities.clone(), 0).await;
         let config = frontend_identity.section.clone()
             + &format!(
                 r#"
@@ -441,7 +443,7 @@ proxy:
             );
         let identities = frontend_identity.identities.clone();
         let frontend = Proxy::launch(&config, identities, 1, workers).await;
-        Self { backend, frontend, frontend_config: config, authority, workloads, _keepers: keepers }
+        Self { backend, frontend, frontend_config: config, backend_config, authority, workloads, _keepers: keepers }
     }
 
     /// Gives the frontend a new certificate, for another account so that it can be told from the old one.

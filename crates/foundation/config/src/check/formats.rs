@@ -26,6 +26,8 @@ pub(super) fn check(format: &str, text: &str) -> Result<(), InvalidScalar> {
         "socket-address" => socket_address(text),
         "route-hostname" => route_hostname(text),
         "http-path" => http_path(text),
+        "http-method" => http_method(text),
+        "header-name" => header_name(text),
         "http-url" => http_url(text, true),
         "http-origin" => http_url(text, false),
         "variable-name" => variable_name(text),
@@ -48,6 +50,7 @@ pub(super) fn stand_in(format: Option<&str>) -> &'static str {
         "http-url" | "http-origin" => "http://localhost",
         "route-hostname" => "localhost",
         "variable-name" => "STAND_IN",
+        "http-method" => "GET",
         "path" | "absolute-path" | "http-path" => "/stand-in",
         _ => "stand-in",
     }
@@ -68,6 +71,8 @@ pub(super) fn example(format: &str) -> Option<&'static str> {
         "http-origin" => "https://vault.example:8200",
         "route-hostname" => "backend.shop",
         "http-path" => "/",
+        "http-method" => "GET",
+        "header-name" => "x-version",
         "variable-name" => "DATABASE_URL",
         "path" | "absolute-path" => "/var/run/outrigger",
         _ => return None,
@@ -105,7 +110,22 @@ fn route_hostname(text: &str) -> Result<(), InvalidScalar> {
     Ok(())
 }
 
-fn http_path(text: &str) -> Result<(), InvalidScalar> {
+fn http_method(text: &str) -> Result<(), InvalidScalar> {
+    if outrigger_wire::h1::is_field_name(text.as_bytes()) && text.bytes().all(|b| !b.is_ascii_lowercase()) {
+        return Ok(());
+    }
+    Err(InvalidScalar::new(text, "is not a method", "write it in capitals, such as `GET` or `POST`"))
+}
+
+fn header_name(text: &str) -> Result<(), InvalidScalar> {
+    if outrigger_wire::h1::is_field_name(text.as_bytes()) {
+        return Ok(());
+    }
+    let help = "write the name of a header field, such as `x-version`";
+    Err(InvalidScalar::new(text, "is not the name of a header field", help))
+}
+
+pub(crate) fn http_path(text: &str) -> Result<(), InvalidScalar> {
     let refuse = |problem: &str, help: &str| Err(InvalidScalar::new(text, problem, help));
     if !text.starts_with('/') {
         return refuse("does not begin with `/`", "write a path such as `/items`");
@@ -204,6 +224,8 @@ mod tests {
             "socket-address",
             "route-hostname",
             "http-path",
+            "http-method",
+            "header-name",
             "http-url",
             "http-origin",
             "variable-name",
@@ -235,6 +257,13 @@ mod tests {
             ("http-path", "/a/../b", Some("dot segment")),
             ("http-path", "/a//b", Some("empty")),
             ("http-path", "/é", Some("character")),
+            ("http-method", "GET", None),
+            ("http-method", "VERSION-CONTROL", None),
+            ("http-method", "get", Some("method")),
+            ("http-method", "", Some("method")),
+            ("header-name", "X-Version", None),
+            ("header-name", ":path", Some("header field")),
+            ("header-name", "a b", Some("header field")),
             ("http-url", "http://localhost:9428/logs?x=1", None),
             ("http-url", "https://[::1]:80", None),
             ("http-url", "ftp://x", Some("http://")),

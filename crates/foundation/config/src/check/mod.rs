@@ -9,6 +9,7 @@ mod formats;
 mod schema;
 mod words;
 
+pub(crate) use formats::http_path;
 pub(crate) use words::{is_sensitive, list_of, nearest};
 
 use std::collections::HashSet;

@@ -131,10 +131,15 @@ impl SpiffePattern {
 
     /// Whether it stands for this ID.
     pub fn matches(&self, id: &SpiffeId) -> bool {
+        self.stands_for(id.as_str())
+    }
+
+    /// The same for the text of an ID that is known to be one.
+    pub fn stands_for(&self, id: &str) -> bool {
         if !self.0.contains('*') {
-            return self.0 == id.0;
+            return self.0 == id;
         }
-        let mut segments = id.0.split('/');
+        let mut segments = id.split('/');
         let mut expected = self.0.split('/').peekable();
         while let Some(segment) = expected.next() {
             let Some(found) = segments.next() else { return false };

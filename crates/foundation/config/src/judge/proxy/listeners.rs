@@ -1,6 +1,6 @@
 //! Rules of `proxy.listeners`.
 
-use super::routes::{backend_rules, connect_rules, route_rules, shadowed_routes};
+use super::routes::{backend_rules, connect_rules, grpc_route_rules, route_rules, shadowed_routes};
 use super::{needs_identity, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
@@ -65,17 +65,18 @@ pub(super) fn listener_rules(
     judge.not_zero(&at.key("detectTimeout"), listener.detect_timeout);
     redirection_rules(listener, at, judge);
     protocol_rules(proxy, listener, at, judge);
-    let routes = at.key("routes");
-    let named = listener.routes.iter().enumerate();
-    judge.unique(
-        "route name",
-        "give each a name of its own",
-        named.map(|(i, route)| (routes.index(i).key("name"), route.name.clone())),
-    );
+    let (routes, grpc) = (at.key("routes"), at.key("grpcRoutes"));
+    let named = listener.routes.iter().enumerate().map(|(i, route)| (routes.index(i).key("name"), route.name.clone()));
+    let calls = listener.grpc_routes.iter().enumerate();
+    let calls = calls.map(|(i, route)| (grpc.index(i).key("name"), route.name.clone()));
+    judge.unique("route name", "give each a name of its own", named.chain(calls));
     for (index, route) in listener.routes.iter().enumerate() {
-        route_rules(proxy, listener, route, &routes.index(index), judge);
+        route_rules(config, proxy, listener, route, &routes.index(index), judge);
     }
-    shadowed_routes(listener, &routes, judge);
+    for (index, route) in listener.grpc_routes.iter().enumerate() {
+        grpc_route_rules(config, proxy, listener, route, &grpc.index(index), judge);
+    }
+    shadowed_routes(listener, at, judge);
 }
 
 /// What is redirected is whatever the application speaks.
@@ -106,6 +107,7 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
     };
     for (key, given, wanted) in [
         ("routes", !listener.routes.is_empty(), matches!(listener.protocol, Http | Auto)),
+        ("grpcRoutes", !listener.grpc_routes.is_empty(), matches!(listener.protocol, Http | Auto)),
         ("tcpRoute", listener.tcp_route.is_some(), matches!(listener.protocol, Tcp | Auto)),
         ("tlsRoutes", !listener.tls_routes.is_empty(), listener.protocol == Tls),
     ] {
@@ -114,7 +116,9 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
             continue;
         }
         // What is redirected may all go by virtual addresses.
-        let other = listener.redirected || (key == "routes" && !listener.connect_routes.is_empty());
+        let other = listener.redirected
+            || key == "grpcRoutes"
+            || (key == "routes" && !(listener.connect_routes.is_empty() && listener.grpc_routes.is_empty()));
         if wanted && !given && !other {
             let message = format!("a listener with `protocol: {word}` needs `{key}`");
             let span = judge.key_span(at);

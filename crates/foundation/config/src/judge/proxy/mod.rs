@@ -2,6 +2,7 @@
 
 mod clusters;
 mod listeners;
+mod matches;
 mod resilience;
 mod routes;
 

@@ -3,14 +3,45 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::matches::{grpc_match_rules, match_rules};
 use super::resilience;
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
-use crate::{BackendRef, ConfigPath, ConnectMode, HostPort, Listener, ListenerProtocol, PathMatchType, Proxy, Route};
+use crate::{
+    BackendRef, Config, ConfigPath, ConnectMode, GrpcRoute, HeaderMatch, HostPort, Listener, ListenerProtocol, Name,
+    PathMatchType, Proxy, Route, RouteMatch,
+};
 
-pub(super) fn route_rules(proxy: &Proxy, listener: &Listener, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
+pub(super) fn route_rules(
+    config: &Config,
+    proxy: &Proxy,
+    listener: &Listener,
+    route: &Route,
+    at: &ConfigPath,
+    judge: &mut Judge<'_>,
+) {
     backend_rules(proxy, listener, &route.backend_refs, at, judge);
     resilience::route_rules(route, at, judge);
+    let matches = at.key("matches");
+    for (index, one) in route.matches.iter().enumerate() {
+        match_rules(config, listener, one, &matches.index(index), judge);
+    }
+}
+
+pub(super) fn grpc_route_rules(
+    config: &Config,
+    proxy: &Proxy,
+    listener: &Listener,
+    route: &GrpcRoute,
+    at: &ConfigPath,
+    judge: &mut Judge<'_>,
+) {
+    backend_rules(proxy, listener, &route.backend_refs, at, judge);
+    let matches = at.key("matches");
+    resilience::route_rules(&route.as_route(), at, judge);
+    for (index, one) in route.matches.iter().enumerate() {
+        grpc_match_rules(config, listener, one, &matches.index(index), judge);
+    }
 }
 
 pub(super) fn backend_rules(
@@ -109,23 +140,47 @@ pub(super) fn connect_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath,
 
 /// Of two routes that match the very same requests, the second is never taken.
 pub(super) fn shadowed_routes(listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
-    let mut seen: HashMap<(&str, PathMatchKey), (usize, &Route)> = HashMap::new();
-    for (index, route) in listener.routes.iter().enumerate() {
-        let path = at.index(index);
+    let (routes, grpc) = (at.key("routes"), at.key("grpcRoutes"));
+    let http = listener.routes.iter().enumerate().map(|(index, route)| {
+        let matches: Vec<_> = route.matches.iter().map(same_requests).collect();
+        (routes.index(index), &route.name, &route.hostnames, matches)
+    });
+    let http: Vec<_> = http.collect();
+    let grpc = listener.grpc_routes.iter().enumerate().map(|(index, route)| {
+        let told = |one| serde_json::to_string(one).unwrap_or_default();
+        (grpc.index(index), &route.name, &route.hostnames, route.matches.iter().map(told).collect())
+    });
+    shadowed(http, judge);
+    shadowed(grpc.collect(), judge);
+}
+
+/// Where a route stands, its name, its hosts, and each of its matches in one way of writing.
+type Told<'r> = (ConfigPath, &'r Name, &'r Vec<String>, Vec<String>);
+
+fn shadowed(routes: Vec<Told<'_>>, judge: &mut Judge<'_>) {
+    let mut seen: HashMap<(&str, String), usize> = HashMap::new();
+    for (index, (path, name, hostnames, matches)) in routes.iter().enumerate() {
         if judge.checked.is_blurred_within(&path.key("matches"))
             || judge.checked.is_blurred_within(&path.key("hostnames"))
         {
             continue;
         }
-        let keys: Vec<_> = requests_of(route).collect();
+        let every = [same_requests(&RouteMatch::default())];
+        let matches = if matches.is_empty() { every.as_slice() } else { matches.as_slice() };
+        let mut hosts: Vec<&str> = hostnames.iter().map(String::as_str).collect();
+        if hosts.is_empty() {
+            hosts.push("*");
+        }
+        let keys: Vec<_> = hosts.iter().flat_map(|host| matches.iter().map(|one| (*host, one.clone()))).collect();
         let first = keys.first().and_then(|key| seen.get(key)).copied();
-        if let Some((first, shadow)) = first
+        if let Some(first) = first
             && keys.iter().all(|key| seen.contains_key(key))
         {
-            let (name, other) = (path.key("name"), at.index(first).key("name"));
-            let message = format!("the route `{}` is never taken", judge.shown(&name, &route.name));
-            let problem = Problem::error("unused", judge.span(&name), name, message).warning();
-            let label = format!("`{}` matches the same requests and comes first", judge.shown(&other, &shadow.name));
+            let (first_path, shadow, ..) = &routes[first];
+            let (here, other) = (path.key("name"), first_path.key("name"));
+            let message = format!("the route `{}` is never taken", judge.shown(&here, name));
+            let problem = Problem::error("unused", judge.span(&here), here, message).warning();
+            let label = format!("`{}` matches the same requests and comes first", judge.shown(&other, shadow));
             judge.report(
                 problem
                     .help("make its hostnames or matches more specific, or remove it")
@@ -133,25 +188,20 @@ pub(super) fn shadowed_routes(listener: &Listener, at: &ConfigPath, judge: &mut 
             );
         }
         for key in keys {
-            seen.entry(key).or_insert((index, route));
+            seen.entry(key).or_insert(index);
         }
     }
 }
 
-type PathMatchKey = (bool, String);
-
-/// Host and path of each kind of request that a route matches.
-fn requests_of(route: &Route) -> impl Iterator<Item = (&str, PathMatchKey)> {
-    let hosts: Vec<&str> =
-        if route.hostnames.is_empty() { vec!["*"] } else { route.hostnames.iter().map(String::as_str).collect() };
-    let paths: Vec<PathMatchKey> = if route.matches.is_empty() {
-        vec![(false, String::new())]
-    } else {
-        let key = |kind: PathMatchType, value: &str| match kind {
-            PathMatchType::Exact => (true, value.to_owned()),
-            PathMatchType::PathPrefix => (false, value.trim_end_matches('/').to_owned()),
-        };
-        route.matches.iter().map(|found| key(found.path.kind, &found.path.value)).collect()
-    };
-    hosts.into_iter().flat_map(move |host| paths.clone().into_iter().map(move |path| (host, path)))
+/// A match in one way of writing, so that those of the same requests are the same.
+fn same_requests(one: &RouteMatch) -> String {
+    let mut one = one.clone();
+    if one.path.kind == PathMatchType::PathPrefix {
+        one.path.value = one.path.value.trim_end_matches('/').to_owned();
+    }
+    one.headers.iter_mut().for_each(|HeaderMatch { name, .. }| name.make_ascii_lowercase());
+    one.headers.sort_by(|a, b| a.name.cmp(&b.name));
+    one.query_params.sort_by(|a, b| a.name.cmp(&b.name));
+    one.peers.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    serde_json::to_string(&one).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackendRef, ByteSize, ConnectRoute, Duration, Name, Route, SpiffePattern, TcpRoute, TlsRoute};
+use crate::{BackendRef, ByteSize, ConnectRoute, Duration, GrpcRoute, Name, Route, SpiffePattern, TcpRoute, TlsRoute};
 
 /// A place where traffic comes in.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -28,6 +28,9 @@ pub struct Listener {
     /// Which requests go where; the most specific match wins, in the Gateway API's order of precedence. For `http` and `auto`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// Which gRPC calls go where, in one table with `routes`; of two that fit equally well the gRPC one wins. For `http` and `auto`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grpc_routes: Vec<GrpcRoute>,
     /// Where connections go that are carried as they come. For `tcp` and `auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_route: Option<TcpRoute>,
@@ -77,6 +80,7 @@ impl Listener {
     /// All backends but those of CONNECT, whose destination is in the request.
     pub fn carrying_backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
         let http = self.routes.iter().map(|route| &route.backend_refs);
+        let http = http.chain(self.grpc_routes.iter().map(|route| &route.backend_refs));
         let tcp = self.tcp_route.iter().map(|route| &route.backend_refs);
         http.chain(tcp).chain(self.tls_routes.iter().map(|route| &route.backend_refs)).flatten()
     }

@@ -4,7 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::resilience::{Retry, RouteTimeouts};
-use crate::{Duration, Name};
+use crate::{Duration, Name, SpiffePattern};
 
 /// Which requests go where.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -30,28 +30,61 @@ pub struct Route {
     pub retry: Option<Retry>,
 }
 
+impl Route {
+    /// A route for every request, with no backend yet.
+    pub fn new(name: Name) -> Self {
+        Self {
+            name,
+            hostnames: Vec::new(),
+            matches: Vec::new(),
+            backend_refs: Vec::new(),
+            timeouts: RouteTimeouts::default(),
+            retry: None,
+        }
+    }
+}
+
 fn hostnames(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "items": { "type": "string", "format": "route-hostname" } })
 }
 
-/// What a request must look like.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// What a request must look like: all that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RouteMatch {
-    /// The path to match.
+    /// The path to match; absent means every path.
     pub path: PathMatch,
+    /// The method, in capitals; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "http-method"))]
+    pub method: Option<String>,
+    /// Fields the request must have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    /// Parameters the query must have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub query_params: Vec<QueryParamMatch>,
+    /// Who must have sent it, by SPIFFE ID or pattern; any of them. Needs mTLS on the listener.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<SpiffePattern>,
 }
 
 /// A match on the request's path.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PathMatch {
     /// How `value` is compared; a prefix matches whole path segments.
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type")]
     pub kind: PathMatchType,
-    /// Begins with `/`.
-    #[schemars(extend("format" = "http-path"))]
+    /// The path as it is after normalisation, or a regular expression for it.
+    #[schemars(length(min = 1))]
     pub value: String,
+}
+
+impl Default for PathMatch {
+    fn default() -> Self {
+        Self { kind: PathMatchType::PathPrefix, value: "/".to_owned() }
+    }
 }
 
 /// How a path is compared.
@@ -62,6 +95,125 @@ pub enum PathMatchType {
     /// Whole leading segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     #[default]
     PathPrefix,
+    /// A regular expression that must match the whole path. Tried after exact paths and before prefixes, the longest
+    /// expression first, one after another: a table with hundreds of them costs each request.
+    RegularExpression,
+}
+
+/// A match on a field of the request.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderMatch {
+    /// How `value` is compared.
+    #[serde(rename = "type", default)]
+    pub kind: ValueMatchType,
+    /// The field's name, in whatever case.
+    #[schemars(extend("format" = "header-name"))]
+    pub name: String,
+    /// What it must be. A field that is repeated is compared as one value, joined by `,`.
+    pub value: String,
+}
+
+/// A match on a parameter of the query.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QueryParamMatch {
+    /// How `value` is compared.
+    #[serde(rename = "type", default)]
+    pub kind: ValueMatchType,
+    /// The parameter's name, case-sensitive, without escapes.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// What it must be, without escapes. Of a parameter that is repeated the first counts.
+    pub value: String,
+}
+
+/// How a value is compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ValueMatchType {
+    /// It is the same, byte by byte.
+    #[default]
+    Exact,
+    /// A regular expression that must match the whole value.
+    RegularExpression,
+}
+
+/// Which gRPC calls go where: requests whose content type begins with `application/grpc`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcRoute {
+    /// Unique among the listener's `routes` and `grpcRoutes`; a label of its metrics.
+    pub name: Name,
+    /// Hosts it applies to, exact or `*.suffix`; empty means all.
+    #[serde(default)]
+    #[schemars(schema_with = "hostnames")]
+    pub hostnames: Vec<String>,
+    /// Any of these must match; empty means every call.
+    #[serde(default)]
+    pub matches: Vec<GrpcRouteMatch>,
+    /// Clusters that take the traffic, by weight.
+    #[schemars(length(min = 1))]
+    pub backend_refs: Vec<BackendRef>,
+    /// Time limits.
+    #[serde(default)]
+    pub timeouts: RouteTimeouts,
+    /// Whether failed calls are sent again; absent means that only what no endpoint has seen is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+impl GrpcRoute {
+    /// The same as an HTTP route, but for what it matches: all that becomes of its requests.
+    pub fn as_route(&self) -> Route {
+        Route {
+            name: self.name.clone(),
+            hostnames: self.hostnames.clone(),
+            matches: Vec::new(),
+            backend_refs: self.backend_refs.clone(),
+            timeouts: self.timeouts.clone(),
+            retry: self.retry.clone(),
+        }
+    }
+}
+
+/// What a call must look like: all that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GrpcRouteMatch {
+    /// What is called; absent means everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<GrpcMethodMatch>,
+    /// Fields (gRPC's metadata) the call must have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    /// Who must have sent it, by SPIFFE ID or pattern; any of them. Needs mTLS on the listener.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<SpiffePattern>,
+}
+
+/// A match on what is called. At least one of `service` and `method`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GrpcMethodMatch {
+    /// How both are compared.
+    #[serde(rename = "type")]
+    pub kind: ValueMatchType,
+    /// The service with its package, such as `shop.v1.Cart`; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub service: Option<String>,
+    /// The method, such as `AddItem`; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub method: Option<String>,
+}
+
+impl GrpcMethodMatch {
+    /// With regular expressions, the one for the path of a call, which is `/SERVICE/METHOD`.
+    pub fn pattern(&self) -> String {
+        let one = |part: &Option<String>| part.clone().unwrap_or_else(|| "[^/]+".to_owned());
+        format!("/(?:{})/(?:{})", one(&self.service), one(&self.method))
+    }
 }
 
 /// A cluster and its share of the traffic.
