@@ -34,10 +34,8 @@ impl Pool {
         let Ok(generation) = self.generation() else { return };
         self.renew();
         let now = Instant::now();
-        let lacking: Vec<_> = self.with_endpoints(|endpoints| {
-            let endpoints = endpoints.iter().filter(|one| !one.preparing.get() && !one.is_avoided(now));
-            endpoints.filter(|one| self.lacks(one, generation)).map(Rc::clone).collect()
-        });
+        let mut lacking = self.all_endpoints();
+        lacking.retain(|one| !one.preparing.get() && !one.is_avoided(now) && self.lacks(one, generation));
         for endpoint in lacking {
             endpoint.preparing.set(true);
             let preparing = Preparing(endpoint);

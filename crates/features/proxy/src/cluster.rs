@@ -1,27 +1,31 @@
 //! Clusters: named sets of endpoints.
 //!
-//! In: configured endpoints, by address or by name. Out: the addresses to balance over.
-//! Promise: a cluster whose config did not change over a reload stays the same object, so
-//! its connections stay too; when DNS is down the last good addresses are kept.
+//! In: configured endpoints, by address or by name. Out: the endpoints to balance over.
+//! Promise: a cluster stays the same object over a reload while its endpoints are reached as
+//! before, so its connections stay too, whatever becomes of the list of endpoints, their weights
+//! and how they are balanced; when DNS is down the last good addresses are kept.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use outrigger_config::{Cluster as ClusterConfig, Direction};
+use outrigger_config::{Cluster as ClusterConfig, Direction, Endpoints, LoadBalancing};
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
 use outrigger_traffic::RetryBudget;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use crate::members::{Listed, Members};
 use crate::origination::Origination;
 
 /// A name whose record lives for ever is still asked for again.
 const LONGEST_TTL: Duration = Duration::from_secs(300);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
+/// How often the weights of endpoints that are new are raised.
+const SLOW_START_STEP: Duration = Duration::from_secs(1);
 /// Route and cluster, as metrics and logs call them, of connections to destinations that nobody told us of.
 pub(crate) const PASSTHROUGH: &str = "passthrough";
 
@@ -30,50 +34,133 @@ pub(crate) struct Cluster {
     /// Unique in the process, for per-worker pools.
     pub(crate) id: u64,
     pub(crate) name: String,
+    /// How its endpoints are reached; what may change under its connections is not in it.
     pub(crate) config: ClusterConfig,
     /// For ordinary TLS to its endpoints.
     pub(crate) origination: Arc<Origination>,
-    addresses: ArcSwap<Vec<SocketAddr>>,
     /// How many requests may be sent again.
     pub(crate) retry_budget: RetryBudget,
+    terms: ArcSwap<Terms>,
+    current: ArcSwap<Members>,
+    /// Held while `current` is made anew.
+    renewing: Mutex<()>,
     /// Pools of workers that hold this cluster.
     pub(crate) pools: AtomicUsize,
     /// Why the names could not be resolved last time, or nothing; `None` before the first try.
     resolution: watch::Sender<Option<Result<(), String>>>,
+    /// There are new terms.
+    changed: Arc<Notify>,
+    /// Held by the one task that looks after it.
+    care: Arc<tokio::sync::Mutex<()>>,
     /// Inbound listeners send to it.
     inbound: AtomicBool,
 }
 
+/// What may change under a cluster's connections.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Terms {
+    endpoints: Endpoints,
+    balancing: LoadBalancing,
+    zone: Option<String>,
+}
+
+impl Terms {
+    /// Takes them out of a config.
+    fn split(config: &ClusterConfig, zone: Option<&str>) -> (Self, ClusterConfig) {
+        let mut fixed = config.clone();
+        let endpoints = std::mem::take(&mut fixed.endpoints);
+        let balancing = std::mem::take(&mut fixed.load_balancing);
+        (Self { endpoints, balancing, zone: zone.map(str::to_owned) }, fixed)
+    }
+
+    fn has_names(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.address.host.parse::<IpAddr>().is_err())
+    }
+
+    /// The endpoints that need no resolving; `None` when there are others.
+    fn literal(&self) -> Option<Vec<Listed>> {
+        let listed = self.selected().map(|endpoint| Some(Listed::of(endpoint, endpoint.address.host.parse().ok()?)));
+        listed.collect()
+    }
+
+    /// The endpoints that have the labels asked for.
+    fn selected(&self) -> impl Iterator<Item = &outrigger_config::Endpoint> {
+        let subset = &self.balancing.subset;
+        self.endpoints.iter().filter(|one| subset.iter().all(|(name, value)| one.labels.get(name) == Some(value)))
+    }
+}
+
 impl Cluster {
-    fn new(config: &ClusterConfig) -> Self {
+    fn new(terms: Terms, fixed: ClusterConfig) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
+        let retry_budget = RetryBudget::new(&fixed.retry_constraint, Instant::now());
         let cluster = Self {
             id: IDS.fetch_add(1, Relaxed),
-            name: config.name.to_string(),
-            config: config.clone(),
+            name: fixed.name.to_string(),
+            config: fixed,
             origination: Arc::default(),
-            addresses: ArcSwap::default(),
-            retry_budget: RetryBudget::new(&config.retry_constraint, Instant::now()),
+            retry_budget,
+            terms: ArcSwap::default(),
+            current: ArcSwap::default(),
+            renewing: Mutex::default(),
             pools: AtomicUsize::new(0),
             resolution: watch::channel(None).0,
+            changed: Arc::default(),
+            care: Arc::default(),
             inbound: AtomicBool::new(false),
         };
-        let literal: Option<Vec<SocketAddr>> = config
-            .endpoints
-            .iter()
-            .map(|endpoint| Some(SocketAddr::new(endpoint.host.parse::<IpAddr>().ok()?, endpoint.port)))
-            .collect();
-        if let Some(addresses) = literal {
-            cluster.addresses.store(Arc::new(addresses));
-            cluster.resolution.send_replace(Some(Ok(())));
-        }
+        cluster.take_on(terms);
         cluster
+    }
+
+    /// Takes on new terms, under the connections there are.
+    fn take_on(&self, terms: Terms) {
+        if **self.terms.load() == terms {
+            return;
+        }
+        let literal = terms.literal();
+        self.terms.store(Arc::new(terms));
+        match literal {
+            Some(list) => {
+                self.list(list);
+                self.resolution.send_if_modified(|known| known.replace(Ok(())) != Some(Ok(())));
+            }
+            None => self.plan(),
+        }
+        self.changed.notify_waiters();
+        self.changed.notify_one();
+    }
+
+    /// Takes on a list of endpoints.
+    fn list(&self, list: Vec<Listed>) -> bool {
+        let _renewing = self.renewing();
+        let now = Instant::now();
+        let peers = self.current.load().listed(list, now);
+        let changed = peers.is_some();
+        let peers = peers.unwrap_or_else(|| Arc::clone(&self.current.load().peers));
+        self.store(peers, now);
+        changed
+    }
+
+    /// Shares requests anew among the endpoints there are.
+    fn plan(&self) {
+        let _renewing = self.renewing();
+        self.store(Arc::clone(&self.current.load().peers), Instant::now());
+    }
+
+    fn store(&self, peers: Arc<[Arc<crate::members::Peer>]>, now: Instant) {
+        let terms = self.terms.load();
+        self.current.store(Arc::new(Members::plan(peers, &terms.balancing, terms.zone.as_deref(), now)));
+    }
+
+    fn renewing(&self) -> MutexGuard<'_, ()> {
+        self.renewing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same cluster with `address` as its only endpoint.
     pub(crate) fn toward(&self, address: SocketAddr) -> Self {
-        let cluster = Self::new(&self.config);
-        cluster.addresses.store(Arc::new(vec![address]));
+        let cluster = Self::new(Terms::default(), self.config.clone());
+        cluster.list(vec![Listed { address, weight: 1, priority: 0, zone: None }]);
         cluster.inbound.store(self.inbound.load(Relaxed), Relaxed);
         Self { id: self.id, origination: Arc::clone(&self.origination), ..cluster }
     }
@@ -84,7 +171,7 @@ impl Cluster {
         config.original_destination = true;
         // Where it goes may be far away; without us, the application would wait for minutes.
         config.connect_timeout = outrigger_config::Duration::from_secs(10);
-        let cluster = Self::new(&config);
+        let cluster = Self::new(Terms::default(), config);
         cluster.inbound.store(direction == Direction::Inbound, Relaxed);
         Arc::new(cluster)
     }
@@ -100,19 +187,20 @@ impl Cluster {
     }
 
     /// Where requests may go now.
-    pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
-        self.addresses.load_full()
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.current.load_full()
     }
 
-    /// Whether `addresses` are still those: one look, and no count that workers share.
-    pub(crate) fn addresses_are(&self, addresses: &Arc<Vec<SocketAddr>>) -> bool {
-        Arc::ptr_eq(&self.addresses.load(), addresses)
+    /// Whether `members` are still those: one look, and no count that workers share.
+    pub(crate) fn members_are(&self, members: &Arc<Members>) -> bool {
+        Arc::ptr_eq(&self.current.load(), members)
     }
 
     /// The `Host` for requests that came without one: an endpoint's, as the config names it, or where they wanted to go.
     pub(crate) fn host(&self) -> String {
-        let named = self.config.endpoints.first().map(ToString::to_string);
-        named.or_else(|| self.addresses.load().first().map(ToString::to_string)).unwrap_or_default()
+        let named = self.terms.load().endpoints.first().map(|endpoint| endpoint.address.to_string());
+        let known = || self.current.load().peers.first().map(|peer| peer.address.to_string());
+        named.or_else(known).unwrap_or_default()
     }
 
     /// Waits for the first try to resolve all names; says how the last one went.
@@ -131,22 +219,28 @@ impl Cluster {
 
     /// Whether there are names to resolve.
     pub(crate) fn has_names(&self) -> bool {
-        self.config.endpoints.iter().any(|endpoint| endpoint.host.parse::<IpAddr>().is_err())
+        self.terms.load().has_names()
     }
 
-    /// Keeps the addresses of names fresh until dropped. Cancel-safe.
+    /// Whether more is to be done for it, as time goes on, than a request does.
+    pub(crate) fn needs_care(&self) -> bool {
+        self.terms.load().balancing.slow_start.is_some()
+    }
+
+    /// Keeps the addresses of names fresh until dropped, or until there are no names any more. Cancel-safe.
     pub(crate) async fn keep_resolved(cluster: Weak<Self>, resolver: Resolver) {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
         loop {
-            let Some(this) = cluster.upgrade() else { return };
-            let wait = match this.resolve(&resolver).await {
+            let Some(this) = cluster.upgrade().filter(|this| this.has_names()) else { return };
+            let terms = this.terms.load_full();
+            let wait = match this.resolve(&terms, &resolver).await {
                 Ok(valid_until) => {
                     backoff.reset();
                     this.resolution.send_if_modified(|known| known.replace(Ok(())) != Some(Ok(())));
                     valid_until.saturating_duration_since(Instant::now()).clamp(SHORTEST_TTL, LONGEST_TTL)
                 }
                 Err(error) => {
-                    let known = this.addresses().len();
+                    let known = this.members().peers.len();
                     tracing::warn!(component = "proxy", cluster = this.name, %error, known, "cannot resolve endpoints");
                     this.resolution.send_if_modified(|known| {
                         let changed = *known != Some(Err(error.clone()));
@@ -156,46 +250,88 @@ impl Cluster {
                     backoff.next()
                 }
             };
+            if !Arc::ptr_eq(&terms, &this.terms.load()) {
+                continue;
+            }
+            let changed = Arc::clone(&this.changed);
             drop(this);
-            tokio::time::sleep(wait).await;
+            let _ = tokio::time::timeout(wait, changed.notified()).await;
         }
     }
 
-    async fn resolve(&self, resolver: &Resolver) -> Result<Instant, String> {
-        let mut addresses = Vec::new();
+    async fn resolve(&self, terms: &Terms, resolver: &Resolver) -> Result<Instant, String> {
+        let mut list = Vec::new();
         let mut valid_until = Instant::now() + LONGEST_TTL;
-        for endpoint in &self.config.endpoints {
-            let resolved = resolver.resolve(&endpoint.host).await.map_err(|error| error.to_string())?;
+        for endpoint in terms.selected() {
+            let resolved = resolver.resolve(&endpoint.address.host).await.map_err(|error| error.to_string())?;
             valid_until = valid_until.min(resolved.valid_until);
-            addresses.extend(resolved.addresses.iter().map(|address| SocketAddr::new(*address, endpoint.port)));
+            let mut addresses = resolved.addresses;
+            addresses.sort_unstable();
+            list.extend(addresses.into_iter().map(|address| Listed::of(endpoint, address)));
         }
-        addresses.sort_unstable();
-        addresses.dedup();
-        // Unchanged addresses keep their object, so that workers see at a glance that nothing changed.
-        if **self.addresses.load() != addresses {
-            tracing::info!(component = "proxy", cluster = self.name, endpoints = addresses.len(), "endpoints resolved");
-            self.addresses.store(Arc::new(addresses));
+        let endpoints = list.len();
+        if self.list(list) {
+            tracing::info!(component = "proxy", cluster = self.name, endpoints, "endpoints resolved");
         }
         Ok(valid_until)
+    }
+
+    /// Does what time brings: raises the weights of new endpoints. Cancel-safe; of several such tasks one works.
+    pub(crate) async fn care(cluster: Weak<Self>) {
+        let Some(turn) = cluster.upgrade().map(|this| Arc::clone(&this.care)) else { return };
+        let _turn = turn.lock().await;
+        loop {
+            let Some(this) = cluster.upgrade() else { return };
+            let now = Instant::now();
+            let starting = this.members().starting_until(&this.terms.load().balancing);
+            let starting = starting.is_some_and(|until| until + SLOW_START_STEP > now);
+            if starting {
+                this.plan();
+            }
+            let changed = Arc::clone(&this.changed);
+            drop(this);
+            if starting {
+                let _ = tokio::time::timeout(SLOW_START_STEP, changed.notified()).await;
+            } else {
+                changed.notified().await;
+            }
+        }
     }
 }
 
 /// All clusters that are in use, by both directions.
 #[derive(Default)]
-pub(crate) struct Clusters(Mutex<HashMap<String, Weak<Cluster>>>);
+pub(crate) struct Clusters(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    clusters: HashMap<String, Weak<Cluster>>,
+    zone: Option<String>,
+}
 
 impl Clusters {
-    /// The cluster of a config: the one in use when nothing changed, a new one otherwise.
+    /// Says where we are, for clusters obtained from now on.
+    pub(crate) fn set_zone(&self, zone: Option<&str>) {
+        self.known().zone = zone.map(str::to_owned);
+    }
+
+    /// The cluster of a config: the one in use when its endpoints are reached as before, a new one otherwise.
     pub(crate) fn obtain(&self, config: &ClusterConfig) -> Arc<Cluster> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cluster) = known.get(config.name.as_str()).and_then(Weak::upgrade)
-            && cluster.config == *config
+        let mut known = self.known();
+        let (terms, fixed) = Terms::split(config, known.zone.as_deref());
+        if let Some(cluster) = known.clusters.get(config.name.as_str()).and_then(Weak::upgrade)
+            && cluster.config == fixed
         {
+            cluster.take_on(terms);
             return cluster;
         }
-        let cluster = Arc::new(Cluster::new(config));
-        known.retain(|_, cluster| cluster.strong_count() > 0);
-        known.insert(config.name.to_string(), Arc::downgrade(&cluster));
+        let cluster = Arc::new(Cluster::new(terms, fixed));
+        known.clusters.retain(|_, cluster| cluster.strong_count() > 0);
+        known.clusters.insert(config.name.to_string(), Arc::downgrade(&cluster));
         cluster
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

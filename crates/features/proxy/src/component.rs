@@ -130,6 +130,8 @@ struct Running<'a> {
     serving: JoinSet<Result<(), Error>>,
     resolving: JoinSet<()>,
     resolved: Vec<Arc<Cluster>>,
+    /// Clusters that a task looks after.
+    cared_for: Vec<std::sync::Weak<Cluster>>,
     /// Clusters whose files for TLS cannot be used, and why.
     untrusted: Vec<String>,
 }
@@ -145,6 +147,7 @@ impl<'a> Running<'a> {
             serving: JoinSet::new(),
             resolving: JoinSet::new(),
             resolved: Vec::new(),
+            cared_for: Vec::new(),
             untrusted: Vec::new(),
         }
     }
@@ -227,8 +230,11 @@ impl<'a> Running<'a> {
         self.component.shared.places.set_most(limits.max_connections);
         self.families.limit_buffers(limits.max_buffer_bytes.as_usize());
         let buffer_share = limits.max_buffer_bytes.as_usize() / self.ctx.workers.count().max(1);
+        let zone = proxy.and_then(|proxy| proxy.zone.as_ref());
+        self.component.shared.clusters.set_zone(zone.map(|zone| zone.as_str()));
         let clusters = self.clusters(proxy, &configs);
         self.read_origination(&clusters);
+        self.care_for(&clusters);
         self.keep_resolved(&clusters).await;
 
         // Gone from the config: their addresses may be wanted by others.
@@ -337,6 +343,18 @@ impl<'a> Running<'a> {
             {
                 tracing::warn!(component = "proxy", cluster = cluster.name, %error, "TLS files of a cluster not taken");
                 self.untrusted.push(format!("cluster `{}`: {error}", cluster.name));
+            }
+        }
+    }
+
+    /// Looks after clusters that need it and are new here.
+    fn care_for(&mut self, clusters: &HashMap<String, Arc<Cluster>>) {
+        self.cared_for.retain(|cluster| cluster.strong_count() > 0);
+        for cluster in clusters.values().filter(|cluster| cluster.needs_care()) {
+            let weak = Arc::downgrade(cluster);
+            if !self.cared_for.iter().any(|known| known.ptr_eq(&weak)) {
+                self.resolving.spawn(Cluster::care(weak.clone()));
+                self.cared_for.push(weak);
             }
         }
     }

@@ -266,10 +266,11 @@ impl Exchange {
         // A tunnel uses its connection up and cannot be asked for twice, so a kept one would gain little and may be stale.
         let mut fresh = ask == Ask::Connect && way == Way::Own;
         let mut unseen = 0;
+        let key = pool.key(Some(incoming.request), self.downstream.remote.ip());
         loop {
             let certain = !incoming.request.method().is_idempotent();
             let tried = self.tries.as_ref().map_or(&[][..], |tries| &tries.tried);
-            let wish = Wish { way, fresh, certain, ends: self.downstream.ends, tried };
+            let wish = Wish { way, fresh, certain, ends: self.downstream.ends, tried, key };
             let mut lease = self.in_time(pin!(pool.checkout(wish))).await??;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();

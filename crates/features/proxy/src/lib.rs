@@ -95,6 +95,7 @@ mod headers;
 mod judge;
 mod limits;
 mod listener;
+mod members;
 mod metrics;
 mod origination;
 mod permissive;

@@ -6,23 +6,24 @@
 //! connection made with an older certificate is not used for a new request.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use outrigger_identity::{Identities, Snapshot};
-use outrigger_traffic::Random;
+use outrigger_wire::head::Head;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::balance::{Balancer, Endpoint, LeastRequest};
+use crate::balance::{Endpoint, Local};
 use crate::cluster::Cluster;
 use crate::dial::{Dialled, Ends};
 use crate::error::Reason;
+use crate::members::Measure;
 use crate::metrics::ClusterMetrics;
 use crate::shared::Place;
 use crate::tls::PerGeneration;
@@ -43,18 +44,11 @@ pub(crate) struct Pool {
     pub(crate) tls_http2: PerGeneration<ClientConfig>,
     pub(crate) tls_tcp: PerGeneration<ClientConfig>,
     identity: RefCell<Identity>,
-    state: RefCell<State>,
+    local: RefCell<Local>,
     /// Connections there are, idle or busy.
     open: Cell<u32>,
     /// Drives HTTP/2 connections; dropping the pool ends them.
     pub(crate) drivers: RefCell<JoinSet<()>>,
-}
-
-struct State {
-    /// The addresses the endpoints were made from.
-    addresses: Arc<Vec<SocketAddr>>,
-    endpoints: Vec<Rc<Endpoint>>,
-    balancer: Box<dyn Balancer>,
 }
 
 /// A connection that waits for the next request.
@@ -75,6 +69,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) ends: Ends,
     /// Where it was tried before: passed by while there is another.
     pub(crate) tried: &'a [SocketAddr],
+    /// What the policy goes by, if it goes by anything.
+    pub(crate) key: Option<u64>,
 }
 
 /// How a request may go.
@@ -119,11 +115,7 @@ impl Pool {
             tls_http2: PerGeneration::default(),
             tls_tcp: PerGeneration::default(),
             identity: RefCell::new(Identity::new(identities)),
-            state: RefCell::new(State {
-                addresses: Arc::default(),
-                endpoints: Vec::new(),
-                balancer: Box::new(LeastRequest(Random::new(seed))),
-            }),
+            local: RefCell::new(Local::new(seed)),
             open: Cell::new(0),
             drivers: RefCell::default(),
         })
@@ -134,16 +126,21 @@ impl Pool {
         let generation = self.generation()?;
         let mut failed = 0;
         loop {
-            let mut ticket = Ticket::take(self, self.choose_beside(wish.tried)?);
+            let (endpoint, began) = self.choose_beside(wish.key, wish.tried)?;
+            let mut ticket = Ticket::take(self, endpoint);
             match self.obtain(&mut ticket, generation, wish).await {
-                Ok((connection, reused)) => return Ok(Lease { ticket, connection, reused, keep: true }),
+                Ok((connection, reused)) => {
+                    // A new connection's time is not the answer's.
+                    let began = began.map(|began| if reused { began } else { Instant::now() });
+                    return Ok(Lease { ticket, connection, reused, keep: true, began });
+                }
                 // It is not the endpoint's fault.
                 Err(reason @ (Reason::Overflow | Reason::NoDescriptor)) => return Err(reason),
                 Err(reason) => {
                     ticket.endpoint.failed(Instant::now());
                     failed += 1;
                     // As many endpoints as there are may be tried, within one connect timeout each.
-                    if failed >= self.state.borrow().endpoints.len().min(MOST_TRIES) {
+                    if failed >= self.local.borrow().len().min(MOST_TRIES) {
                         return Err(reason);
                     }
                 }
@@ -154,8 +151,9 @@ impl Pool {
     /// A connection of a client's own, for bytes as they come. Cancel-safe.
     pub(crate) async fn tunnel(self: &Rc<Self>, ends: Ends) -> Result<Tunnel, Reason> {
         let mut failed = 0;
+        let key = self.key(None, ends.client.ip());
         loop {
-            let mut ticket = Ticket::take(self, self.choose()?);
+            let mut ticket = Ticket::take(self, self.choose(key)?.0);
             let reach = async |stream, address| self.reach(stream, address, Speech::Tcp, Some(ends)).await;
             match self.connect(&mut ticket, reach).await {
                 Ok(Dialled { io, peer, .. }) => {
@@ -166,7 +164,7 @@ impl Pool {
                 Err(reason) => {
                     ticket.endpoint.failed(Instant::now());
                     failed += 1;
-                    if failed >= self.state.borrow().endpoints.len().min(MOST_TRIES) {
+                    if failed >= self.local.borrow().len().min(MOST_TRIES) {
                         return Err(reason);
                     }
                 }
@@ -179,15 +177,18 @@ impl Pool {
         let timeout = Duration::from(self.cluster.config.pool.idle_timeout);
         let generation = self.generation().ok();
         let mut closed = 0;
-        for endpoint in &self.state.borrow().endpoints {
+        for endpoint in self.local.borrow().used() {
             endpoint.shared.sweep(now, generation, &self.cluster.config.pool);
+            let mut gone = 0;
             endpoint.idle.borrow_mut().retain(|idle| {
                 let keep = idle.connection.is_good(false)
                     && now.saturating_duration_since(idle.since) < timeout
                     && Some(idle.connection.generation) == generation;
-                closed += u32::from(!keep);
+                gone += u32::from(!keep);
                 keep
             });
+            endpoint.closed(gone);
+            closed += gone;
         }
         self.closed(closed);
         while self.drivers.borrow_mut().try_join_next().is_some() {}
@@ -221,41 +222,48 @@ impl Pool {
 
     /// Takes on the cluster's endpoints as they are now.
     pub(crate) fn renew(&self) {
-        let mut state = self.state.borrow_mut();
-        if !self.cluster.addresses_are(&state.addresses) {
-            let closed = state.renew(self.cluster.addresses());
-            self.closed(closed);
+        let mut local = self.local.borrow_mut();
+        if !self.cluster.members_are(local.members()) {
+            for gone in local.renew(self.cluster.members()) {
+                gone.retired.set(true);
+                gone.shared.clear();
+                let closed = gone.idle.take().len() as u32;
+                gone.closed(closed);
+                self.closed(closed);
+            }
         }
     }
 
-    fn choose(&self) -> Result<Rc<Endpoint>, Reason> {
+    /// What the policy goes by, of a request from this client.
+    pub(crate) fn key(&self, request: Option<&Head>, client: IpAddr) -> Option<u64> {
         self.renew();
-        let mut state = self.state.borrow_mut();
-        let State { endpoints, balancer, .. } = &mut *state;
-        let index = match endpoints.as_slice() {
-            [] => return Err(Reason::NoEndpoint),
-            [_] => 0,
-            several => balancer.choose(several, Instant::now()),
-        };
-        Ok(Rc::clone(&endpoints[index]))
+        self.local.borrow().members().key(request, client)
+    }
+
+    /// An endpoint, and what time it is, if that is of interest.
+    fn choose(&self, key: Option<u64>) -> Result<(Rc<Endpoint>, Option<Instant>), Reason> {
+        self.renew();
+        let mut local = self.local.borrow_mut();
+        let (chosen, now) = local.choose(key).ok_or(Reason::NoEndpoint)?;
+        Ok((chosen, now.filter(|_| local.members().measure.latency)))
     }
 
     /// An endpoint that was not tried yet, if there is one that is not avoided.
-    fn choose_beside(&self, tried: &[SocketAddr]) -> Result<Rc<Endpoint>, Reason> {
-        let mut chosen = self.choose()?;
+    fn choose_beside(&self, key: Option<u64>, tried: &[SocketAddr]) -> Result<(Rc<Endpoint>, Option<Instant>), Reason> {
+        let (mut chosen, now) = self.choose(key)?;
         if tried.is_empty() {
-            return Ok(chosen);
+            return Ok((chosen, now));
         }
         for _ in 0..MOST_CHOICES {
             if !tried.contains(&chosen.address) {
-                return Ok(chosen);
+                return Ok((chosen, now));
             }
-            chosen = self.choose()?;
+            // What goes by a key would be sent to where it failed.
+            chosen = self.choose(None)?.0;
         }
         // The balancer likes those best; any other one is better for a request that failed there.
-        let now = Instant::now();
-        let beside = |endpoint: &&Rc<Endpoint>| !tried.contains(&endpoint.address) && !endpoint.is_avoided(now);
-        Ok(self.state.borrow().endpoints.iter().find(beside).cloned().unwrap_or(chosen))
+        let other = self.local.borrow_mut().untried(tried, Instant::now());
+        Ok((other.unwrap_or(chosen), now))
     }
 
     /// A connection to the ticket's endpoint, and whether it carried a request before.
@@ -336,9 +344,20 @@ impl Pool {
         outcome
     }
 
-    /// The endpoints there are.
-    pub(crate) fn with_endpoints<R>(&self, look: impl FnOnce(&[Rc<Endpoint>]) -> R) -> R {
-        look(&self.state.borrow().endpoints)
+    /// How many endpoints there are.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.local.borrow().len()
+    }
+
+    /// Every endpoint.
+    pub(crate) fn all_endpoints(&self) -> Vec<Rc<Endpoint>> {
+        let mut local = self.local.borrow_mut();
+        (0..local.len()).map(|index| local.endpoint(index)).collect()
+    }
+
+    /// Whom to try beside those that let us wait.
+    pub(crate) fn beside(&self, tried: &[Rc<Endpoint>], now: Instant) -> Option<Rc<Endpoint>> {
+        self.local.borrow_mut().beside(tried, now)
     }
 
     /// Whether a further connection may be open.
@@ -348,11 +367,15 @@ impl Pool {
 
     /// Closes a connection that another endpoint does not need just now.
     fn make_room(&self) -> bool {
-        let state = self.state.borrow();
-        let idle = state.endpoints.iter().find_map(|endpoint| endpoint.idle.borrow_mut().pop());
+        let local = self.local.borrow();
+        let idle = local.used().find_map(|endpoint| {
+            let idle = endpoint.idle.borrow_mut().pop();
+            endpoint.closed(u32::from(idle.is_some()));
+            idle
+        });
         self.closed(u32::from(idle.is_some()));
         // A shared one counts until it has said goodbye, which is a moment later.
-        idle.is_some() || state.endpoints.iter().any(|endpoint| endpoint.shared.close_one())
+        idle.is_some() || local.used().any(|endpoint| endpoint.shared.close_one())
     }
 
     pub(crate) fn closed(&self, count: u32) {
@@ -367,29 +390,6 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.closed(self.open.get());
         self.cluster.pools.fetch_sub(1, Relaxed);
-    }
-}
-
-impl State {
-    /// Takes on new addresses; known endpoints keep their connections. Returns how many of others were closed.
-    fn renew(&mut self, addresses: Arc<Vec<SocketAddr>>) -> u32 {
-        let mut known = std::mem::take(&mut self.endpoints);
-        self.endpoints = addresses
-            .iter()
-            .map(|address| match known.iter().position(|endpoint| endpoint.address == *address) {
-                Some(index) => known.swap_remove(index),
-                None => Endpoint::new(*address),
-            })
-            .collect();
-        self.addresses = addresses;
-        known
-            .iter()
-            .map(|gone| {
-                gone.retired.set(true);
-                gone.shared.clear();
-                gone.idle.take().len() as u32
-            })
-            .sum()
     }
 }
 
@@ -430,7 +430,7 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     pub(crate) fn take(pool: &Rc<Pool>, endpoint: Rc<Endpoint>) -> Self {
-        endpoint.under_way.set(endpoint.under_way.get() + 1);
+        endpoint.begin();
         Self { pool: Rc::downgrade(pool), endpoint, open: false }
     }
 
@@ -456,8 +456,12 @@ impl Ticket {
 
     /// Goes over to another endpoint.
     pub(crate) fn move_to(&mut self, endpoint: Rc<Endpoint>) {
-        endpoint.under_way.set(endpoint.under_way.get() + 1);
-        self.endpoint.under_way.set(self.endpoint.under_way.get() - 1);
+        endpoint.begin();
+        self.endpoint.end();
+        if self.open {
+            endpoint.opened();
+            self.endpoint.closed(1);
+        }
         self.endpoint = endpoint;
     }
 
@@ -465,22 +469,24 @@ impl Ticket {
         if let Some(pool) = self.pool.upgrade() {
             pool.open.set(pool.open.get() + 1);
             pool.metrics.open.inc();
+            self.endpoint.opened();
             self.open = true;
         }
     }
 
     fn close(&mut self) {
-        if std::mem::take(&mut self.open)
-            && let Some(pool) = self.pool.upgrade()
-        {
-            pool.closed(1);
+        if std::mem::take(&mut self.open) {
+            self.endpoint.closed(1);
+            if let Some(pool) = self.pool.upgrade() {
+                pool.closed(1);
+            }
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.endpoint.under_way.set(self.endpoint.under_way.get() - 1);
+        self.endpoint.end();
         self.close();
     }
 }
@@ -501,6 +507,8 @@ pub(crate) struct Lease {
     pub(crate) reused: bool,
     /// It may carry another request.
     keep: bool,
+    /// When the request began, if that is of interest.
+    began: Option<Instant>,
 }
 
 impl Lease {
@@ -512,6 +520,13 @@ impl Lease {
     /// Whom the endpoint's certificate names.
     pub(crate) fn peer(&self) -> Option<Rc<str>> {
         self.connection.peer.clone()
+    }
+
+    /// Where to tell how the endpoint did.
+    pub(crate) fn report(&self) -> Report {
+        let pool = self.ticket.pool.upgrade();
+        let measure = pool.map(|pool| pool.local.borrow().members().measure).unwrap_or_default();
+        Report { endpoint: Rc::clone(&self.ticket.endpoint), began: self.began, measure }
     }
 
     /// Whether it is TLS.
@@ -545,6 +560,40 @@ impl Lease {
         if idle.len() < pool.cluster.config.pool.max_idle as usize {
             idle.push(Idle { connection: self.connection, since: now });
             self.ticket.open = false;
+        }
+    }
+}
+
+/// Takes down how an endpoint did with a request.
+pub(crate) struct Report {
+    endpoint: Rc<Endpoint>,
+    began: Option<Instant>,
+    measure: Measure,
+}
+
+impl Report {
+    /// It answered with this status.
+    pub(crate) fn answered(&self, status: u16) {
+        self.note(status >= 500);
+    }
+
+    /// It did not answer, for this reason.
+    pub(crate) fn failed(&self, reason: Reason) {
+        if matches!(reason, Reason::Reset | Reason::Protocol(_) | Reason::Timeout | Reason::Refused | Reason::Unseen) {
+            self.note(true);
+        }
+    }
+
+    fn note(&self, failed: bool) {
+        let endpoint = &self.endpoint;
+        endpoint.answers.set(endpoint.answers.get() + 1);
+        endpoint.failed_answers.set(endpoint.failed_answers.get() + u64::from(failed));
+        if let Some(began) = self.began {
+            let now = Instant::now();
+            let took = now - began;
+            // One that fails fast is not a fast one.
+            let took = if failed { took.max(self.measure.penalty) } else { took };
+            endpoint.latency.observe(took, now, self.measure.decay);
         }
     }
 }

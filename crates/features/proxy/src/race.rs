@@ -35,7 +35,7 @@ impl Pool {
     /// A TCP connection to the ticket's endpoint, or to another that was there first; the ticket is for that one then.
     /// Cancel-safe.
     pub(crate) async fn race(&self, ticket: &mut Ticket) -> Result<TcpStream, Reason> {
-        if self.with_endpoints(|endpoints| endpoints.len() < 2) {
+        if self.endpoints() < 2 {
             return self.tcp(ticket.endpoint.address).await;
         }
         let mut tried = vec![Rc::clone(&ticket.endpoint)];
@@ -75,7 +75,7 @@ impl Pool {
                 }
                 None => {
                     if tried.len() < MOST_TRIES
-                        && let Some(next) = self.with_endpoints(|endpoints| next(endpoints, &tried, Instant::now()))
+                        && let Some(next) = self.beside(&tried, Instant::now())
                     {
                         runners.push(self.start(&next));
                         tried.push(next);
@@ -99,36 +99,4 @@ fn poll_first(cx: &mut Context<'_>, runners: &mut Vec<Runner<'_>>) -> Poll<(Rc<E
         }
     }
     Poll::Pending
-}
-
-/// Whom to try beside those: one of the other family than the last, else any, and none that failed lately.
-fn next(endpoints: &[Rc<Endpoint>], tried: &[Rc<Endpoint>], now: Instant) -> Option<Rc<Endpoint>> {
-    let last = tried.last()?.address.is_ipv6();
-    let fresh = || {
-        let untried = endpoints.iter().filter(|one| !tried.iter().any(|tried| Rc::ptr_eq(tried, one)));
-        untried.filter(|one| !one.is_avoided(now))
-    };
-    fresh().find(|one| one.address.is_ipv6() != last).or_else(|| fresh().next()).map(Rc::clone)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_other_family_is_next() {
-        let all: Vec<_> = ["192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:1", "[2001:db8::2]:1"]
-            .map(|address| Endpoint::new(address.parse().unwrap()))
-            .into();
-        let now = Instant::now();
-        let mut tried = vec![Rc::clone(&all[0])];
-        let mut order = Vec::new();
-        while let Some(one) = next(&all, &tried, now) {
-            order.push(one.address.to_string());
-            tried.push(one);
-        }
-        assert_eq!(order, ["[2001:db8::1]:1", "192.0.2.2:1", "[2001:db8::2]:1"]);
-        all[2].failed(now);
-        assert_eq!(next(&all, &tried[..1], now).map(|one| one.address), Some(all[3].address), "not one that failed");
-    }
 }

@@ -293,7 +293,7 @@ impl Pool {
             let stream = OpenStream::take(&shared);
             endpoint.shared.open.borrow_mut().push(Rc::clone(&shared));
             let counted = Counted::new(&self.metrics.http2);
-            let driving = drive(connection, Rc::downgrade(&shared), Rc::downgrade(self), making, counted);
+            let driving = drive(connection, Rc::downgrade(&shared), Rc::downgrade(self), making, counted, endpoint);
             self.drivers.borrow_mut().spawn_local(driving);
             return Ok(Place::on(stream));
         }
@@ -308,6 +308,7 @@ async fn drive(
     pool: Weak<Pool>,
     making: Making,
     _counted: Counted,
+    endpoint: Rc<Endpoint>,
 ) {
     let patience = pool.upgrade().map(|pool| Duration::from(pool.cluster.config.connect_timeout)).unwrap_or_default();
     let pings = connection.ping_pong();
@@ -334,6 +335,7 @@ async fn drive(
     if let Some(shared) = shared.upgrade() {
         shared.ended.set(true);
     }
+    endpoint.closed(1);
     if let Some(pool) = pool.upgrade() {
         pool.closed(1);
     }

@@ -1,6 +1,7 @@
 //! The data plane over real sockets: raw clients, scripted applications, two proxies with mTLS.
 
 mod ahead;
+mod balancing;
 mod connect;
 mod corpus;
 mod faults;

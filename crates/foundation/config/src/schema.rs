@@ -145,6 +145,12 @@ impl<'a> Reference<'a> {
     }
 
     fn kind(&self, property: &'a Json) -> String {
+        // A mapping, or a text that is short for one.
+        if let Some([full, short]) = property.get("anyOf").and_then(Json::as_array).map(Vec::as_slice)
+            && short.get("$ref").is_some()
+        {
+            return format!("{} or {}", self.kind(short), self.kind(full));
+        }
         let (target, list) = self.target(property);
         if list {
             return format!("list of {}", self.kind(property.get("items").unwrap_or(target)));

@@ -5,6 +5,7 @@
 //! same answer whoever asks, a request or an operator; nothing here waits, locks or, per
 //! request, allocates.
 
+pub mod balance;
 mod budget;
 mod chance;
 mod retry;

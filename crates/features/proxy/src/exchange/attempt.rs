@@ -34,7 +34,7 @@ impl Exchange {
         let reused = lease.reused;
         // Only the access log tells it, and asking for the time costs.
         let began = self.at.map(|_| Instant::now());
-        let secure = lease.is_secure();
+        let (secure, report) = (lease.is_secure(), lease.report());
         let (link, keep) = lease.parts();
         *keep = false;
         let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure, ask) {
@@ -64,7 +64,10 @@ impl Exchange {
                 self.received = 0;
                 return Ok(Try::Unseen);
             }
-            Err(reason) => return Err(reason),
+            Err(reason) => {
+                report.failed(reason);
+                return Err(reason);
+            }
         };
         self.upstream = began.map(|began| began.elapsed());
         if self.tries.is_some() && self.is_asked_again(incoming, response) {
@@ -79,6 +82,7 @@ impl Exchange {
         }
         self.watched.begin_answer();
         self.code = response.status();
+        report.answered(self.code);
 
         if ask != Ask::Answer && upgrade::is_agreed(ask, over_http2, response.status()) {
             upgrade::translate(incoming.request, ask, over_http2, incoming.responder.is_http2(), response);

@@ -85,6 +85,10 @@ impl<'s> Checker<'s> {
             *node = self.schema.stand_in(shape, node.span);
             return;
         }
+        if let Kind::Short { text, full } = shape.kind {
+            let chosen = if matches!(node.value, Value::Mapping(_)) { full } else { text };
+            return self.node(self.schema.shape(chosen), node, place);
+        }
         let fits = match (&shape.kind, &mut node.value) {
             (Kind::Object { .. }, Value::Mapping(entries)) => {
                 self.object(shape, entries, place);

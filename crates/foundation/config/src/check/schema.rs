@@ -42,6 +42,11 @@ pub(super) enum Kind<'s> {
     Text,
     /// A text, or a whole number.
     Size,
+    /// A text, or a mapping that says more.
+    Short {
+        text: &'s Json,
+        full: &'s Json,
+    },
     Any,
 }
 
@@ -63,8 +68,12 @@ impl<'s> Schema<'s> {
         if let Some(options) = json.get("anyOf").and_then(Json::as_array) {
             let is_null = |option: &Json| option.get("type").and_then(Json::as_str) == Some("null");
             let mut others = options.iter().filter(|option| !is_null(option));
-            if let (Some(only), None) = (others.next(), others.next()) {
-                return Shape { nullable: true, ..self.shape(only) };
+            match (others.next(), others.next(), others.next()) {
+                (Some(only), None, None) => return Shape { nullable: true, ..self.shape(only) },
+                (Some(full), Some(text), None) => {
+                    return Shape { kind: Kind::Short { text, full }, json, nullable: false };
+                }
+                _ => {}
             }
         }
         let types = types(json);
@@ -139,6 +148,7 @@ impl<'s> Schema<'s> {
                     path.truncate(length);
                 }
             }
+            Kind::Short { full, .. } => self.find_homes(self.shape(full), key, path, homes),
             Kind::List { items } => {
                 path.push_str("[]");
                 self.find_homes(self.shape(items), key, path, homes);
@@ -154,12 +164,16 @@ impl<'s> Schema<'s> {
             Kind::Object { properties } => properties.values().any(|json| self.holds_secret(self.shape(json))),
             Kind::Map { values } => self.holds_secret(self.shape(values)),
             Kind::List { items } => self.holds_secret(self.shape(items)),
+            Kind::Short { full, .. } => self.holds_secret(self.shape(full)),
             _ => shape.format() == Some("password"),
         }
     }
 
     /// A value that can be deserialised in place of one that cannot.
     pub(super) fn stand_in(&self, shape: Shape<'s>, span: Span) -> Node {
+        if let Kind::Short { text, .. } = shape.kind {
+            return self.stand_in(self.shape(text), span);
+        }
         let plain = |text: String| Scalar { text, written: None, plain: true };
         let value = match shape.kind {
             Kind::Object { .. } => Value::Mapping(
@@ -182,7 +196,7 @@ impl<'s> Schema<'s> {
             }
             Kind::Text => Value::Scalar(Scalar::quoted(formats::stand_in(shape.format()))),
             Kind::Size => Value::Scalar(Scalar::quoted("1MiB")),
-            Kind::Any => Value::Scalar(Scalar::quoted("")),
+            Kind::Any | Kind::Short { .. } => Value::Scalar(Scalar::quoted("")),
         };
         Node { span, value }
     }

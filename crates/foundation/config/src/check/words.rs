@@ -26,7 +26,8 @@ pub(super) fn scalar(shape: Shape<'_>, scalar: &Scalar) -> Result<(), (String, S
             _ => text(shape, scalar),
         },
         Kind::Text => text(shape, scalar),
-        Kind::Any => Ok(()),
+        // The caller has chosen one of the two already.
+        Kind::Any | Kind::Short { .. } => Ok(()),
         Kind::Object { .. } | Kind::Map { .. } | Kind::List { .. } => {
             let (expected, mut help) = expectation(shape);
             let literal = scalar.written.is_none() && !scalar.text.is_empty() && scalar.text.len() < 80;
@@ -103,7 +104,7 @@ fn expectation(shape: Shape<'_>) -> (String, String) {
         ),
         Kind::Number => ("a number".to_owned(), "write a number such as `0.25`".to_owned()),
         Kind::Size => ("a size".to_owned(), such_as("a size")),
-        Kind::Text | Kind::Any => match shape.format() {
+        Kind::Text | Kind::Any | Kind::Short { .. } => match shape.format() {
             Some("go-duration") => ("a duration".to_owned(), such_as("a duration")),
             _ => ("a text".to_owned(), such_as("a text")),
         },

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{needs_identity, resilience, trusted};
+use super::{balancing, needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{Cluster, ClusterTls, Config, ConfigPath, Listener, Proxy};
@@ -49,8 +49,14 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
     let virtual_addresses = at.key("virtualAddresses");
     let listed = cluster.virtual_addresses.iter().enumerate();
     judge.unique("virtual address", "keep one of them", listed.map(|(i, one)| (virtual_addresses.index(i), *one)));
-    let listed = cluster.endpoints.iter().enumerate();
-    judge.unique("endpoint", "keep one of them", listed.map(|(i, endpoint)| (endpoints.index(i), endpoint.clone())));
+    let listed = cluster.endpoints.iter().enumerate().map(|(index, endpoint)| {
+        let at = endpoints.index(index);
+        let address = at.key("address");
+        (if judge.is_given(&address) { address } else { at }, endpoint.address.clone())
+    });
+    let listed: Vec<_> = listed.collect();
+    judge.unique("endpoint", "keep one of them", listed);
+    balancing::rules(config, cluster, at, judge);
 }
 
 fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: &mut Judge<'_>) {

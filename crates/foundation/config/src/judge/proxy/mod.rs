@@ -1,5 +1,6 @@
 //! Rules of the section `proxy`.
 
+mod balancing;
 mod clusters;
 mod listeners;
 mod matches;

@@ -93,7 +93,7 @@ fn sends_to_itself(proxy: &Proxy, listener: &Listener, cluster: &str, at: &Confi
     };
     let index = proxy.clusters.iter().position(|candidate| candidate.name.as_str() == cluster);
     let Some((index, cluster)) = index.map(|index| (index, &proxy.clusters[index])) else { return };
-    let endpoint = cluster.endpoints.iter().position(meets);
+    let endpoint = cluster.endpoints.iter().position(|endpoint| meets(&endpoint.address));
     if let Some(endpoint) = endpoint {
         let endpoint = ConfigPath::from("proxy.clusters").index(index).key("endpoints").index(endpoint);
         if judge.checked.is_blurred(&endpoint) {

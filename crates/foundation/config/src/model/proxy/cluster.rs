@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::balancing::LoadBalancing;
+use super::endpoint::Endpoints;
 use super::listener::default_tcp_keepalive;
 use super::resilience::RetryConstraint;
 use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion};
@@ -16,10 +18,11 @@ use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion
 pub struct Cluster {
     /// Unique among clusters.
     pub name: Name,
-    /// `HOST:PORT` each; a DNS name stands for all its addresses, of both families, each an endpoint of its own. One that
-    /// does not answer within 250 ms is passed by for another that does. Exactly one of this and `originalDestination`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub endpoints: Vec<HostPort>,
+    /// `HOST:PORT` each, or a mapping that says more; a DNS name stands for all its addresses, of both families, each an
+    /// endpoint of its own. One that does not answer within 250 ms is passed by for another that does. Exactly one of this
+    /// and `originalDestination`.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub endpoints: Endpoints,
     /// The endpoint is where the client wanted to go before it was redirected to the listener.
     #[serde(default)]
     pub original_destination: bool,
@@ -48,6 +51,9 @@ pub struct Cluster {
     /// shared by clients then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Which endpoint gets a request.
+    #[serde(default)]
+    pub load_balancing: LoadBalancing,
     /// Connections kept for the next request.
     #[serde(default)]
     pub pool: Pool,
@@ -56,12 +62,16 @@ pub struct Cluster {
     pub retry_constraint: RetryConstraint,
 }
 
+fn is_empty(endpoints: &Endpoints) -> bool {
+    endpoints.is_empty()
+}
+
 impl Cluster {
     /// A plain cluster with these endpoints and the default for everything else.
     pub fn new(name: Name, endpoints: Vec<HostPort>) -> Self {
         Self {
             name,
-            endpoints,
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
             original_destination: false,
             virtual_addresses: Vec::new(),
             tcp_keepalive: default_tcp_keepalive(),
@@ -70,6 +80,7 @@ impl Cluster {
             connect_timeout: default_connect_timeout(),
             protocol: ClusterProtocol::default(),
             proxy_protocol: None,
+            load_balancing: LoadBalancing::default(),
             pool: Pool::default(),
             retry_constraint: RetryConstraint::default(),
         }

@@ -4,13 +4,17 @@
 //! [GEP-1426]: https://gateway-api.sigs.k8s.io/reference/spec/
 
 mod access_log;
+mod balancing;
 mod cluster;
+mod endpoint;
 mod listener;
 mod resilience;
 mod route;
 
 pub use access_log::*;
+pub use balancing::*;
 pub use cluster::*;
+pub use endpoint::*;
 pub use listener::*;
 pub use resilience::*;
 pub use route::*;
@@ -18,7 +22,7 @@ pub use route::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ByteSize;
+use crate::{ByteSize, Name};
 
 /// The data plane.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -30,6 +34,9 @@ pub struct Proxy {
     /// Named sets of endpoints that routes send traffic to.
     #[serde(default)]
     pub clusters: Vec<Cluster>,
+    /// Where this process runs, such as `eu-central-1a`: what `trafficDistribution` compares endpoints' zones with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Name>,
     /// One line per request, when present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,

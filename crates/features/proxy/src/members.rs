@@ -1,0 +1,255 @@
+//! A cluster's endpoints as all workers know them.
+//!
+//! In: lists of endpoints, from the config or from discovery, and what is found out about them. Out: an immutable plan
+//! that workers balance by. Promise: an endpoint that stays in the list stays the same object, whatever else changes;
+//! a worker sees at a glance whether anything changed.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use outrigger_config::{Endpoint as EndpointConfig, HashPolicyType, LoadBalancing, LoadBalancingPolicy};
+use outrigger_traffic::balance::{Member, Plan, Policy, Settings, hash};
+use outrigger_wire::head::{FieldId, Head};
+
+/// An endpoint.
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    weight: AtomicU32,
+    priority: AtomicU32,
+    zone: ArcSwapOption<String>,
+    /// When it was first seen, or was healthy again; `None` for those there from the start.
+    since: Option<Instant>,
+}
+
+impl Peer {
+    pub(crate) fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    pub(crate) fn priority(&self) -> u32 {
+        self.priority.load(Relaxed)
+    }
+
+    /// Whether nothing is known that speaks against it.
+    pub(crate) fn is_usable(&self) -> bool {
+        true
+    }
+}
+
+/// An endpoint as a list of them says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Listed {
+    pub(crate) address: SocketAddr,
+    pub(crate) weight: u32,
+    pub(crate) priority: u32,
+    pub(crate) zone: Option<String>,
+}
+
+impl Listed {
+    /// What the config says of an endpoint at one of its addresses.
+    pub(crate) fn of(config: &EndpointConfig, address: IpAddr) -> Self {
+        Self {
+            address: SocketAddr::new(address, config.address.port),
+            weight: config.weight,
+            priority: config.priority,
+            zone: config.zone.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// How a worker judges answers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Measure {
+    /// Latencies are of interest.
+    pub(crate) latency: bool,
+    pub(crate) decay: Duration,
+    pub(crate) penalty: Duration,
+}
+
+/// The endpoints at one time, and how requests are shared among them.
+#[derive(Default)]
+pub(crate) struct Members {
+    pub(crate) peers: Arc<[Arc<Peer>]>,
+    pub(crate) plan: Plan,
+    pub(crate) measure: Measure,
+    /// What makes a request's key, where there is one.
+    keys: Arc<[KeyOf]>,
+}
+
+#[derive(Debug)]
+enum KeyOf {
+    Header(String),
+    Cookie(String),
+    Source,
+}
+
+impl Members {
+    /// Plans anew, for peers as they are now.
+    pub(crate) fn plan(peers: Arc<[Arc<Peer>]>, balancing: &LoadBalancing, zone: Option<&str>, now: Instant) -> Self {
+        let zone = zone.filter(|_| balancing.traffic_distribution.is_some());
+        let members: Vec<Member> = peers
+            .iter()
+            .map(|peer| Member {
+                weight: f64::from(peer.weight()) * started(balancing, peer, now),
+                priority: peer.priority(),
+                near: zone.is_none_or(|zone| peer.zone.load().as_ref().is_some_and(|of| of.as_str() == zone)),
+                healthy: peer.is_usable(),
+                key: hash(peer.address.to_string().as_bytes()),
+            })
+            .collect();
+        let several = peers.len() > 1;
+        let by_key = matches!(balancing.policy, LoadBalancingPolicy::RingHash | LoadBalancingPolicy::Maglev);
+        Self {
+            plan: Plan::new(&members, &settings(balancing)),
+            peers,
+            measure: Measure {
+                latency: several && balancing.policy == LoadBalancingPolicy::PeakEwma,
+                decay: balancing.peak_ewma.decay.into(),
+                penalty: balancing.peak_ewma.failure_penalty.into(),
+            },
+            keys: if several && by_key { keys(balancing) } else { Arc::default() },
+        }
+    }
+
+    /// The key of a request; `None` where nobody asks for it, or it has none.
+    pub(crate) fn key(&self, request: Option<&Head>, source: IpAddr) -> Option<u64> {
+        self.keys.iter().find_map(|key| match key {
+            KeyOf::Header(name) => request?.get_named(name).map(hash),
+            KeyOf::Cookie(name) => cookie(request?, name).map(hash),
+            KeyOf::Source => Some(match source.to_canonical() {
+                IpAddr::V4(address) => hash(&address.octets()),
+                IpAddr::V6(address) => hash(&address.octets()),
+            }),
+        })
+    }
+
+    /// The peers that a new list makes of these; `None` when nothing changed.
+    pub(crate) fn listed(&self, list: Vec<Listed>, now: Instant) -> Option<Arc<[Arc<Peer>]>> {
+        let known: HashMap<SocketAddr, &Arc<Peer>> = self.peers.iter().map(|peer| (peer.address, peer)).collect();
+        let since = (!self.peers.is_empty()).then_some(now);
+        let mut seen = HashSet::with_capacity(list.len());
+        let mut changed = false;
+        let peers: Arc<[Arc<Peer>]> = list
+            .into_iter()
+            .filter(|one| seen.insert(one.address))
+            .map(|one| {
+                let Listed { address, weight, priority, zone } = one;
+                let Some(peer) = known.get(&address) else {
+                    changed = true;
+                    return Arc::new(Peer {
+                        address,
+                        weight: weight.into(),
+                        priority: priority.into(),
+                        zone: ArcSwapOption::from_pointee(zone),
+                        since,
+                    });
+                };
+                changed |= peer.weight.swap(weight, Relaxed) != weight;
+                changed |= peer.priority.swap(priority, Relaxed) != priority;
+                if peer.zone.load().as_deref() != zone.as_ref() {
+                    changed = true;
+                    peer.zone.store(zone.map(Arc::new));
+                }
+                Arc::clone(peer)
+            })
+            .collect();
+        let moved = peers.len() != self.peers.len()
+            || peers.iter().zip(self.peers.iter()).any(|(new, old)| !Arc::ptr_eq(new, old));
+        match (changed, moved) {
+            (false, false) => None,
+            // Only weights changed: workers keep what they have at each place.
+            (true, false) => Some(Arc::clone(&self.peers)),
+            (_, true) => Some(peers),
+        }
+    }
+
+    /// Until when a new endpoint has not its whole weight yet.
+    pub(crate) fn starting_until(&self, balancing: &LoadBalancing) -> Option<Instant> {
+        let window = Duration::from(balancing.slow_start.as_ref()?.window);
+        self.peers.iter().filter_map(|peer| peer.since?.checked_add(window)).max()
+    }
+}
+
+/// The part of its weight that an endpoint has, by its age.
+fn started(balancing: &LoadBalancing, peer: &Peer, now: Instant) -> f64 {
+    let (Some(slow), Some(since)) = (&balancing.slow_start, peer.since) else { return 1.0 };
+    let age = now.saturating_duration_since(since).as_secs_f64() / Duration::from(slow.window).as_secs_f64();
+    let least = f64::from(slow.min_weight_percent) / 100.0;
+    if age >= 1.0 { 1.0 } else { age.powf(1.0 / slow.aggression).max(least) }
+}
+
+fn settings(balancing: &LoadBalancing) -> Settings {
+    let ring = &balancing.ring_hash;
+    Settings {
+        policy: match balancing.policy {
+            LoadBalancingPolicy::PeakEwma => Policy::PeakEwma,
+            LoadBalancingPolicy::LeastRequest => Policy::LeastRequest,
+            LoadBalancingPolicy::RoundRobin => Policy::RoundRobin,
+            LoadBalancingPolicy::Random => Policy::Random,
+            LoadBalancingPolicy::RingHash => {
+                Policy::RingHash(ring.minimum_ring_size as usize, ring.maximum_ring_size as usize)
+            }
+            LoadBalancingPolicy::Maglev => Policy::Maglev(balancing.maglev.table_size as usize),
+        },
+        overprovisioning: f64::from(balancing.overprovisioning_factor) / 100.0,
+        panic_threshold: f64::from(balancing.healthy_panic_threshold) / 100.0,
+        balance_factor: balancing.hash_balance_factor.map(|percent| percent as f32 / 100.0),
+    }
+}
+
+fn keys(balancing: &LoadBalancing) -> Arc<[KeyOf]> {
+    let name =
+        |name: &Option<outrigger_config::HashName>| name.as_ref().map(|name| name.name.clone()).unwrap_or_default();
+    let key = |one: &outrigger_config::HashPolicy| match one.kind {
+        HashPolicyType::Header => KeyOf::Header(name(&one.header)),
+        HashPolicyType::Cookie => KeyOf::Cookie(name(&one.cookie)),
+        HashPolicyType::SourceAddress => KeyOf::Source,
+    };
+    balancing.hash_policy.iter().map(key).collect()
+}
+
+/// The value of a cookie.
+fn cookie<'a>(request: &'a Head, name: &str) -> Option<&'a [u8]> {
+    let fields = request.get_all(FieldId::Cookie).flat_map(|field| field.split(|byte| *byte == b';'));
+    fields.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let mut head = Head::default();
+        head.push("Cookie", b"xsid=1; sid=2;other=3");
+        assert_eq!(cookie(&head, "sid"), Some(&b"2"[..]));
+        assert_eq!(cookie(&head, "other"), Some(&b"3"[..]));
+        assert_eq!(cookie(&head, "id"), None);
+    }
+
+    #[test]
+    fn a_new_endpoint_starts_slowly() {
+        let balancing: LoadBalancing = serde_json::from_value(serde_json::json!({
+            "slowStart": { "window": "100s", "aggression": 1.0, "minWeightPercent": 10 }
+        }))
+        .unwrap();
+        let now = Instant::now();
+        let peer = |since| Peer {
+            address: "127.0.0.1:1".parse().unwrap(),
+            weight: 1.into(),
+            priority: 0.into(),
+            zone: ArcSwapOption::empty(),
+            since,
+        };
+        for (since, after, expected) in
+            [(None, 0, 1.0), (Some(now), 0, 0.1), (Some(now), 5, 0.1), (Some(now), 50, 0.5), (Some(now), 100, 1.0)]
+        {
+            let part = started(&balancing, &peer(since), now + Duration::from_secs(after));
+            assert!((part - expected).abs() < 1e-9, "{after}: {part}");
+        }
+    }
+}
