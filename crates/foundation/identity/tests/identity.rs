@@ -383,8 +383,13 @@ async fn the_preflight_lets_a_start_wait_and_refuses_a_reload() {
     let mut cluster = Cluster::new("backend".parse().unwrap(), vec!["127.0.0.1:1".parse().unwrap()]);
     let spiffe_ids = vec!["spiffe://other.example/x".parse().unwrap()];
     cluster.tls = Some(ClusterTls { spiffe_ids, ..ClusterTls::default() });
-    foreign.proxy =
-        Some(Proxy { listeners: vec![], clusters: vec![cluster], access_log: None, limits: ProxyLimits::default() });
+    foreign.proxy = Some(Proxy {
+        listeners: vec![],
+        clusters: vec![cluster],
+        zone: None,
+        access_log: None,
+        limits: ProxyLimits::default(),
+    });
     let error = component.check(None, &foreign).unwrap_err().to_string();
     assert!(error.contains("spiffe://other.example/x") && error.contains("shop.example"), "{error}");
     running.stop().await;

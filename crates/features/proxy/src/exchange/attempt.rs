@@ -70,6 +70,7 @@ impl Exchange {
             }
         };
         self.upstream = began.map(|began| began.elapsed());
+        report.answered(response.status());
         if self.tries.is_some() && self.is_asked_again(incoming, response) {
             // The connection is kept when the rest of this answer came with its head; nobody waits for it.
             let mut rest = receiver.into_source();
@@ -82,7 +83,6 @@ impl Exchange {
         }
         self.watched.begin_answer();
         self.code = response.status();
-        report.answered(self.code);
 
         if ask != Ask::Answer && upgrade::is_agreed(ask, over_http2, response.status()) {
             upgrade::translate(incoming.request, ask, over_http2, incoming.responder.is_http2(), response);
