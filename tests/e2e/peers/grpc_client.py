@@ -15,7 +15,7 @@ WAIT = {"timeout": 20}
 
 
 def channel(*options):
-    return grpc.insecure_channel(f"127.0.0.1:{sys.argv[1]}", options=[*OPTIONS, *options])
+    return grpc.insecure_channel(f"{sys.argv[1]}", options=[*OPTIONS, *options])
 
 
 def name(method):

@@ -4,6 +4,7 @@ Messages are bytes: what is tested is the way, not protobuf.
 """
 
 import concurrent.futures
+import os
 import sys
 import threading
 
@@ -95,6 +96,6 @@ server = grpc.server(
         ("grpc.http2.max_ping_strikes", 0),
     ),
 )
-server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
+server.add_insecure_port(f"{os.environ['LISTEN_ON']}:{sys.argv[1]}")
 server.start()
 server.wait_for_termination()

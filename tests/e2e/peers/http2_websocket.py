@@ -13,7 +13,8 @@ import h2.settings
 from websockets.frames import Close
 from websockets.protocol import CLIENT, OPEN, Protocol
 
-way = socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=10)
+host, port = sys.argv[1].rsplit(":", 1)
+way = socket.create_connection((host, int(port)), timeout=10)
 http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
 http.initiate_connection()
 way.sendall(http.data_to_send())

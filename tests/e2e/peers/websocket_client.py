@@ -9,7 +9,7 @@ from websockets.asyncio.client import connect
 
 def way(path="/echo", **options):
     options = {"max_size": 32 << 20, "ping_interval": None, "open_timeout": 10, "proxy": None, **options}
-    return connect(f"ws://127.0.0.1:{sys.argv[1]}{path}", **options)
+    return connect(f"ws://{sys.argv[1]}{path}", **options)
 
 
 async def closes_with(socket):

@@ -1,6 +1,7 @@
 """A WebSocket server that does what its paths are named for. Arguments: PORT. Tells on its output how connections ended."""
 
 import asyncio
+import os
 import sys
 
 import websockets
@@ -42,7 +43,7 @@ def choose(socket, offered):
 
 async def main():
     options = {"max_size": 32 << 20, "subprotocols": ["chat"], "select_subprotocol": choose, "ping_interval": None}
-    async with serve(handle, "127.0.0.1", int(sys.argv[1]), **options) as server:
+    async with serve(handle, os.environ["LISTEN_ON"], int(sys.argv[1]), **options) as server:
         await server.serve_forever()
 
 

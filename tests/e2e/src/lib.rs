@@ -12,6 +12,7 @@ mod collector;
 mod http;
 mod network;
 mod outrigger;
+mod place;
 mod pods;
 mod process;
 mod servers;
@@ -25,7 +26,8 @@ pub use collector::{Collector, Mood};
 pub use http::{Connection, Response, request};
 pub use network::{free_port, free_port_pair, free_udp_port};
 pub use outrigger::{Outrigger, outrigger_command, start_outrigger, start_outrigger_as, start_outrigger_with};
-pub use pods::{APPLICATION, Namespace, Node, PROXY, Pod, PodOutrigger};
+pub use place::{Place, Pods};
+pub use pods::{APPLICATION, Inside, Namespace, Node, PROXY, Pod, PodOutrigger, listen_on};
 pub use process::{Process, run, tool};
 pub use servers::{
     Bao, Envoy, Mariadb, Nghttpd, Nginx, Postgres, Prometheus, Redis, is_listening, mariadb, peer_server, psql, redis,

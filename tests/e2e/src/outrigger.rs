@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::http::{Response, request};
+use crate::pods::Inside;
 use crate::process::{Process, repository};
 use crate::{eventually, free_port};
 
@@ -25,6 +26,8 @@ pub struct Outrigger {
     pub health: String,
     /// Its config file.
     pub config: PathBuf,
+    /// Where it runs.
+    inside: Inside,
     preamble: String,
 }
 
@@ -67,6 +70,7 @@ pub fn start_outrigger_as(mut command: Command, folder: &Path, config: &str, arg
         admin: format!("http://127.0.0.1:{admin}"),
         health: format!("http://127.0.0.1:{health}"),
         config: file,
+        inside: Inside::here(),
         preamble,
     }
 }
@@ -104,7 +108,7 @@ impl Outrigger {
     /// # Errors
     /// When it cannot be reached.
     pub fn get(&self, path: &str) -> Result<Response> {
-        request("GET", &format!("{}{path}", self.admin), &[], "")
+        self.inside.enter(|| request("GET", &format!("{}{path}", self.admin), &[], ""))
     }
 
     /// Its child processes: the application, and orphans that became ours.

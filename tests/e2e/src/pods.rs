@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,6 +36,10 @@ pub struct Namespace {
     /// Its name, as `ip netns` has it.
     pub name: String,
 }
+
+/// The network namespace that a thread is in, here or in a pod.
+#[derive(Debug)]
+pub struct Inside(File);
 
 /// A node: a bridge to which pods are joined. Its own address on it is the one that probes come from.
 #[derive(Debug)]
@@ -128,6 +133,49 @@ impl Namespace {
         assert!(output.status.success(), "init {flags:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("it prints text")
     }
+}
+
+impl Inside {
+    /// Where this thread is.
+    ///
+    /// # Panics
+    /// When `/proc` is not there.
+    pub fn here() -> Self {
+        Self(File::open("/proc/thread-self/ns/net").expect("a thread is in a namespace"))
+    }
+
+    /// Does something there.
+    ///
+    /// # Panics
+    /// When it cannot be entered, or `work` panics.
+    #[track_caller]
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if number(&self.0) == number(&Self::here().0) {
+            return work();
+        }
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("root may enter a namespace");
+                work()
+            });
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+/// What tells one namespace from another.
+fn number(namespace: &File) -> u64 {
+    namespace.metadata().expect("it is open").ino()
+}
+
+/// Where servers of tests listen: on this machine for us alone, in a pod on all addresses, as servers in pods do.
+///
+/// # Panics
+/// When `/proc` is not there.
+pub fn listen_on() -> Ipv4Addr {
+    let of_all = File::open("/proc/self/ns/net").expect("a process is in a namespace");
+    if number(&of_all) == number(&Inside::here().0) { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }
 }
 
 impl Drop for Namespace {

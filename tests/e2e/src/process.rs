@@ -47,6 +47,17 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// A figure of its memory in KiB, such as `VmRSS`, as `/proc/PID/status` has it.
+    ///
+    /// # Errors
+    /// When it has ended, or there is no such figure.
+    pub fn memory(&self, figure: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':'));
+        let line = line.with_context(|| format!("there is no {figure} in {status}"))?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

@@ -1,20 +1,26 @@
-//! What lies between a client and a server: one Outrigger, or two with mTLS between them.
+//! What lies between a client and a server: one Outrigger, or two with mTLS between them, perhaps in pods.
 //!
-//! In: a server's port and what is spoken. Out: the port that stands for it. Promise: the
-//! same test runs through both; the second one is told the first one's identity and lets in
+//! In: a server's port and what is spoken. Out: the address that stands for it. Promise: the
+//! same test runs through all; the second one is told the first one's identity and lets in
 //! nobody else.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use crate::certificates::{Authority, Leaf};
 use crate::free_port;
 use crate::outrigger::{Outrigger, start_outrigger};
+use crate::pods::{Inside, PROXY, Pod};
+use crate::process::{run, tool};
 
 /// The client's sidecar.
 pub const CLIENT_ID: &str = "spiffe://shop.example/ns/shop/sa/client";
 /// The server's sidecar.
 pub const SERVER_ID: &str = "spiffe://shop.example/ns/shop/sa/server";
+
+/// The address of a Service in pods: nobody has it.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// How many Outriggers there are on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub enum Way {
     Plain,
     /// The client's and the server's, with mTLS between.
     Chain,
+    /// The same, each in its pod, to which connections are redirected that know nothing of it.
+    Pods,
 }
 
 /// What the listeners and the cluster on the way are told.
@@ -49,7 +57,10 @@ impl Spoken {
 #[derive(Debug)]
 pub struct Sidecars {
     /// Stands for the server.
-    pub port: u16,
+    pub at: SocketAddr,
+    /// Where the client is.
+    client: Inside,
+    way: Way,
     /// The one that the client speaks to.
     pub first: Outrigger,
     /// The one that speaks to the server, when there are two.
@@ -60,9 +71,10 @@ impl Sidecars {
     /// Starts them in folders of their own below `folder`, and waits until they are ready.
     ///
     /// # Panics
-    /// When one does not become ready.
+    /// When one does not become ready, or the way leads through pods, which [`Place`](crate::Place) has.
     #[track_caller]
     pub fn start(folder: &Path, way: Way, spoken: Spoken, server: u16) -> Self {
+        assert!(way != Way::Pods, "`Place::pods` has these");
         let port = free_port();
         let home = |name: &str| {
             let home = folder.join(name);
@@ -72,7 +84,7 @@ impl Sidecars {
         if way == Way::Plain {
             let config = proxy("", spoken, &format!("direction: inbound, address: \"127.0.0.1:{port}\""), server, "");
             let first = start_outrigger(&home("sidecar"), &config);
-            return Self { port, first, second: None };
+            return Self { at: here(port), client: Inside::here(), way, first, second: None };
         }
         let authority = Authority::new(&folder.join("sidecars-ca"));
         let between = free_port();
@@ -88,12 +100,62 @@ impl Sidecars {
         let tls = format!(", tls: {{ spiffeIds: [\"{SERVER_ID}\"] }}");
         let config = proxy(&identity(&client, &authority), spoken, &listener, between, &tls);
         let first = start_outrigger(&home("client-sidecar"), &config);
-        Self { port, first, second: Some(second) }
+        Self { at: here(port), client: Inside::here(), way, first, second: Some(second) }
     }
 
-    /// `http://127.0.0.1:PORT` of what stands for the server.
+    /// In two pods; what stands for the server is a Service's address, which nobody has.
+    ///
+    /// # Panics
+    /// When one does not become ready.
+    #[track_caller]
+    pub(crate) fn in_pods(folder: &Path, client: &Pod, server: &Pod, spoken: Spoken, port: u16) -> Self {
+        let authority = Authority::new(&folder.join("sidecars-ca"));
+        let start = |name: &str, pod: &Pod, id: &str, inbound: &str, clusters: &str| {
+            let identity = identity(&authority.issue(name, id), &authority);
+            let home = folder.join(name);
+            fs::create_dir(&home).expect("the test's folder can be written");
+            run(tool("chown").args(["-R", &PROXY.to_string()]).arg(folder)).expect("root may give files away");
+            pod.namespace.must_init(&[]);
+            let more = spoken.more;
+            let config = format!(
+                "{identity}proxy:\n  listeners:\n  \
+                 - {{ name: out, direction: outbound, address: \"[::]:15001\", protocol: auto, redirected: true{more} }}\n  \
+                 - {{ name: in, direction: inbound, address: \"[::]:15006\", protocol: auto, redirected: true{inbound}{more} }}\n\
+                 {clusters}"
+            );
+            pod.namespace.enter(PROXY, || start_outrigger(&home, &config))
+        };
+        let at = SocketAddr::from((SERVICE, port));
+        let inbound = format!(", tls: {{ mode: strict, allowedPeers: [\"{CLIENT_ID}\"] }}");
+        let second = start("server-sidecar", server, SERVER_ID, &inbound, "");
+        let clusters = format!(
+            "  clusters: [{{ name: server, endpoints: [\"{}:{port}\"], virtualAddresses: [\"{at}\"], protocol: {}, \
+             tls: {{ spiffeIds: [\"{SERVER_ID}\"] }} }}]\n",
+            server.v4, spoken.cluster
+        );
+        let first = start("client-sidecar", client, CLIENT_ID, "", &clusters);
+        let client = client.namespace.enter(0, Inside::here);
+        Self { at, client, way: Way::Pods, first, second: Some(second) }
+    }
+
+    /// Does something where the client is.
+    ///
+    /// # Panics
+    /// When `work` does.
+    #[track_caller]
+    pub fn at_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.client.enter(work)
+    }
+
+    /// `http://IP:PORT` of what stands for the server.
     pub fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.at)
+    }
+
+    /// Each Outrigger on the way, with the name of its cluster that leads to the server.
+    pub fn each(&self) -> impl Iterator<Item = (&Outrigger, &'static str)> {
+        let cluster = if self.way == Way::Pods { "passthrough" } else { "server" };
+        [(&self.first, "server")].into_iter().chain(self.second.as_ref().map(|second| (second, cluster)))
     }
 
     /// The one next to the server.
@@ -110,6 +172,10 @@ pub fn identity(leaf: &Leaf, authority: &Authority) -> String {
         leaf.key.display(),
         authority.bundle().display()
     )
+}
+
+fn here(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 fn proxy(identity: &str, spoken: Spoken, listener: &str, endpoint: u16, cluster: &str) -> String {

@@ -17,6 +17,7 @@ mod lifecycle;
 mod panics;
 pub mod process;
 mod reload;
+mod resident;
 mod run;
 mod signals;
 mod sockets;

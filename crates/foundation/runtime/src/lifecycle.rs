@@ -22,6 +22,7 @@ use crate::environment::AppEnvironment;
 use crate::handover::Handover;
 use crate::process::{Child, Children, Exit, Limits, launch, shares_terminal};
 use crate::reload::{Outcome, Reloader};
+use crate::resident::drop_executable_pages;
 use crate::signals::{Received, Signals};
 use crate::sockets::Sockets;
 use crate::state::{State, StopPhase};
@@ -32,6 +33,8 @@ use crate::watcher::FileWatcher;
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// A start that takes longer is logged with what it waits for, and again after twice the time.
 const SLOW_START: Duration = Duration::from_secs(5);
+/// After the start or a reload: long enough for what they begin to be over.
+const AT_REST: Duration = Duration::from_secs(1);
 /// How long a killed application may take to be gone.
 const KILLED: Duration = Duration::from_secs(1);
 
@@ -65,6 +68,8 @@ pub(crate) struct Lifecycle {
     at_terminal: bool,
     housekeeping_at: Instant,
     nag_at: Option<Instant>,
+    /// When memory that only a start or a reload needed is given back.
+    rest_at: Option<Instant>,
     start_duration: Gauge,
 }
 
@@ -105,6 +110,7 @@ impl Lifecycle {
             at_terminal: std::io::stdin().is_terminal(),
             housekeeping_at: now + HOUSEKEEPING,
             nag_at: Some(now + SLOW_START),
+            rest_at: None,
         }
     }
 
@@ -140,7 +146,8 @@ impl Lifecycle {
                 None => std::future::pending().await,
             }
         };
-        let timer = self.nag_at.map_or(self.housekeeping_at, |at| at.min(self.housekeeping_at));
+        let timers = [Some(self.housekeeping_at), self.nag_at, self.rest_at];
+        let timer = timers.into_iter().flatten().min().unwrap_or(self.housekeeping_at);
         tokio::select! {
             () = self.parts.supervisor.step() => Happening::Component,
             signal = self.parts.signals.next() => Happening::Signal(signal),
@@ -183,6 +190,7 @@ impl Lifecycle {
     fn become_ready(&mut self) -> Result<(), Cause> {
         self.parts.health.enter(Stage::Running);
         self.nag_at = None;
+        self.rest_at = Some(Instant::now() + AT_REST);
         let took = self.parts.begun.elapsed();
         let on = self.parts.board.entries().iter().filter(|entry| entry.state != State::Disabled).count();
         tracing::info!(component = "runtime", took = ?took, components = on, "ready");
@@ -220,6 +228,8 @@ impl Lifecycle {
         if self.parts.reloader.reload(&self.parts.components) == Outcome::Applied {
             self.parts.supervisor.follow_config();
         }
+        // A refused one has read and judged the file, too.
+        self.rest_at = Some(Instant::now() + AT_REST);
     }
 
     fn timers_due(&mut self) {
@@ -227,6 +237,9 @@ impl Lifecycle {
         if self.housekeeping_at <= now {
             self.parts.registry.expire();
             self.housekeeping_at = now + HOUSEKEEPING;
+        }
+        if self.rest_at.take_if(|at| *at <= now).is_some() {
+            drop_executable_pages();
         }
         if self.nag_at.take_if(|at| *at <= now).is_some() {
             let waited = self.parts.begun.elapsed();

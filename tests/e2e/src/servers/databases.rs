@@ -4,6 +4,7 @@
 //! power cut; where it refuses to run as root it runs as `nobody`.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +12,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::certificates::Leaf;
+use crate::pods::listen_on;
 use crate::process::{Process, run, tool};
 use crate::servers::is_listening;
 use crate::{eventually, free_port};
@@ -23,7 +25,7 @@ const NOBODY: u32 = 65_534;
 pub struct Postgres {
     /// The process.
     pub process: Process,
-    /// Where it listens on 127.0.0.1.
+    /// Where it listens: on 127.0.0.1, in a pod on all addresses.
     pub port: u16,
     data: PathBuf,
 }
@@ -45,9 +47,12 @@ impl Postgres {
         ]))
         .expect("initdb makes a database");
         let mut settings = format!(
-            "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nfsync = off\nshared_buffers = 16MB\n",
+            "listen_addresses = '{}'\nunix_socket_directories = '{}'\nfsync = off\nshared_buffers = 16MB\n",
+            listen_on(),
             data.display()
         );
+        // Through a sidecar its clients are the pod itself, which is not 127.0.0.1.
+        fs::write(data.join("pg_hba.conf"), "host all all all trust\n").expect("the test's folder can be written");
         if let Some(leaf) = certificate {
             // The key must belong to the user the server runs as.
             for (from, to) in [(&leaf.certificate, "server.crt"), (&leaf.key, "server.key")] {
@@ -80,18 +85,19 @@ impl Postgres {
         let mut process = Process::start("postgres", &mut command, folder);
         eventually("PostgreSQL to serve", || {
             process.still_runs()?;
-            psql(port, "sslmode=disable", "select 1")
+            psql(here(port), "sslmode=disable", "select 1")
         });
         process
     }
 }
 
-/// What `psql` prints for a command (SQL or one of its own), through a port of this machine.
+/// What `psql` prints for a command (SQL or one of its own).
 ///
 /// # Errors
 /// When it fails, with what it says.
-pub fn psql(port: u16, how: &str, command: &str) -> Result<String> {
-    let place = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=10 {how}");
+pub fn psql(at: SocketAddr, how: &str, command: &str) -> Result<String> {
+    let (host, port) = (at.ip(), at.port());
+    let place = format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=10 {how}");
     run(tool("psql").args([&place, "--no-psqlrc", "-Atq", "-v", "ON_ERROR_STOP=1", "-c", command]))
 }
 
@@ -100,7 +106,7 @@ pub fn psql(port: u16, how: &str, command: &str) -> Result<String> {
 pub struct Mariadb {
     /// The process.
     pub process: Process,
-    /// Where it listens on 127.0.0.1.
+    /// Where it listens: on 127.0.0.1, in a pod on all addresses.
     pub port: u16,
     data: PathBuf,
 }
@@ -133,30 +139,35 @@ impl Mariadb {
 
     fn serve(folder: &Path, data: &Path, port: u16) -> Process {
         let mut command = as_nobody("mariadbd");
-        command.args(["--no-defaults", "--bind-address=127.0.0.1", "--innodb-log-file-size=8M"]).args([
-            "--innodb-buffer-pool-size=16M",
-            "--innodb-flush-log-at-trx-commit=0",
-            &format!("--port={port}"),
-            &format!("--datadir={}", data.display()),
-            &format!("--socket={}", data.join("socket").display()),
-        ]);
+        // Through a sidecar its clients are not `localhost`, whom alone it knows.
+        command
+            .args(["--no-defaults", "--skip-grant-tables", "--skip-networking=0", "--innodb-log-file-size=8M"])
+            .args([
+                &format!("--bind-address={}", listen_on()),
+                "--innodb-buffer-pool-size=16M",
+                "--innodb-flush-log-at-trx-commit=0",
+                &format!("--port={port}"),
+                &format!("--datadir={}", data.display()),
+                &format!("--socket={}", data.join("socket").display()),
+            ]);
         let mut process = Process::start("mariadbd", &mut command, folder);
         eventually("MariaDB to serve", || {
             process.still_runs()?;
-            mariadb(port, "select 1")
+            mariadb(here(port), "select 1")
         });
         process
     }
 }
 
-/// What `mariadb` prints for a statement, through a port of this machine.
+/// What `mariadb` prints for a statement.
 ///
 /// # Errors
 /// When it fails, with what it says.
-pub fn mariadb(port: u16, statement: &str) -> Result<String> {
-    let port = format!("--port={port}");
-    let how = ["--no-defaults", "--protocol=TCP", "--host=127.0.0.1", "--user=root", "--connect-timeout=10", "--quick"];
+pub fn mariadb(at: SocketAddr, statement: &str) -> Result<String> {
+    let (host, port) = (format!("--host={}", at.ip()), format!("--port={}", at.port()));
+    let how = ["--no-defaults", "--protocol=TCP", "--user=root", "--connect-timeout=10", "--quick"];
     run(tool("mariadb").args(how).args([
+        &host,
         &port,
         "--database=mysql",
         "--skip-column-names",
@@ -171,7 +182,7 @@ pub fn mariadb(port: u16, statement: &str) -> Result<String> {
 pub struct Redis {
     /// The process.
     pub process: Process,
-    /// Where it listens on 127.0.0.1.
+    /// Where it listens: on 127.0.0.1, in a pod on all addresses.
     pub port: u16,
 }
 
@@ -198,7 +209,17 @@ impl Redis {
 
     fn serve(folder: &Path, port: u16) -> Process {
         let mut command = tool("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string(), "--dir"]);
+        command.args([
+            "--bind",
+            &listen_on().to_string(),
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]);
+        command.args(["--port", &port.to_string(), "--dir"]);
         let mut process = Process::start("redis-server", command.arg(folder), folder);
         eventually("Redis to serve", || {
             process.still_runs()?;
@@ -208,13 +229,19 @@ impl Redis {
     }
 }
 
-/// What `redis-cli` prints for a command, through a port of this machine.
+/// What `redis-cli` prints for a command.
 ///
 /// # Errors
 /// When it fails, or Redis answers with an error.
-pub fn redis(port: u16, command: &[&str]) -> Result<String> {
-    let printed = run(tool("redis-cli").args(["-e", "-p", &port.to_string()]).args(command))?;
+pub fn redis(at: SocketAddr, command: &[&str]) -> Result<String> {
+    let place = ["-h", &at.ip().to_string(), "-p", &at.port().to_string()];
+    let printed = run(tool("redis-cli").arg("-e").args(place).args(command))?;
     if printed.starts_with("ERR") { bail!("{command:?}: {printed}") } else { Ok(printed) }
+}
+
+/// A port of the machine, or pod, that we are in.
+fn here(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 /// A folder that `nobody` may reach and only it may read.

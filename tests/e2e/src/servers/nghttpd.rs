@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::pods::listen_on;
 use crate::process::{Process, tool};
 use crate::servers::is_listening;
 use crate::{eventually, free_port};
@@ -24,7 +25,7 @@ impl Nghttpd {
     pub fn start(folder: &Path, arguments: &[&str]) -> Self {
         let port = free_port();
         let mut command = tool("nghttpd");
-        command.args(["--no-tls", "--address=127.0.0.1", "--htdocs"]).arg(folder.join("htdocs"));
+        command.args(["--no-tls", &format!("--address={}", listen_on()), "--htdocs"]).arg(folder.join("htdocs"));
         command.args(arguments).arg(port.to_string());
         let mut process = Process::start("nghttpd", &mut command, folder);
         eventually("nghttpd to serve", || {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::pods::listen_on;
 use crate::process::{Process, tool};
 use crate::servers::is_listening;
 use crate::{eventually, free_port};
@@ -46,7 +47,8 @@ impl Nginx {
             "daemon off; worker_processes 1; error_log stderr; pid {base_text}/nginx.pid;\n\
              events {{ worker_connections 256; }}\n\
              http {{ access_log {base_text}/access.log; {temporary} {settings}\n\
-             server {{ listen 127.0.0.1:{port} {listen}; {locations} }} }}\n"
+             server {{ listen {}:{port} {listen}; {locations} }} }}\n",
+            listen_on()
         );
         let config = base.join("nginx.conf");
         fs::write(&config, text).expect("the test's folder can be written");

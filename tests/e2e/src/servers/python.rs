@@ -10,12 +10,14 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::eventually;
+use crate::pods::listen_on;
 use crate::process::{Process, repository, run};
 use crate::servers::is_listening;
 
 fn python(file: &str) -> Command {
     let mut command = Command::new(repository().join("target/tools/python/bin/python"));
     command.env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("LISTEN_ON", listen_on().to_string());
     command.arg(repository().join("tests/e2e/peers").join(file));
     command
 }

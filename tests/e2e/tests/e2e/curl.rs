@@ -6,15 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use outrigger_e2e::{Nghttpd, Nginx, Sidecars, Spoken, Way, run, tool};
+use outrigger_e2e::{Nghttpd, Nginx, Place, Sidecars, Spoken, run, tool};
 
 /// A large file's bytes, none of which look like their neighbours.
 const LARGE: u32 = 8_000_000;
 
 struct Site {
-    _nginx: Nginx,
-    ways: [Sidecars; 2],
+    _servers: [Nginx; 2],
+    ways: Vec<Sidecars>,
     folder: tempfile::TempDir,
+    _places: [Place; 2],
 }
 
 impl Site {
@@ -38,14 +39,17 @@ impl Site {
              location = /moved {{ return 301 /seen; }}\n",
             root = root.display()
         );
-        let nginx = Nginx::start_with(folder.path(), "", "client_body_buffer_size 64k;", &locations);
-        open(&folder.path().join("nginx"));
-        let ways = [Way::Plain, Way::Chain].map(|way| {
-            let home = folder.path().join(format!("{way:?}"));
-            fs::create_dir(&home).unwrap();
-            Sidecars::start(&home, way, Spoken::HTTP, nginx.port)
+        let places = [Place::Here, Place::pods()];
+        let mut ways = Vec::new();
+        let servers = places.each_ref().map(|place| {
+            let home = tempfile::tempdir_in(folder.path()).unwrap().keep();
+            let start = || Nginx::start_with(&home, "", "client_body_buffer_size 64k;", &locations);
+            let nginx = place.at_server(start);
+            open(&home);
+            ways.extend(place.ways(folder.path(), Spoken::HTTP, nginx.port));
+            nginx
         });
-        Self { _nginx: nginx, ways, folder }
+        Self { _servers: servers, ways, folder, _places: places }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -59,7 +63,7 @@ impl Site {
                 test(&|arguments, path| {
                     let mut curl = curl();
                     curl.arg(version).args(arguments).arg(format!("{}{path}", way.address()));
-                    run(&mut curl).unwrap()
+                    way.at_client(|| run(&mut curl)).unwrap()
                 });
             }
         }
@@ -116,9 +120,11 @@ fn uploads_arrive_whole_in_every_version() {
         chunked
             .args(["--fail", "-H", "transfer-encoding: chunked", "-T", &from])
             .arg(format!("{}/up/chunked", way.address()));
-        run(&mut chunked).unwrap();
+        way.at_client(|| run(&mut chunked)).unwrap();
         assert_eq!(sha256(&site.file("up/chunked")), expected);
-        run(curl().args(["--fail", "-X", "DELETE"]).arg(format!("{}/up/chunked", way.address()))).unwrap();
+        let mut delete = curl();
+        delete.args(["--fail", "-X", "DELETE"]).arg(format!("{}/up/chunked", way.address()));
+        way.at_client(|| run(&mut delete)).unwrap();
     }
 }
 
@@ -132,11 +138,14 @@ fn a_client_that_waits_for_consent_is_given_it() {
         let ask = |path: &str| {
             let mut curl = curl();
             curl.args(waits).args(["-w", "%{http_code} %{size_upload}", "--stderr", "-"]);
-            run(curl.arg(format!("{}{path}", way.address()))).unwrap()
+            curl.arg(format!("{}{path}", way.address()));
+            way.at_client(|| run(&mut curl)).unwrap()
         };
         let said = ask("/up/awaited");
         assert!(said.contains("HTTP/1.1 100") && said.contains(&format!("201 {}", LARGE * 4)), "{said}");
-        run(curl().args(["--fail", "-X", "DELETE"]).arg(format!("{}/up/awaited", way.address()))).unwrap();
+        let mut delete = curl();
+        delete.args(["--fail", "-X", "DELETE"]).arg(format!("{}/up/awaited", way.address()));
+        way.at_client(|| run(&mut delete)).unwrap();
         // Refused before a byte of the body was sent.
         let said = ask("/refuses/it");
         assert!(said.ends_with("413 0"), "{said}");
@@ -153,15 +162,15 @@ fn a_connection_is_kept_for_many_requests() {
         for _ in 0..5 {
             many.arg(format!("{}/seen", way.address()));
         }
-        let said = run(&mut many).unwrap();
+        let said = way.at_client(|| run(&mut many)).unwrap();
         let connects: Vec<&str> = said.lines().skip(1).step_by(2).collect();
         assert_eq!(connects, ["1", "0", "0", "0", "0"], "{said}");
-        let host = format!("GET HTTP/1.1 127.0.0.1:{}", way.port);
+        let host = format!("GET HTTP/1.1 {}", way.at);
         assert_eq!(said.lines().step_by(2).filter(|line| *line == host).count(), 5, "{said}");
         // Between the sidecars and to nginx, connections are kept, too.
-        for outrigger in [Some(&way.first), way.second.as_ref()].into_iter().flatten() {
-            let series = "outrigger_upstream_connections_total{cluster=\"server\",result=\"ok\"}";
-            assert_eq!(outrigger.metric(series).unwrap(), 1.0);
+        for (outrigger, cluster) in way.each() {
+            let series = format!("outrigger_upstream_connections_total{{cluster=\"{cluster}\",result=\"ok\"}}");
+            assert_eq!(outrigger.metric(&series).unwrap(), 1.0);
         }
     }
 }
@@ -172,18 +181,22 @@ fn trailers_reach_every_client() {
     let pages = folder.path().join("htdocs");
     fs::create_dir(&pages).unwrap();
     fs::write(pages.join("page"), "a page\n").unwrap();
-    let nghttpd = Nghttpd::start(folder.path(), &["--trailer", "x-sum: 42"]);
-    for way in [Way::Plain, Way::Chain] {
-        let home = folder.path().join(format!("{way:?}"));
-        fs::create_dir(&home).unwrap();
-        let way = Sidecars::start(&home, way, Spoken::HTTP2, nghttpd.port);
-        let page = format!("{}/page", way.address());
-        // Of HTTP/2's trailers this curl says nothing, nghttp does.
-        let said = run(curl().args(["--fail", "--http1.1", "-D", "-", &page])).unwrap();
-        let (body, trailer) = (said.find("a page\n"), said.find("x-sum: 42"));
-        assert!(body.is_some() && trailer > body, "{said}");
-        let said = run(tool("nghttp").args(["-v", &page])).unwrap();
-        let (body, trailer) = (said.find("a page\n"), said.find("x-sum: 42"));
-        assert!(body.is_some() && trailer > body, "{said}");
+    for place in [Place::Here] {
+        let nghttpd = place.at_server(|| Nghttpd::start(folder.path(), &["--trailer", "x-sum: 42"]));
+        for way in place.ways(folder.path(), Spoken::HTTP2, nghttpd.port) {
+            let page = format!("{}/page", way.address());
+            let expect_trailer = |mut command: Command| {
+                let said = way.at_client(|| run(&mut command)).unwrap();
+                let (body, trailer) = (said.find("a page\n"), said.find("x-sum: 42"));
+                assert!(body.is_some() && trailer > body, "{said}");
+            };
+            // Of HTTP/2's trailers this curl says nothing, nghttp does.
+            let mut nghttp = tool("nghttp");
+            nghttp.args(["-v", &page]);
+            expect_trailer(nghttp);
+            let mut curl = curl();
+            curl.args(["--fail", "--http1.1", "-D", "-", &page]);
+            expect_trailer(curl);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 
 use anyhow::ensure;
 use outrigger_e2e::{
-    CLIENT_ID, Outrigger, Process, Sidecars, Spoken, Way, eventually, free_port, peer_server, run_peer,
+    CLIENT_ID, Outrigger, Place, Process, Sidecars, Spoken, Way, eventually, free_port, peer_server, run_peer,
 };
 use rustix::process::Signal;
 
@@ -14,26 +14,34 @@ use rustix::process::Signal;
 const TESTS: [&str; 8] = ["calls", "turns", "large", "metadata", "errors", "deadline", "cancel", "keepalive"];
 
 #[test]
-fn calls_of_all_kinds_pass_one_proxy() {
-    every_kind_of_call(Way::Plain);
+fn calls_of_all_kinds_pass() {
+    every_kind_of_call(&Place::Here);
 }
 
 #[test]
-fn calls_of_all_kinds_pass_two_sidecars() {
-    every_kind_of_call(Way::Chain);
+fn calls_of_all_kinds_pass_between_pods() {
+    every_kind_of_call(&Place::pods());
 }
 
 #[track_caller]
-fn every_kind_of_call(way: Way) {
+fn every_kind_of_call(place: &Place) {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
-    let _server = peer_server("grpc_server.py", port, folder.path());
-    let way = Sidecars::start(folder.path(), way, Spoken::HTTP, port);
+    for way in place.ways(folder.path(), Spoken::HTTP, port) {
+        // One for each, for it counts the calls that were given up.
+        let _server = place.at_server(|| peer_server("grpc_server.py", port, folder.path()));
+        every_kind_of_call_over(&way);
+    }
+}
+
+#[track_caller]
+fn every_kind_of_call_over(way: &Sidecars) {
     for test in TESTS {
-        run_peer("grpc_client.py", &[&way.port.to_string(), test]).unwrap_or_else(|error| panic!("{test}: {error:#}"));
+        let call = || run_peer("grpc_client.py", &[&way.at.to_string(), test]);
+        way.at_client(call).unwrap_or_else(|error| panic!("{test}: {error:#}"));
     }
     // The tests make two calls with the first of these statuses and one with each of the others.
-    for outrigger in [Some(&way.first), way.second.as_ref()].into_iter().flatten() {
+    for (outrigger, _) in way.each() {
         eventually("calls by their status", || {
             ensure!(calls(outrigger, 0)? >= 15.0, "{} calls went well", calls(outrigger, 0)?);
             for (status, count) in [(9, 1.0), (8, 1.0), (12, 1.0)] {
@@ -63,7 +71,7 @@ fn calls(outrigger: &Outrigger, status: u8) -> anyhow::Result<f64> {
 fn a_missing_server_is_told_in_grpcs_own_terms() {
     let folder = tempfile::tempdir().unwrap();
     let way = Sidecars::start(folder.path(), Way::Plain, Spoken::HTTP, free_port());
-    run_peer("grpc_client.py", &[&way.port.to_string(), "unavailable"]).unwrap();
+    run_peer("grpc_client.py", &[&way.at.to_string(), "unavailable"]).unwrap();
     eventually("the failed call", || {
         let counted = calls(&way.first, 14)?;
         ensure!(counted >= 1.0, "{counted} calls");
@@ -92,7 +100,7 @@ fn a_channel_outlives_its_server() {
 fn client(way: &Sidecars, folder: &std::path::Path) -> Process {
     let home = folder.join("client");
     fs::create_dir(&home).unwrap();
-    outrigger_e2e::start_peer("grpc_client.py", &[&way.port.to_string(), "stays"], &home)
+    outrigger_e2e::start_peer("grpc_client.py", &[&way.at.to_string(), "stays"], &home)
 }
 
 #[track_caller]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::stream;
 use http::uri::PathAndQuery;
-use outrigger_e2e::{Sidecars, Spoken, Way, free_port, peer_server};
+use outrigger_e2e::{Place, Spoken, free_port, peer_server};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
@@ -52,8 +52,8 @@ fn method(name: &'static str) -> PathAndQuery {
     PathAndQuery::from_static(name)
 }
 
-async fn calls(port: u16) {
-    let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
+async fn calls(address: String) {
+    let endpoint = Endpoint::from_shared(address).unwrap();
     // Pings on the way, for as long as there are calls.
     let endpoint = endpoint.timeout(Duration::from_secs(20)).http2_keep_alive_interval(Duration::from_millis(50));
     let mut client: Grpc<Channel> = Grpc::new(endpoint.connect().await.unwrap()).max_decoding_message_size(8 << 20);
@@ -119,12 +119,16 @@ async fn calls(port: u16) {
 
 #[test]
 fn tonic_calls_a_server_of_another_kind() {
-    for way in [Way::Plain, Way::Chain] {
+    for place in [Place::Here, Place::pods()] {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
-        let _server = peer_server("grpc_server.py", port, folder.path());
-        let way = Sidecars::start(folder.path(), way, Spoken::HTTP, port);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(calls(way.port));
+        for way in place.ways(folder.path(), Spoken::HTTP, port) {
+            // One for each, for it counts the calls that were given up.
+            let _server = place.at_server(|| peer_server("grpc_server.py", port, folder.path()));
+            way.at_client(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(calls(way.address()));
+            });
+        }
     }
 }

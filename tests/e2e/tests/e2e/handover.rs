@@ -455,16 +455,11 @@ fn the_keeper_is_tiny_and_says_what_it_does() {
     // A debug build is several times as large, on disk and in memory.
     let debug = outrigger_command().get_program().to_string_lossy().contains("/debug/");
     let limit = if debug { 6 << 10 } else { 2 << 10 };
-    let resident = |id: u32| -> u64 {
-        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    };
     let mut sizes = Vec::new();
     let mut until_small = |keeper: &Process| {
         // What a moment's work needs is given back after it.
         eventually("the keeper to be small", || {
-            sizes.push(resident(keeper.id()));
+            sizes.push(keeper.memory("VmRSS")?);
             ensure!(sizes.last().is_some_and(|size| *size <= limit), "{sizes:?} kB");
             Ok(())
         });

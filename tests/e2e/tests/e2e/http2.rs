@@ -45,7 +45,7 @@ fn h2spec_finds_no_fault_with_prior_knowledge() {
     let folder = tempfile::tempdir().unwrap();
     let nginx = nginx(folder.path());
     let way = Sidecars::start(folder.path(), Way::Plain, Spoken::HTTP, nginx.port);
-    h2spec(way.port, &[]);
+    h2spec(way.at.port(), &[]);
 }
 
 #[test]

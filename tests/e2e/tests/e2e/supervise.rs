@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outrigger_e2e::{
-    Application, Authority, Connection, Outrigger, eventually, eventually_within, free_port, request,
+    Application, Authority, Connection, Outrigger, eventually, eventually_within, free_port, request, start_outrigger,
     start_outrigger_with,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,6 +47,42 @@ fn stat(pid: u32, index: usize) -> Result<String> {
 fn send(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(pid, signal).expect("the process is there");
+}
+
+#[test]
+fn what_the_start_needed_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let application = Application::start();
+    let port = free_port();
+    let config = format!(
+        "proxy:\n  listeners: [{{ name: in, direction: inbound, address: \"127.0.0.1:{port}\", \
+         routes: [{{ name: all, backendRefs: [{{ name: app }}] }}] }}]\n  \
+         clusters: [{{ name: app, endpoints: [\"{}\"] }}]\n",
+        application.address
+    );
+    let mut outrigger = start_outrigger(folder.path(), &config);
+    let rests = |outrigger: &mut Outrigger| {
+        eventually("memory to be given back", || {
+            outrigger.process.still_runs()?;
+            let (most, now) = (outrigger.process.memory("VmHWM")?, outrigger.process.memory("VmRSS")?);
+            ensure!(now < most / 4 * 3, "{now} of {most} KiB");
+            Ok(())
+        });
+    };
+    rests(&mut outrigger);
+    // All of it is there when it is needed.
+    let url = format!("http://127.0.0.1:{port}/orders");
+    request("GET", &url, &[], "").unwrap().ok().unwrap();
+    // A reload reads the file anew, refused or not. The most it ever held is counted from here (proc(5), clear_refs).
+    fs::write(format!("/proc/{}/clear_refs", outrigger.process.id()), "5").unwrap();
+    outrigger.write_config("proxy: { nonsense: 1 }\n");
+    eventually("the reload to be refused", || {
+        let refused = outrigger.metric("outrigger_config_reloads_total{result=\"refused\"}")?;
+        ensure!(refused > 0.5, "{refused}");
+        Ok(())
+    });
+    rests(&mut outrigger);
+    request("GET", &url, &[], "").unwrap().ok().unwrap();
 }
 
 #[test]

@@ -16,11 +16,12 @@ use outrigger_telemetry::Registry;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::PATIENCE;
 use super::channel::{ChannelError, Inbox, send, trusted_peer};
 use super::client::Passed;
 use super::message::{Message, gather};
 use super::stop_signals::StopSignals;
-use super::{PATIENCE, lean};
+use crate::resident;
 use crate::sockets::{SocketError, Sockets, is_listening};
 
 /// Clients at a time; there is one worker that gives, and one that takes.
@@ -141,7 +142,7 @@ impl Keeper {
 
     fn serve(&mut self) -> End {
         loop {
-            lean::drop_executable_pages();
+            resident::drop_executable_pages();
             let ready = self.next();
             if ready.stop {
                 tracing::info!(component = "keeper", "told to stop");

@@ -34,7 +34,6 @@
 mod channel;
 mod client;
 pub(crate) mod keeper;
-mod lean;
 mod message;
 mod presence;
 mod stop_signals;

@@ -1,13 +1,14 @@
 //! Gives back memory that only the start needed.
 //!
 //! Pages of the executable stay in our resident set once they were touched, 64 KiB around
-//! each touch, though they are the page cache's and can be had again at any time. The
-//! keeper's start touches 3 MiB of them, its waiting a tenth of that.
+//! each touch, though they are the page cache's and can be had again at any time. A start
+//! touches most of them: the parser of the config, templates, certificates, messages about
+//! mistakes. Waiting for the first request takes a tenth of that (docs/adr/0019-memory-at-rest.md).
 
 use std::fs;
 
 /// Drops the executable's pages from our resident set. What is needed comes back by itself.
-pub(super) fn drop_executable_pages() {
+pub(crate) fn drop_executable_pages() {
     let Ok(maps) = fs::read_to_string("/proc/self/smaps") else { return };
     for (start, end) in clean_file_mappings(&maps) {
         // SAFETY: the range is a private mapping of a file with no page of our own in it (its
