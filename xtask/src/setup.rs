@@ -92,6 +92,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         postgres_programs()?;
         python_packages()?;
         h2spec()?;
+        otelcol()?;
     }
     cargo_deny()?;
     ui::done("setup", begun.elapsed());
@@ -249,23 +250,39 @@ fn link(executable: &Path, name: &str) -> Result<()> {
 
 /// Compiles h2spec, whose version and whose libraries' versions `xtask/tools/go.mod` pins: some seconds.
 fn h2spec() -> Result<()> {
-    let sources = root().join("xtask/tools");
-    let sums = fs::read_to_string(sources.join("go.sum")).context("cannot read xtask/tools/go.sum")?;
-    let folder = tools_dir().join("h2spec");
-    let (executable, stamp) = (folder.join("h2spec"), folder.join("outrigger.stamp"));
-    let up_to_date = executable.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == sums);
-    if !up_to_date {
-        Cmd::new("go")
-            .arg("build")
-            .args(["-mod=readonly", "-o"])
-            .arg(&executable)
-            .arg("github.com/summerwind/h2spec/cmd/h2spec")
-            .env("CGO_ENABLED", "0")
-            .within(&sources)
-            .quiet("go build h2spec (compiles it once)")?;
-        fs::write(&stamp, sums).with_context(|| format!("cannot write {}", stamp.display()))?;
+    go_program("h2spec", "xtask/tools", "github.com/summerwind/h2spec/cmd/h2spec")
+}
+
+/// Compiles an OpenTelemetry collector of the parts that tests need, pinned likewise: two minutes on two cores.
+fn otelcol() -> Result<()> {
+    go_program("otelcol", "xtask/collector", ".")
+}
+
+/// Compiles a package once for each state of its sources.
+fn go_program(program: &str, sources: &str, package: &str) -> Result<()> {
+    let folder = root().join(sources);
+    let mut files: Vec<_> =
+        fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    files.sort();
+    let mut state = String::new();
+    for file in files {
+        state += &fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     }
-    link(&executable, "h2spec")
+    let home = tools_dir().join(program);
+    let (executable, stamp) = (home.join(program), home.join("outrigger.stamp"));
+    let up_to_date = executable.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == state);
+    if !up_to_date {
+        ui::note(&format!("compiling {program}"));
+        Cmd::new("go")
+            .args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"])
+            .arg(&executable)
+            .arg(package)
+            .env("CGO_ENABLED", "0")
+            .within(&folder)
+            .quiet(&format!("go build {program} (compiles it once)"))?;
+        fs::write(&stamp, state).with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    link(&executable, program)
 }
 
 fn cargo_deny() -> Result<()> {

@@ -8,6 +8,7 @@ use outrigger_config as config;
 use outrigger_http::Resolver;
 use outrigger_identity::IdentityComponent;
 use outrigger_runtime::{Component, RuntimeOptions};
+use outrigger_telemetry::trace::SpanQueue;
 
 use rustix::process::Signal;
 
@@ -41,12 +42,14 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
 pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let (identity, identities) = IdentityComponent::new();
+    let spans = SpanQueue::new();
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
         Box::new(outrigger_secrets::SecretsComponent::new(resolver.clone())),
         Box::new(outrigger_exporter::MetricsComponent::new()),
+        Box::new(outrigger_traces::TracesComponent::new(spans.clone(), resolver.clone())),
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone())),
     ];
-    components.extend(outrigger_proxy::components(identities, resolver));
+    components.extend(outrigger_proxy::components(identities, resolver, spans));
     components
 }

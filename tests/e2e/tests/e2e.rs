@@ -41,5 +41,7 @@ mod reload;
 mod supervise;
 #[path = "e2e/tls.rs"]
 mod tls;
+#[path = "e2e/traces.rs"]
+mod traces;
 #[path = "e2e/websocket.rs"]
 mod websocket;

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrigger_config::AccessLog as AccessLogConfig;
+use outrigger_telemetry::trace::TraceId;
 use outrigger_telemetry::{Counter, Registry};
 use outrigger_traffic::Withheld;
 use time::OffsetDateTime;
@@ -62,6 +63,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) attempts: u32,
     /// Why another one was not made.
     pub(crate) withheld: Option<Withheld>,
+    pub(crate) trace: Option<TraceId>,
 }
 
 impl Entry<'_> {
@@ -91,6 +93,7 @@ impl Entry<'_> {
             retried: false,
             attempts: 0,
             withheld: None,
+            trace: None,
         }
     }
 
@@ -139,6 +142,9 @@ impl Entry<'_> {
             let _ = write!(out, ",\"endpoint\":\"{endpoint}\"");
         }
         let _ = write!(out, ",\"downstream\":\"{}\"", self.downstream);
+        if let Some(trace) = self.trace {
+            text(out, "trace_id", &trace.to_hex());
+        }
         if self.retried {
             out.extend_from_slice(b",\"retried\":true");
         }

@@ -19,6 +19,7 @@ use outrigger_config::{
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, FileWatcher, SocketError, StopPhase};
+use outrigger_telemetry::trace::SpanQueue;
 use outrigger_wire::path;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,7 +29,7 @@ use crate::cluster::{Cluster, Clusters};
 use crate::listener;
 use crate::metrics::Families;
 use crate::route::RouteTable;
-use crate::snapshot::{Listener, ListenerSnapshot, Places};
+use crate::snapshot::{Listener, ListenerSnapshot, Places, Tracing};
 use crate::tls;
 use crate::worker::Worker;
 
@@ -43,8 +44,8 @@ const RELEASE: Duration = Duration::from_secs(1);
 /// What a reload could not do is tried again, but not in haste.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
-/// The data plane's components: `proxy-inbound` and `proxy-outbound`.
-pub fn components(identities: Identities, resolver: Resolver) -> Vec<Box<dyn Component>> {
+/// The data plane's components: `proxy-inbound` and `proxy-outbound`. Spans of requests go to `spans`.
+pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) -> Vec<Box<dyn Component>> {
     let shared = Arc::new(Shared {
         identities,
         resolver,
@@ -52,6 +53,7 @@ pub fn components(identities: Identities, resolver: Resolver) -> Vec<Box<dyn Com
         access_logs: AccessLogs::default(),
         places: Arc::new(Places::new(ProxyLimits::default().max_connections)),
         generation: AtomicU64::new(0),
+        spans,
     });
     let component = |direction| -> Box<dyn Component> {
         let (shared, passthrough) = (Arc::clone(&shared), Cluster::passthrough(direction));
@@ -69,6 +71,7 @@ struct Shared {
     /// Connections of both directions.
     places: Arc<Places>,
     generation: AtomicU64,
+    spans: SpanQueue,
 }
 
 struct DirectionComponent {
@@ -134,6 +137,7 @@ struct Running<'a> {
     cared_for: Vec<std::sync::Weak<Cluster>>,
     /// Clusters whose files for TLS cannot be used, and why.
     untrusted: Vec<String>,
+    tracing: Option<Arc<Tracing>>,
 }
 
 impl<'a> Running<'a> {
@@ -149,12 +153,15 @@ impl<'a> Running<'a> {
             resolved: Vec::new(),
             cared_for: Vec::new(),
             untrusted: Vec::new(),
+            tracing: None,
         }
     }
 
     async fn run(mut self) -> Result<(), Error> {
         let mut config = self.ctx.config.clone();
-        let mut proxy = config.borrow_and_update().proxy.clone();
+        let seen = |config: &Config| (config.proxy.clone(), config.telemetry.tracing.clone());
+        let (mut proxy, mut tracing) = seen(&config.borrow_and_update());
+        self.trace(tracing.as_ref());
         let mut failures = self.apply(proxy.as_ref()).await;
         if failures.len() > 1 {
             let all: Vec<String> = failures.iter().map(ToString::to_string).collect();
@@ -175,9 +182,10 @@ impl<'a> Running<'a> {
                     if changed.is_err() {
                         break;
                     }
-                    let new = config.borrow_and_update().proxy.clone();
-                    if new != proxy {
-                        proxy = new;
+                    let (new, traced) = seen(&config.borrow_and_update());
+                    if new != proxy || traced != tracing {
+                        (proxy, tracing) = (new, traced);
+                        self.trace(tracing.as_ref());
                         certificates = watch_certificates(proxy.as_ref(), self.component.direction);
                         problems = self.apply(proxy.as_ref()).await;
                         retry.reset();
@@ -208,6 +216,12 @@ impl<'a> Running<'a> {
         self.drain().await;
         self.component.shared.access_logs.flushed().await;
         Ok(())
+    }
+
+    /// Requests are traced so from the next snapshots on.
+    fn trace(&mut self, config: Option<&outrigger_config::Tracing>) {
+        let (spans, workers) = (&self.component.shared.spans, self.ctx.workers.count());
+        self.tracing = config.map(|config| Tracing::new(config, spans.clone(), workers));
     }
 
     /// Makes the listeners those of the config. What cannot be done is told, and the old state of it stays.
@@ -416,7 +430,9 @@ impl<'a> Running<'a> {
             permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
             buffer_share,
+            is_told: access_log.is_some() || self.tracing.is_some(),
             access_log,
+            tracing: self.tracing.clone(),
         })
     }
 

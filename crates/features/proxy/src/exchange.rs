@@ -31,11 +31,13 @@ mod connect;
 mod note;
 mod refuse;
 mod retry;
+mod trace;
 
 pub(crate) use refuse::own_response;
 
 use note::{Line, is_grpc};
 use retry::Tries;
+use trace::Traced;
 
 /// A request as it came, and whom to answer.
 pub(crate) struct Incoming<'a> {
@@ -91,8 +93,9 @@ pub(crate) struct Exchange {
     /// Some bytes of the response's head have gone to the client.
     answered: bool,
     noted: bool,
-    /// What the access log tells if the request is dropped under way.
+    /// What the access log and spans tell at the end, also if the request is dropped under way.
     line: Option<Box<Line>>,
+    trace: Option<Traced>,
 }
 
 /// How one try ended.
@@ -153,15 +156,17 @@ impl Exchange {
             answered: false,
             noted: false,
             line: None,
+            trace: None,
         }
     }
 
     /// Answers the request. `response` is room for the response's head.
     pub(crate) async fn run(mut self, mut incoming: Incoming<'_>, response: &mut Head) -> After {
         self.watched.begin(self.started);
-        if self.snapshot.access_log.is_some() {
+        if self.snapshot.is_told {
             self.at = Some(SystemTime::now());
             self.line = Some(Line::of(incoming.request));
+            self.begin_trace(incoming.request);
         }
         let after = match self.forward(&mut incoming, response).await {
             Ok(after) => after,

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outrigger_config::{
-    Direction, ForwardedHeaders, Listener as ListenerConfig, ListenerLimits, ListenerProtocol, TlsVersion,
+    Direction, ForwardedHeaders, Listener as ListenerConfig, ListenerLimits, ListenerProtocol, Propagator, TlsVersion,
 };
 use outrigger_identity::{ConfigDigest, PeerPolicy};
+use outrigger_telemetry::trace::{Sampler, SpanQueue};
 use outrigger_wire::path::PathPolicy;
 use rustls::ServerConfig;
 use tokio::sync::{Notify, watch};
@@ -67,6 +68,32 @@ pub(crate) struct ListenerSnapshot {
     /// Bytes that connections of one worker may hold, over all listeners.
     pub(crate) buffer_share: usize,
     pub(crate) access_log: Option<Arc<AccessLog>>,
+    pub(crate) tracing: Option<Arc<Tracing>>,
+    /// There is an access log, or tracing.
+    pub(crate) is_told: bool,
+}
+
+/// How requests are traced.
+pub(crate) struct Tracing {
+    pub(crate) sampler: Sampler,
+    pub(crate) propagators: Vec<Propagator>,
+    /// Failed and slow requests are kept in any case.
+    pub(crate) errors: bool,
+    pub(crate) slow: Duration,
+    /// Where spans go.
+    pub(crate) queue: SpanQueue,
+}
+
+impl Tracing {
+    pub(crate) fn new(config: &outrigger_config::Tracing, queue: SpanQueue, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            sampler: Sampler::new(&config.sampling, workers),
+            propagators: config.propagators.clone(),
+            errors: config.sampling.errors,
+            slow: config.sampling.slow.into(),
+            queue,
+        })
+    }
 }
 
 /// One worker's handle on a snapshot, counted without touching the other workers' cache lines.

@@ -1,4 +1,4 @@
-//! The one HTTP client and the one resolver of the house.
+//! The one HTTP client, with gRPC over HTTP/2, and the one resolver of the house.
 //!
 //! In: requests with whole bodies, host names. Out: responses with whole bodies, addresses;
 //! or an error that says where it failed and whether another try may help. Promise: every
@@ -9,10 +9,12 @@
 mod client;
 mod connect;
 mod error;
+mod grpc;
 mod pool;
 mod resolver;
 mod target;
 
 pub use client::{Client, ClientOptions};
 pub use error::{HttpError, Stage};
+pub use grpc::{GrpcClient, GrpcError, GrpcOptions};
 pub use resolver::{ResolveError, Resolved, Resolver, ResolverOptions};

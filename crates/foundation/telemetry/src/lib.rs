@@ -23,6 +23,7 @@ mod quantile;
 mod registry;
 mod series;
 mod snapshot;
+pub mod trace;
 
 pub use cells::set_shard;
 pub use encode::Format;

@@ -8,6 +8,7 @@ mod databases;
 mod envoy;
 mod nghttpd;
 mod nginx;
+mod otelcol;
 mod prometheus;
 mod python;
 
@@ -20,6 +21,7 @@ pub use databases::{Mariadb, Postgres, Redis, mariadb, psql, redis};
 pub use envoy::Envoy;
 pub use nghttpd::Nghttpd;
 pub use nginx::Nginx;
+pub use otelcol::{Otelcol, Span};
 pub use prometheus::Prometheus;
 pub use python::{peer_server, run_peer, start_peer};
 

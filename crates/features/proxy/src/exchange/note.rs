@@ -45,6 +45,7 @@ impl Exchange {
         if let Some(status) = self.grpc_status {
             local.metrics.grpc(key, &names, status);
         }
+        self.end_trace(duration, code);
         if let (Some(log), Some(line), Some(at)) = (&self.snapshot.access_log, &self.line, self.at) {
             let entry = Entry {
                 started: at,
@@ -71,6 +72,7 @@ impl Exchange {
                 retried: self.retried,
                 attempts: self.tries.as_ref().map_or(0, |tries| tries.attempts),
                 withheld: self.tries.as_ref().and_then(|tries| tries.withheld),
+                trace: self.trace.as_ref().map(|traced| traced.trace),
             };
             local.worker.log(log, &entry);
         }
@@ -114,15 +116,15 @@ impl Drop for Exchange {
     }
 }
 
-/// What the access log says of a request's head; kept only when there is a log, and used again by the next request.
+/// What the access log and spans say of a request's head; kept only when there is either, and used again by the next request.
 #[derive(Default)]
 pub(super) struct Line {
-    method: String,
-    path: String,
-    host: Vec<u8>,
-    request_id: Vec<u8>,
-    user_agent: Vec<u8>,
-    version: Version,
+    pub(super) method: String,
+    pub(super) path: String,
+    pub(super) host: Vec<u8>,
+    pub(super) request_id: Vec<u8>,
+    pub(super) user_agent: Vec<u8>,
+    pub(super) version: Version,
 }
 
 /// Lines a worker keeps for the next request.

@@ -11,6 +11,7 @@ use outrigger_config::Config;
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, IdentityComponent};
 use outrigger_runtime::{BoxError, Component, Context, Standalone};
+use outrigger_telemetry::trace::SpanQueue;
 use outrigger_telemetry::{Format, Registry};
 use tokio::task::JoinSet;
 
@@ -265,7 +266,8 @@ impl Proxy {
         let config = parse(&config.replace("PORT", &port.to_string()));
         let (ctx, mut standalone) = Context::standalone(config, workers);
         let registry = ctx.registry.clone();
-        let component = outrigger_proxy::components(identities, Resolver::from_system()).remove(direction);
+        let component =
+            outrigger_proxy::components(identities, Resolver::from_system(), SpanQueue::new()).remove(direction);
         let mut running = JoinSet::new();
         running.spawn(async move { component.run(ctx).await });
         tokio::select! {

@@ -1,10 +1,10 @@
 //! Rules of the section `logs`: a graph in which each line finds its way to a sink, once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Judge, reached};
 use crate::diagnostic::Problem;
-use crate::{Config, ConfigPath, HttpSink, LogSink, Logs, Name};
+use crate::{Config, ConfigPath, HttpSink, LogSink, Logs, Name, Secret};
 
 /// Headers that belong to the HTTP client.
 const OWN_HEADERS: [&str; 6] = ["connection", "content-length", "content-type", "host", "te", "transfer-encoding"];
@@ -274,9 +274,14 @@ fn sink_rules(sink: &LogSink, at: &ConfigPath, judge: &mut Judge<'_>) {
 fn http_rules(http: &HttpSink, at: &ConfigPath, judge: &mut Judge<'_>) {
     judge.not_zero(&at.key("timeout"), http.timeout);
     super::secrets::unused_ca(&http.url, http.ca_file.is_some(), at, judge);
+    headers_rules(&http.headers, at, judge);
+}
+
+/// Headers that are sent with each batch.
+pub(super) fn headers_rules(given: &BTreeMap<String, Secret>, at: &ConfigPath, judge: &mut Judge<'_>) {
     let headers = at.key("headers");
     let mut seen: HashMap<String, ConfigPath> = HashMap::new();
-    for (name, value) in &http.headers {
+    for (name, value) in given {
         let at = headers.key(name);
         let lower = name.to_ascii_lowercase();
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);

@@ -2,12 +2,13 @@
 
 use super::Judge;
 use crate::units::UNIX_PATH_MAX;
-use crate::{Config, ConfigPath, ListenAddress};
+use crate::{ByteSize, Config, ConfigPath, ListenAddress};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     runtime(config, judge);
     admin(config, judge);
     registry(config, judge);
+    tracing(config, judge);
     identity(config, judge);
     statsd(config, judge);
 }
@@ -141,5 +142,31 @@ fn statsd(config: &Config, judge: &mut Judge<'_>) {
             message,
             "use letters, digits, `_`, `:`, `.` and `-`, beginning with no digit, such as `shop_`",
         );
+    }
+}
+
+fn tracing(config: &Config, judge: &mut Judge<'_>) {
+    let Some(tracing) = &config.telemetry.tracing else { return };
+    let at = ConfigPath::from("telemetry.tracing");
+    let ratio = at.key("sampling").key("ratio");
+    if !(0.0..=1.0).contains(&tracing.sampling.ratio) {
+        let message = format!("`{}` is no share: it must be from 0 to 1", judge.shown(&ratio, &tracing.sampling.ratio));
+        judge.error("value", &ratio, message, "write `0.01` to keep one trace in a hundred");
+    }
+    if tracing.buffer < ByteSize::kib(64) {
+        let message = "`buffer` is too small for the spans of a busy second";
+        judge.error("value", &at.key("buffer"), message, "allow at least `64KiB`");
+    }
+    judge.not_zero(&at.key("interval"), tracing.interval);
+    let propagators = at.key("propagators");
+    let named = tracing.propagators.iter().enumerate();
+    judge.unique("propagator", "keep one of them", named.map(|(i, one)| (propagators.index(i), format!("{one:?}"))));
+    let otlp = at.key("otlp");
+    judge.not_zero(&otlp.key("timeout"), tracing.otlp.timeout);
+    super::secrets::unused_ca(&tracing.otlp.endpoint, tracing.otlp.ca_file.is_some(), &otlp, judge);
+    super::logs::headers_rules(&tracing.otlp.headers, &otlp, judge);
+    if config.proxy.is_none() && !judge.checked.is_blurred(&ConfigPath::from("proxy")) {
+        let message = "no span is ever made: traces are of requests, and there is no `proxy`";
+        judge.warning("unused", &at, message, "add the section `proxy`, or remove `tracing`");
     }
 }

@@ -10,6 +10,7 @@ mod metrics;
 mod proxy;
 mod runtime;
 mod secrets;
+mod tracing;
 
 pub use identity::*;
 pub use logs::*;
@@ -17,6 +18,7 @@ pub use metrics::*;
 pub use proxy::*;
 pub use runtime::*;
 pub use secrets::*;
+pub use tracing::*;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

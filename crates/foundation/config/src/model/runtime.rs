@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Duration, ListenAddress};
+use crate::{ByteSize, Duration, ListenAddress, Tracing};
 
 /// Threads, start and stop.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -77,7 +77,7 @@ impl Default for Admin {
     }
 }
 
-/// Outrigger's own logs and its metrics registry.
+/// What Outrigger tells of itself and of the requests it carries: its own log, metrics, traces.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Telemetry {
@@ -85,6 +85,9 @@ pub struct Telemetry {
     pub log: OwnLog,
     /// The registry that all pillars write to.
     pub registry: MetricsRegistry,
+    /// Distributed traces of requests, when present.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
 }
 
 /// Outrigger's own log, on standard error.

@@ -1,0 +1,417 @@
+//! Unary gRPC calls ([gRPC over HTTP/2]): one message there, one back.
+//!
+//! In: a server's URL, a method's path, an encoded message. Out: the encoded answer, or the
+//! status with what the server said of it. Promise: as the client's: every wait ends, an
+//! answer has a bound, no error shows metadata. Calls share one connection, which is made
+//! when the first one needs it.
+//!
+//! [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
+use http::uri::{PathAndQuery, Scheme, Uri};
+use http::{Method, Request, StatusCode, Version};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::connect;
+use crate::error::{Failure, HttpError, Stage};
+use crate::resolver::Resolver;
+use crate::target::{self, Target};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// So much of what a server says of a failure is kept.
+const MOST_MESSAGE: usize = 300;
+/// Bytes before each message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// What bounds calls.
+#[derive(Debug, Clone)]
+pub struct GrpcOptions {
+    /// TLS for `https` URLs; `None` means the public authorities.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// Time to connect, TLS handshake included.
+    pub connect_timeout: Duration,
+    /// Time for the whole call. The server is told (`grpc-timeout`).
+    pub timeout: Duration,
+    /// Bytes of an answer.
+    pub max_response: usize,
+}
+
+impl Default for GrpcOptions {
+    fn default() -> Self {
+        Self {
+            tls: None,
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(10),
+            max_response: 4 << 20,
+        }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GrpcError {
+    /// There was no answer, or it was not gRPC's.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The server answered with a status other than OK.
+    #[error("{method}: gRPC status {}{}", status_name(*code), told(message))]
+    Status {
+        /// The method that was called.
+        method: String,
+        /// The [status code].
+        ///
+        /// [status code]: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
+        code: u32,
+        /// What the server said of it, cut and without control characters.
+        message: String,
+    },
+}
+
+impl GrpcError {
+    /// Whether the same call may succeed at another time.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Http(error) => error.retryable(),
+            // CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS
+            Self::Status { code, .. } => matches!(code, 1 | 4 | 8 | 10 | 11 | 14 | 15),
+        }
+    }
+}
+
+fn told(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+/// A status code's name.
+fn status_name(code: u32) -> String {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    usize::try_from(code)
+        .ok()
+        .and_then(|code| NAMES.get(code))
+        .map_or_else(|| code.to_string(), |&name| name.to_owned())
+}
+
+/// A client of one server. Costs nothing before the first call.
+pub struct GrpcClient {
+    options: GrpcOptions,
+    resolver: Resolver,
+    server: Uri,
+    connection: tokio::sync::Mutex<Option<SendRequest<Full<Bytes>>>>,
+    /// Drives the connection and what hyper starts for it; dropped with the client.
+    drivers: Drivers,
+}
+
+impl GrpcClient {
+    /// A client of the server at an absolute URL, whose path is not used.
+    pub fn new(server: Uri, options: GrpcOptions, resolver: Resolver) -> Self {
+        Self { options, resolver, server, connection: tokio::sync::Mutex::default(), drivers: Drivers::default() }
+    }
+
+    /// Calls a method, such as `/package.Service/Method`. Cancel-safe: the server may have seen the call or not.
+    ///
+    /// # Errors
+    /// See [`GrpcError`].
+    pub async fn call(&self, method: &str, metadata: &HeaderMap, message: &[u8]) -> Result<Bytes, GrpcError> {
+        let failed = |failure: Failure| HttpError::new(&Method::POST, &format!("{}{method}", self.shown()), failure);
+        let limit = self.options.timeout;
+        let response = match timeout(limit, self.exchange(method, metadata, message)).await {
+            Ok(result) => result.map_err(failed)?,
+            Err(_) => {
+                // It may be the connection's fault, as when its other end has vanished.
+                *self.connection.lock().await = None;
+                let detail = format!("not finished within {limit:?}");
+                return Err(failed(Failure { stage: Stage::Timeout, detail, retryable: true, sent: true }).into());
+            }
+        };
+        let Answer { code, said, body } = response;
+        if code != 0 {
+            return Err(GrpcError::Status { method: method.to_owned(), code, message: said });
+        }
+        Ok(unframed(body).map_err(failed)?)
+    }
+
+    fn shown(&self) -> String {
+        target::shown(&self.server).trim_end_matches('/').to_owned()
+    }
+
+    async fn exchange(&self, method: &str, metadata: &HeaderMap, message: &[u8]) -> Result<Answer, Failure> {
+        let target = Target::of(&self.server)?;
+        let request = self.request(&target, method, metadata, message)?;
+        let mut sender = self.connected(&target).await?;
+        let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
+        let (head, body) = response.into_parts();
+        // A refusal without a body has its status among the headers.
+        if let Some(code) = status(&head.headers) {
+            return Ok(Answer { code, said: said(&head.headers), body: Bytes::new() });
+        }
+        if head.status != StatusCode::OK {
+            let detail = format!("the server answered {} without a gRPC status", head.status);
+            return Err(Failure::after_sending(Stage::Receive, detail, of_http(head.status)));
+        }
+        if !head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+            return Err(Failure::after_sending(Stage::Receive, "the server does not speak gRPC", false));
+        }
+        let whole = Limited::new(body, self.options.max_response + PREFIX).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                let detail = format!("the answer is larger than {} bytes", self.options.max_response);
+                return Failure::after_sending(Stage::Receive, detail, false);
+            }
+            Failure::after_sending(Stage::Receive, error.to_string(), true)
+        })?;
+        let trailers = whole.trailers().cloned().unwrap_or_default();
+        let code = status(&trailers)
+            .ok_or_else(|| Failure::after_sending(Stage::Receive, "the answer ended without a gRPC status", true))?;
+        Ok(Answer { code, said: said(&trailers), body: whole.to_bytes() })
+    }
+
+    fn request(
+        &self,
+        target: &Target,
+        method: &str,
+        metadata: &HeaderMap,
+        message: &[u8],
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let bad = |detail: &str| Failure::for_good(Stage::Request, detail);
+        let authority = self.server.authority().cloned().ok_or_else(|| bad("the URL names no host"))?;
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(if target.tls { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.authority = Some(authority);
+        uri.path_and_query =
+            Some(PathAndQuery::try_from(method).map_err(|_| bad("the method is not the path of one"))?);
+        let uri = Uri::from_parts(uri).map_err(|error| bad(&error.to_string()))?;
+        let length = u32::try_from(message.len()).map_err(|_| bad("the message is larger than 4 GiB"))?;
+        let mut framed = BytesMut::with_capacity(PREFIX + message.len());
+        framed.put_u8(0);
+        framed.put_u32(length);
+        framed.put_slice(message);
+        let mut request = Request::new(Full::new(framed.freeze()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_2;
+        let headers = request.headers_mut();
+        headers.extend(metadata.clone());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("outrigger/", env!("CARGO_PKG_VERSION"))));
+        // At most eight digits.
+        let millis = self.options.timeout.as_millis().clamp(1, 99_999_999);
+        if let Ok(told) = HeaderValue::try_from(format!("{millis}m")) {
+            headers.insert(HeaderName::from_static("grpc-timeout"), told);
+        }
+        Ok(request)
+    }
+
+    /// The connection, made when there is none.
+    async fn connected(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        let mut connection = self.connection.lock().await;
+        if let Some(sender) = connection.as_mut()
+            && sender.ready().await.is_ok()
+        {
+            return Ok(sender.clone());
+        }
+        let limit = self.options.connect_timeout;
+        let made = timeout(limit, self.connect(target)).await;
+        let sender = made.unwrap_or_else(|_| {
+            let detail = format!("no connection within {limit:?}");
+            Err(Failure::before_sending(Stage::Connect, detail))
+        })?;
+        *connection = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn connect(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        let resolved = self.resolver.resolve(&target.host).await;
+        let resolved = resolved.map_err(|error| Failure {
+            stage: Stage::Resolve,
+            detail: error.to_string(),
+            retryable: error.retryable(),
+            sent: false,
+        })?;
+        let stream = connect::tcp(&resolved.addresses, target.port).await?;
+        if !target.tls {
+            return self.start(stream).await;
+        }
+        let config = match &self.options.tls {
+            Some(config) => Arc::clone(config),
+            None => outrigger_identity::public_client_config()
+                .map_err(|error| Failure::for_good(Stage::Tls, error.to_string()))?,
+        };
+        let mut config = Arc::unwrap_or_clone(config);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = connect::tls(stream, target, Arc::new(config)).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(Failure::for_good(Stage::Tls, "the server does not speak HTTP/2, which gRPC needs"));
+        }
+        self.start(stream).await
+    }
+
+    async fn start<S>(&self, stream: S) -> Result<SendRequest<Full<Bytes>>, Failure>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut builder = http2::Builder::new(self.drivers.clone());
+        builder.initial_stream_window_size(256 << 10).initial_connection_window_size(256 << 10);
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::before_sending(Stage::Connect, error.to_string()))?;
+        self.drivers.own(async move {
+            // What goes wrong is told to the calls that it hits.
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+}
+
+/// What a server answered.
+struct Answer {
+    code: u32,
+    said: String,
+    body: Bytes,
+}
+
+/// The one message of an answer.
+fn unframed(mut body: Bytes) -> Result<Bytes, Failure> {
+    let bad = |detail: &str| Failure::after_sending(Stage::Receive, detail, false);
+    if body.len() < PREFIX {
+        return Err(bad("the answer holds no message"));
+    }
+    if body.get_u8() != 0 {
+        return Err(bad("the answer is compressed, which was not offered"));
+    }
+    if body.get_u32() as usize != body.len() {
+        return Err(bad("the answer is not one whole message"));
+    }
+    Ok(body)
+}
+
+fn status(headers: &HeaderMap) -> Option<u32> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// What a server says of a status: percent-encoded UTF-8, which may hold anything.
+fn said(headers: &HeaderMap) -> String {
+    let raw = headers.get(GRPC_MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let mut decoded = Vec::new();
+    let mut rest = raw;
+    while let Some((byte, after)) = rest.split_first() {
+        let escape = (*byte == b'%').then(|| after.get(..2)).flatten();
+        let value = escape.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
+        match value {
+            Some(value) => {
+                decoded.push(value);
+                rest = &after[2..];
+            }
+            None => {
+                decoded.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&decoded);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST_MESSAGE).collect()
+}
+
+/// Whether a server that answers so may answer otherwise later.
+fn of_http(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502 | 503 | 504)
+}
+
+fn lost(error: &hyper::Error) -> Failure {
+    let detail = match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    };
+    Failure::after_sending(Stage::Receive, detail, true)
+}
+
+/// Owns the tasks of a connection.
+#[derive(Clone, Default)]
+struct Drivers(Arc<Mutex<JoinSet<()>>>);
+
+impl Drivers {
+    fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.0.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Drivers
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.own(task);
+    }
+}
+
+impl Drop for GrpcClient {
+    fn drop(&mut self) {
+        // Tasks hold their owner, which they must not keep alive.
+        self.drivers.0.lock().abort_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_decoded_and_made_fit_to_be_shown() {
+        let say = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(GRPC_MESSAGE, HeaderValue::from_static(text));
+            said(&headers)
+        };
+        assert_eq!(say("plain"), "plain");
+        assert_eq!(say("%E2%82%AC 5%, 100%"), "€ 5%, 100%");
+        assert_eq!(say("a%0A%1bb"), "a  b");
+        assert_eq!(said(&HeaderMap::new()), "");
+    }
+
+    #[test]
+    fn an_answer_is_one_whole_message() {
+        let framed = |bytes: &'static [u8]| unframed(Bytes::from_static(bytes));
+        assert_eq!(framed(&[0, 0, 0, 0, 2, 7, 8]).unwrap(), Bytes::from_static(&[7, 8]));
+        assert_eq!(framed(&[0, 0, 0, 0, 0]).unwrap(), Bytes::new());
+        for (name, bytes) in [
+            ("none", &[][..]),
+            ("cut", &[0, 0, 0, 0, 2, 7]),
+            ("compressed", &[1, 0, 0, 0, 1, 7]),
+            ("two", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ] {
+            assert!(unframed(Bytes::copy_from_slice(bytes)).is_err(), "{name}");
+        }
+    }
+}
