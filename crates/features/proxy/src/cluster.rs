@@ -54,6 +54,8 @@ pub(crate) struct Cluster {
     care: Arc<tokio::sync::Mutex<()>>,
     /// Inbound listeners send to it.
     inbound: AtomicBool,
+    /// It stands for one address that redirected connections wanted to go to.
+    pub(crate) toward: bool,
 }
 
 /// What may change under a cluster's connections.
@@ -108,6 +110,7 @@ impl Cluster {
             changed: Arc::default(),
             care: Arc::default(),
             inbound: AtomicBool::new(false),
+            toward: false,
         };
         cluster.take_on(terms);
         cluster
@@ -162,7 +165,7 @@ impl Cluster {
         let cluster = Self::new(Terms::default(), self.config.clone());
         cluster.list(vec![Listed { address, weight: 1, priority: 0, zone: None }]);
         cluster.inbound.store(self.inbound.load(Relaxed), Relaxed);
-        Self { id: self.id, origination: Arc::clone(&self.origination), ..cluster }
+        Self { id: self.id, origination: Arc::clone(&self.origination), toward: true, ..cluster }
     }
 
     /// The cluster of connections that go to where they wanted to go, because nobody knows better.
@@ -212,7 +215,7 @@ impl Cluster {
         }
     }
 
-    /// How the last try to resolve went; `None` before the first.
+    /// How the last try to resolve went; `None` before the first. It changes with the addresses, too.
     pub(crate) fn resolution(&self) -> watch::Receiver<Option<Result<(), String>>> {
         self.resolution.subscribe()
     }
@@ -272,6 +275,7 @@ impl Cluster {
         let endpoints = list.len();
         if self.list(list) {
             tracing::info!(component = "proxy", cluster = self.name, endpoints, "endpoints resolved");
+            self.resolution.send_modify(|known| *known = Some(Ok(())));
         }
         Ok(valid_until)
     }

@@ -176,6 +176,9 @@ impl<'a> Running<'a> {
         let mut retry_at = Instant::now();
         loop {
             self.report(&problems);
+            for listener in self.listeners.values() {
+                listener.current.load().routes.find_destinations();
+            }
             tokio::select! {
                 () = self.ctx.stop.requested() => break,
                 changed = config.changed() => {
@@ -325,19 +328,11 @@ impl<'a> Running<'a> {
         })
     }
 
-    /// The clusters that the routes of these listeners name.
+    /// The clusters that these listeners may send to.
     fn clusters(&self, proxy: Option<&Proxy>, listeners: &[&ListenerConfig]) -> HashMap<String, Arc<Cluster>> {
-        let named = |name: &str| {
-            listeners.iter().flat_map(|listener| listener.backend_refs()).any(|backend| backend.name.as_str() == name)
-        };
-        proxy
-            .map(|proxy| proxy.clusters.as_slice())
-            .unwrap_or_default()
-            .iter()
-            .filter(|cluster| {
-                named(&cluster.name)
-                    || (listeners.iter().any(|one| one.redirected) && !cluster.virtual_addresses.is_empty())
-            })
+        let Some(proxy) = proxy else { return HashMap::new() };
+        let wanted = proxy.clusters.iter().filter(|cluster| listeners.iter().any(|one| proxy.may_send(one, cluster)));
+        wanted
             .map(|config| {
                 let cluster = self.component.shared.clusters.obtain(config);
                 if self.component.direction == Direction::Inbound {
@@ -558,7 +553,7 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
 }
 
-/// Waits until a cluster's names were found, or lost.
+/// Waits until a cluster's names were found, or lost, or have other addresses.
 async fn resolution_changed(clusters: &[Arc<Cluster>]) {
     let mut changes: Vec<_> = clusters.iter().map(|cluster| cluster.resolution()).collect();
     let mut waits: Vec<_> = changes.iter_mut().map(|change| Box::pin(change.changed())).collect();

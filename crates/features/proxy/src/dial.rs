@@ -103,9 +103,8 @@ impl Pool {
     ) -> Result<Dialled, Reason> {
         let cluster = &self.cluster.name;
         let config = &self.cluster.config;
-        let call = (config.original_destination && !self.cluster.is_beside_us())
-            .then(|| OwnCall::note(&stream, address))
-            .flatten();
+        let call =
+            (self.cluster.toward && !self.cluster.is_beside_us()).then(|| OwnCall::note(&stream, address)).flatten();
         socket::prepare(&stream, config.tcp_keepalive.into(), config.tcp_user_timeout.into());
         if let (Some(version), Some(ends)) = (self.cluster.config.proxy_protocol, ends) {
             let mut header = Vec::new();

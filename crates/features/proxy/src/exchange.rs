@@ -333,7 +333,7 @@ impl Exchange {
         let route = routes.route(number).ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
         let pool = route.backend(worker.random()).ok_or(Reason::NoEndpoint);
-        let pool = pool.and_then(|cluster| worker.pool_for(cluster, &self.downstream));
+        let pool = pool.and_then(|cluster| worker.pool_for(cluster, route.direct, &self.downstream));
         Ok((number, route.timeout, pool))
     }
 

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use outrigger_config::{
-    BackendRef, Cluster as ClusterConfig, ConnectMode, Listener, Route as RouteConfig, UnknownDestinations,
+    BackendRef, Cluster as ClusterConfig, ConnectMode, Direction, Listener, Route as RouteConfig, UnknownDestinations,
 };
 use outrigger_traffic::route::{self, Found, Request};
 
@@ -23,6 +24,8 @@ pub(crate) struct Route {
     pub(crate) id: u64,
     pub(crate) name: String,
     pub(crate) timeout: Option<Duration>,
+    /// To the very endpoint that a redirected connection wanted to go to.
+    pub(crate) direct: bool,
     /// What it does beyond sending a request once.
     pub(crate) resilience: Option<Box<Resilience>>,
     backends: Vec<(Arc<Cluster>, u32)>,
@@ -50,6 +53,7 @@ impl Route {
             id: IDS.fetch_add(1, Relaxed),
             name: name.to_owned(),
             timeout: None,
+            direct: false,
             resilience: None,
             total_weight: backends.iter().map(|(_, weight)| u64::from(*weight)).sum(),
             backends,
@@ -88,8 +92,12 @@ pub(crate) struct RouteTable {
     sni_any: Option<u32>,
     /// Routes of CONNECT, the most specific first.
     connects: Vec<Connect>,
-    /// Routes of redirected connections, by where they wanted to go.
+    /// Routes of redirected connections, by the virtual address they wanted to go to.
     virtuals: HashMap<SocketAddr, u32>,
+    /// Clusters that may be called by the addresses of their endpoints, and their routes for that, in the file's order.
+    direct: Vec<(Arc<Cluster>, u32)>,
+    /// Routes of redirected connections by where they wanted to go, as the clusters' endpoints are now.
+    destinations: ArcSwap<HashMap<SocketAddr, u32>>,
     /// The route of redirected connections that no other one takes; `None` refuses them.
     unknown: Option<u32>,
 }
@@ -153,6 +161,15 @@ impl RouteTable {
                 let number = table.add(Route::to(&config.name, &[only], &cluster));
                 table.virtuals.extend(config.virtual_addresses.iter().map(|address| (*address, number)));
             }
+            if listener.direction == Direction::Outbound {
+                for found in clusters.iter().filter_map(|config| cluster(&config.name)) {
+                    let only = BackendRef { name: found.config.name.clone(), weight: 1 };
+                    let route = Route::to(&found.config.name, &[only], |_| Some(Arc::clone(&found)));
+                    let number = table.add(Route { direct: true, ..route });
+                    table.direct.push((found, number));
+                }
+            }
+            table.find_destinations();
             if listener.unknown_destinations == UnknownDestinations::Allow {
                 let only = BackendRef { name: passthrough.config.name.clone(), weight: 1 };
                 let route = Route::to(PASSTHROUGH, &[only], |_| Some(Arc::clone(passthrough)));
@@ -202,7 +219,8 @@ impl RouteTable {
 
     /// Clusters that requests may go to, and that want connections made ahead.
     pub(crate) fn wanting_connections(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        let clusters = self.routes[..self.http].iter().flat_map(|route| &route.backends).map(|(cluster, _)| cluster);
+        let routes = self.routes[..self.http].iter().filter(|route| !route.direct);
+        let clusters = routes.flat_map(|route| &route.backends).map(|(cluster, _)| cluster);
         clusters.filter(|cluster| {
             let config = &cluster.config;
             config.pool.min_idle > 0 && config.proxy_protocol.is_none() && !config.original_destination
@@ -216,15 +234,27 @@ impl RouteTable {
 
     /// The number of the route of connections that are carried as they come, and wanted to go to `destination`.
     pub(crate) fn tcp(&self, destination: Option<SocketAddr>) -> Option<u32> {
-        self.virtually(destination).or(self.tcp).or(self.unknown)
+        self.known(destination).or(self.tcp).or(self.unknown)
     }
 
-    /// The number of the route of the virtual address `destination`.
-    fn virtually(&self, destination: Option<SocketAddr>) -> Option<u32> {
-        if self.virtuals.is_empty() {
-            return None;
+    /// The number of the route of a virtual address, or of an endpoint's.
+    fn known(&self, destination: Option<SocketAddr>) -> Option<u32> {
+        self.destinations.load().get(&destination?).copied()
+    }
+
+    /// Takes on the clusters' endpoints as they are now.
+    pub(crate) fn find_destinations(&self) {
+        let mut known = HashMap::new();
+        for (cluster, number) in &self.direct {
+            for peer in cluster.members().peers.iter() {
+                known.entry(peer.address).or_insert(*number);
+            }
         }
-        self.virtuals.get(&destination?).copied()
+        // What a config says in so many words comes first.
+        known.extend(&self.virtuals);
+        if **self.destinations.load() != known {
+            self.destinations.store(Arc::new(known));
+        }
     }
 
     /// Whether any CONNECT is taken.
@@ -312,7 +342,8 @@ mod tests {
             let text = format!(
                 "proxy:\n  listeners:\n  - {{ name: out, direction: outbound, address: \"[::]:15001\", protocol: auto, \
                  redirected: true{more} }}\n  clusters:\n  - {{ name: orders, endpoints: [\"10.0.0.7:80\"], \
-                 virtualAddresses: [\"10.96.0.1:80\", \"[fd00::1]:80\"] }}\n  - {{ name: other, endpoints: [\"10.0.0.8:80\"] }}\n"
+                 virtualAddresses: [\"10.96.0.1:80\", \"[fd00::1]:80\"] }}\n  - {{ name: other, endpoints: [\"10.0.0.8:80\", \
+                 \"10.0.0.7:80\", \"10.96.0.1:80\"] }}\n"
             );
             outrigger_config::parse("test.yaml", &text, &|_| None).unwrap_or_else(|error| panic!("{error}")).config
         };
@@ -333,6 +364,12 @@ mod tests {
             ("", "10.96.0.1:80", Some(("orders", "orders"))),
             ("", "[fd00::1]:80", Some(("orders", "orders"))),
             ("", "10.96.0.1:81", Some(("passthrough", "passthrough"))),
+            // An endpoint itself: of the first cluster that has it.
+            ("", "10.0.0.7:80", Some(("orders", "orders"))),
+            ("", "10.0.0.8:80", Some(("other", "other"))),
+            (deny, "10.0.0.8:80", Some(("other", "other"))),
+            (all, "10.0.0.7:80", Some(("orders", "orders"))),
+            ("", "10.0.0.8:81", Some(("passthrough", "passthrough"))),
             (deny, "10.96.0.1:80", Some(("orders", "orders"))),
             (deny, "10.96.0.1:81", None),
             (all, "10.96.0.1:80", Some(("orders", "orders"))),
@@ -341,6 +378,33 @@ mod tests {
             let expected = expected.map(|(route, cluster)| (route.to_owned(), cluster.to_owned()));
             assert_eq!(found(more, destination), expected, "{destination} with {more:?}");
         }
+    }
+
+    #[test]
+    fn endpoints_that_come_and_go_are_found_and_forgotten() {
+        let listener: Listener = serde_json::from_value(serde_json::json!({
+            "name": "out", "direction": "outbound", "address": "[::]:15001", "redirected": true, "protocol": "auto",
+        }))
+        .unwrap();
+        let config = |endpoints: [&str; 2]| {
+            let endpoints = endpoints.map(|one| one.parse().unwrap()).into();
+            outrigger_config::Cluster::new("orders".parse().unwrap(), endpoints)
+        };
+        let before = config(["10.0.0.7:80", "10.0.0.8:80"]);
+        let clusters = crate::cluster::Clusters::default();
+        let orders = clusters.obtain(&before);
+        let passthrough = Cluster::passthrough(Direction::Outbound);
+        let table = RouteTable::of(&listener, &[before], &passthrough, |_| Some(Arc::clone(&orders)));
+        let found = |address: &str| {
+            let route = table.route(table.tcp(Some(address.parse().unwrap())).unwrap()).unwrap();
+            (route.name.as_str(), route.direct)
+        };
+        assert_eq!([found("10.0.0.7:80"), found("10.0.0.9:80")], [("orders", true), ("passthrough", false)]);
+        // As when DNS answers anew.
+        assert!(Arc::ptr_eq(&clusters.obtain(&config(["10.0.0.8:80", "10.0.0.9:80"])), &orders));
+        table.find_destinations();
+        assert_eq!([found("10.0.0.7:80"), found("10.0.0.9:80")], [("passthrough", false), ("orders", true)]);
+        assert_eq!(found("10.0.0.8:80"), ("orders", true));
     }
 
     #[test]

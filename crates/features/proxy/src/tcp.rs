@@ -84,7 +84,7 @@ impl Carried {
         let worker = &self.downstream.local.worker;
         let route = self.snapshot.routes.route(number).ok_or(Reason::NoRoute)?;
         let cluster = route.backend(worker.random()).ok_or(Reason::NoEndpoint)?;
-        let pool = worker.pool_for(cluster, &self.downstream)?;
+        let pool = worker.pool_for(cluster, route.direct, &self.downstream)?;
         self.pool = Some(Rc::clone(&pool));
         let tunnel = pool.tunnel(self.downstream.ends).await?;
         self.endpoint = Some(tunnel.address);

@@ -114,9 +114,15 @@ impl Worker {
         pool
     }
 
-    /// The pool for a client's connection. One of our own that was redirected to us is not sent on again.
-    pub(crate) fn pool_for(&self, cluster: &Arc<Cluster>, downstream: &Downstream) -> Result<Rc<Pool>, Reason> {
-        if cluster.config.original_destination
+    /// The pool for a client's connection; a `direct` one goes to the endpoint that it wanted to go to. One of our own
+    /// that was redirected to us is not sent on again.
+    pub(crate) fn pool_for(
+        &self,
+        cluster: &Arc<Cluster>,
+        direct: bool,
+        downstream: &Downstream,
+    ) -> Result<Rc<Pool>, Reason> {
+        if (direct || cluster.config.original_destination)
             && let Some(address) = downstream.original
             && OwnCall::is_one(downstream.remote, address)
         {
@@ -124,12 +130,17 @@ impl Worker {
             tracing::error!(component = "proxy", listener, %address, %reason, "refused a connection");
             return Err(reason);
         }
-        self.pool_toward(cluster, downstream.original)
+        self.pool_toward(cluster, direct, downstream.original)
     }
 
     /// The pool of a cluster, or of the one address a connection wants to go to.
-    pub(crate) fn pool_toward(&self, cluster: &Arc<Cluster>, address: Option<SocketAddr>) -> Result<Rc<Pool>, Reason> {
-        if !cluster.config.original_destination {
+    pub(crate) fn pool_toward(
+        &self,
+        cluster: &Arc<Cluster>,
+        direct: bool,
+        address: Option<SocketAddr>,
+    ) -> Result<Rc<Pool>, Reason> {
+        if !direct && !cluster.config.original_destination {
             return Ok(self.pool(cluster));
         }
         let address = address.ok_or(Reason::NoEndpoint)?;

@@ -58,7 +58,7 @@ impl Mesh {
         for file in [&leaf.certificate, &leaf.key, &authority.bundle()] {
             std::fs::copy(file, place(file)).unwrap();
         }
-        let (v4, v6) = (self.backend.v4, self.backend.v6);
+        let (v4, v6, other) = (self.backend.v4, self.backend.v6, self.outside.v4);
         let config = format!(
             r#"
 identity:
@@ -74,6 +74,7 @@ proxy:
   - {{ name: orders6, endpoints: ["[{v6}]:8080"], virtualAddresses: ["[{SERVICE_V6}]:80"], tls: {{ spiffeIds: ["{BACKEND}"] }} }}
   - {{ name: mail, endpoints: ["{v4}:2525"], virtualAddresses: ["{SERVICE}:25"], tls: {{ spiffeIds: ["{BACKEND}"] }} }}
   - {{ name: chat, endpoints: ["{v4}:8082"], virtualAddresses: ["{SERVICE}:82"], tls: {{ spiffeIds: ["{BACKEND}"] }} }}
+  - {{ name: shards, endpoints: ["{v4}:9000", "{other}:9000", "[{v6}]:9000"], tls: {{ spiffeIds: ["{BACKEND}"] }} }}
   - {{ name: web, endpoints: ["{v4}:8443"], virtualAddresses: ["{SERVICE}:443"], tls: {{ spiffeIds: ["{BACKEND}"] }} }}
 "#,
             place(&leaf.certificate).display(),
@@ -354,6 +355,54 @@ fn an_application_reaches_its_peer_through_both_sidecars() {
     mesh.frontend.namespace.must_init(&["--undo"]);
     let said = curl(&mesh.frontend, &["--connect-timeout", "1", &format!("http://{SERVICE}/orders")]);
     assert!(said.is_err(), "without rules nobody has the Service's address: {said:?}");
+}
+
+#[test]
+fn a_call_to_an_endpoints_own_address_goes_there_by_its_clusters_rules() {
+    let mesh = Mesh::new();
+    let shards = [&mesh.backend, &mesh.outside];
+    let apps = shards.map(|pod| serve(pod, 9000));
+    let frontend = mesh.mesh(&mesh.frontend, "frontend", FRONTEND, ", unknownDestinations: deny", "");
+    let strict = ", tls: { mode: strict }";
+    let _backend = mesh.mesh(shards[0], "backend", BACKEND, "", strict);
+    let other = mesh.mesh(shards[1], "other", BACKEND, "", strict);
+    // As a client of a StatefulSet, or of a headless Service, that chose for itself.
+    for (pod, app) in shards.iter().zip(&apps) {
+        for _ in 0..4 {
+            let said = curl(&mesh.frontend, &[&format!("http://{}:9000/orders", pod.v4)]).unwrap();
+            assert!(said.starts_with(ANSWER) && said.contains(&format!(";URI={FRONTEND}\n")), "{said}");
+        }
+        assert_eq!(app.seen().len(), 4, "none of them went to the other one");
+    }
+    let said = curl(&mesh.frontend, &[&format!("http://[{}]:9000/orders", mesh.backend.v6)]).unwrap();
+    assert!(said.starts_with(ANSWER), "{said}");
+    assert!(curl(&mesh.frontend, &[&format!("http://{}:9001/", mesh.backend.v4)]).unwrap().ends_with("502 HTTP/1.1"));
+    let series = format!(
+        "outrigger_http_requests_total{{direction=\"outbound\",listener=\"out\",route=\"shards\",cluster=\"shards\",code=\"200\",peer=\"{BACKEND}\"}}"
+    );
+    eventually("the calls in the metrics", || {
+        let count = frontend.metric(&series)?;
+        ensure!((count - 9.0).abs() < 0.1, "{count}");
+        Ok(())
+    });
+    // One that is not there is not replaced by another.
+    drop(other);
+    let said = curl(&mesh.frontend, &[&format!("http://{}:9000/orders", mesh.outside.v4)]).unwrap();
+    assert!(said.ends_with("503 HTTP/1.1"), "{said}");
+    // Bytes, and a server that speaks first.
+    server(&mesh.backend, 2525, |mut stream| {
+        let _ = stream.write_all(b"220 ready\r\n");
+        let _ = stream.read(&mut [0; 64]);
+    });
+    let mail = format!("{}:2525", mesh.backend.v4);
+    assert_eq!(greeting(&mesh.frontend.namespace, APPLICATION, &mail).unwrap(), "220 ready\r\n");
+    eventually("the connection in the metrics", || {
+        let ended = frontend.metric(&format!(
+            "outrigger_tcp_connections_closed_total{{direction=\"outbound\",listener=\"out\",route=\"mail\",cluster=\"mail\",peer=\"{BACKEND}\"}}"
+        ))?;
+        ensure!(ended > 0.5, "{ended}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -666,6 +715,9 @@ fn a_proxy_that_the_rules_do_not_know_does_not_call_itself_for_ever() {
     let _app = serve(&mesh.outside, 8080);
     let said = curl(&mesh.frontend, &[&format!("http://{}:8080/orders", mesh.outside.v4)]).unwrap();
     assert!(said.contains("--proxy-uid") && said.ends_with("508 HTTP/1.1"), "{said}");
+    // A Service's address first becomes an endpoint's.
+    let said = curl(&mesh.frontend, &[&format!("http://{SERVICE}/orders")]).unwrap();
+    assert!(said.ends_with("503 HTTP/1.1"), "{said}");
     frontend.process.still_runs().unwrap();
     eventually("all its connections to end", || {
         let open = frontend.metric("outrigger_downstream_connections_active{listener=\"out\"}")?;

@@ -39,7 +39,7 @@ impl Exchange {
         let cluster = route.backend(worker.random()).ok_or(Reason::NoEndpoint)?;
         let address =
             if cluster.config.original_destination { Some(destination(&host, port, to.named)?) } else { None };
-        let pool = worker.pool_toward(cluster, address)?;
+        let pool = worker.pool_toward(cluster, false, address)?;
         self.pool = Some(pool.clone());
         if to.forward {
             let request = &mut *incoming.request;

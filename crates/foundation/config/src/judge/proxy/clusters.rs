@@ -1,11 +1,12 @@
 //! Rules of `proxy.clusters`.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{balancing, needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
-use crate::{Cluster, ClusterTls, Config, ConfigPath, Listener, Proxy};
+use crate::{Cluster, ClusterTls, Config, ConfigPath, Direction, Listener, Proxy};
 
 pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
     if let Some(tls) = &cluster.tls {
@@ -93,15 +94,45 @@ pub(super) fn unused_clusters(proxy: &Proxy, judge: &mut Judge<'_>) {
     if judge.checked.is_blurred_within(&ConfigPath::from("proxy.listeners")) {
         return;
     }
-    let used: HashSet<_> =
-        proxy.listeners.iter().flat_map(Listener::backend_refs).map(|backend| &backend.name).collect();
-    if used.iter().any(|name| !proxy.clusters.iter().any(|cluster| cluster.name == **name)) {
+    let mut used = proxy.listeners.iter().flat_map(Listener::backend_refs).map(|backend| &backend.name);
+    if used.any(|name| !proxy.clusters.iter().any(|cluster| cluster.name == *name)) {
         return; // A mistyped reference, reported already, may have meant any of them.
     }
-    let unused = |cluster: &Cluster| !used.contains(&cluster.name) && cluster.virtual_addresses.is_empty();
+    let unused = |cluster: &Cluster| {
+        cluster.virtual_addresses.is_empty() && !proxy.listeners.iter().any(|one| proxy.may_send(one, cluster))
+    };
     for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| unused(cluster)) {
         let at = ConfigPath::from("proxy.clusters").index(index).key("name");
         let message = format!("no route uses the cluster `{}`", judge.shown(&at, &cluster.name));
         judge.warning("unused", &at, message, "name it in a route's `backendRefs`, or remove it");
+    }
+}
+
+/// A redirected connection to an endpoint's own address goes by the rules of one cluster, so they should agree.
+pub(super) fn shared_endpoints(proxy: &Proxy, judge: &mut Judge<'_>) {
+    if !proxy.listeners.iter().any(|one| one.redirected && one.direction == Direction::Outbound) {
+        return;
+    }
+    let mut first: HashMap<SocketAddr, &Cluster> = HashMap::new();
+    for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| proxy.is_elsewhere(cluster)) {
+        let endpoints = ConfigPath::from("proxy.clusters").index(index).key("endpoints");
+        for (index, endpoint) in cluster.endpoints.iter().enumerate() {
+            let Ok(ip) = endpoint.address.host.parse::<IpAddr>() else { continue };
+            let known = *first.entry(SocketAddr::new(ip, endpoint.address.port)).or_insert(cluster);
+            let rules = |of: &Cluster| (of.tls.clone(), of.protocol, of.proxy_protocol);
+            if rules(known) != rules(cluster) {
+                let at = endpoints.index(index);
+                let message = format!(
+                    "`{}` is an endpoint of the cluster `{}`, too, by whose rules redirected calls to this very address go",
+                    endpoint.address, known.name
+                );
+                judge.warning(
+                    "conflict",
+                    &at,
+                    message,
+                    "put the cluster whose rules are right first, or have them agree",
+                );
+            }
+        }
     }
 }

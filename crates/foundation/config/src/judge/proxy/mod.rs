@@ -34,6 +34,7 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
         clusters::cluster_rules(config, cluster, &clusters.index(index), judge);
     }
     clusters::unused_clusters(proxy, judge);
+    clusters::shared_endpoints(proxy, judge);
     if proxy.limits.max_buffer_bytes < ByteSize::mib(1) {
         let message = "`maxBufferBytes` is too small to carry traffic";
         judge.error("value", &at.key("limits").key("maxBufferBytes"), message, "allow at least `1MiB`");

@@ -27,7 +27,8 @@ pub struct Cluster {
     #[serde(default)]
     pub original_destination: bool,
     /// `IP:PORT` that stand for this cluster, such as a Service's: redirected connections to them that no route takes go
-    /// to its endpoints.
+    /// to its endpoints. Those to the address of an endpoint itself need no mention: they go to that very endpoint, by
+    /// this cluster's rules (of several clusters that have the endpoint, by those of the first in the file).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "socket_addresses")]
     pub virtual_addresses: Vec<SocketAddr>,

@@ -45,6 +45,25 @@ pub struct Proxy {
     pub limits: ProxyLimits,
 }
 
+impl Proxy {
+    /// Whether a listener may send something to a cluster: by a route, or because that is where it was to go anyway.
+    pub fn may_send(&self, listener: &Listener, cluster: &Cluster) -> bool {
+        names(listener, cluster)
+            || (listener.redirected && !cluster.virtual_addresses.is_empty())
+            || (listener.redirected && listener.direction == Direction::Outbound && self.is_elsewhere(cluster))
+    }
+
+    /// Whether an application may call the cluster's endpoints; those that only inbound listeners send to are itself.
+    pub(crate) fn is_elsewhere(&self, cluster: &Cluster) -> bool {
+        let named_by = |direction| self.listeners.iter().any(|one| one.direction == direction && names(one, cluster));
+        !cluster.virtual_addresses.is_empty() || named_by(Direction::Outbound) || !named_by(Direction::Inbound)
+    }
+}
+
+fn names(listener: &Listener, cluster: &Cluster) -> bool {
+    listener.backend_refs().any(|backend| backend.name == cluster.name)
+}
+
 /// Bounds on what all clients may use together.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
