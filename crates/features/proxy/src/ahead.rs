@@ -35,7 +35,9 @@ impl Pool {
         self.renew();
         let now = Instant::now();
         let mut lacking = self.all_endpoints();
-        lacking.retain(|one| !one.preparing.get() && !one.is_avoided(now) && self.lacks(one, generation));
+        lacking.retain(|one| {
+            !one.preparing.get() && one.peer.is_usable() && !one.is_avoided(now) && self.lacks(one, generation)
+        });
         for endpoint in lacking {
             endpoint.preparing.set(true);
             let preparing = Preparing(endpoint);
@@ -50,7 +52,7 @@ impl Pool {
                         return;
                     }
                     if pool.make_one(endpoint, generation).await.is_err() {
-                        endpoint.failed(Instant::now());
+                        pool.failed(endpoint);
                         return;
                     }
                     pool.metrics.ahead.inc();

@@ -12,20 +12,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use outrigger_config::{Cluster as ClusterConfig, Direction, Endpoints, LoadBalancing};
+use outrigger_config::{
+    CircuitBreakers, Cluster as ClusterConfig, Direction, Endpoints, LoadBalancing, OutlierDetection,
+};
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
 use outrigger_traffic::RetryBudget;
 use tokio::sync::{Notify, watch};
 
-use crate::members::{Listed, Members};
+use crate::breakers::Breakers;
+use crate::care::Care;
+use crate::members::{Listed, Members, Peer};
 use crate::origination::Origination;
 
 /// A name whose record lives for ever is still asked for again.
 const LONGEST_TTL: Duration = Duration::from_secs(300);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
-/// How often the weights of endpoints that are new are raised.
-const SLOW_START_STEP: Duration = Duration::from_secs(1);
 /// Route and cluster, as metrics and logs call them, of connections to destinations that nobody told us of.
 pub(crate) const PASSTHROUGH: &str = "passthrough";
 
@@ -51,7 +53,11 @@ pub(crate) struct Cluster {
     /// There are new terms.
     changed: Arc<Notify>,
     /// Held by the one task that looks after it.
-    care: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) care: Arc<tokio::sync::Mutex<Care>>,
+    /// Wakes that task.
+    pub(crate) alarm: Arc<Notify>,
+    /// What its endpoints have at once.
+    pub(crate) breakers: Breakers,
     /// Inbound listeners send to it.
     inbound: AtomicBool,
     /// It stands for one address that redirected connections wanted to go to.
@@ -60,10 +66,12 @@ pub(crate) struct Cluster {
 
 /// What may change under a cluster's connections.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Terms {
+pub(crate) struct Terms {
     endpoints: Endpoints,
-    balancing: LoadBalancing,
-    zone: Option<String>,
+    pub(crate) balancing: LoadBalancing,
+    pub(crate) outliers: Option<OutlierDetection>,
+    pub(crate) breakers: CircuitBreakers,
+    pub(crate) zone: Option<String>,
 }
 
 impl Terms {
@@ -71,8 +79,14 @@ impl Terms {
     fn split(config: &ClusterConfig, zone: Option<&str>) -> (Self, ClusterConfig) {
         let mut fixed = config.clone();
         let endpoints = std::mem::take(&mut fixed.endpoints);
-        let balancing = std::mem::take(&mut fixed.load_balancing);
-        (Self { endpoints, balancing, zone: zone.map(str::to_owned) }, fixed)
+        let terms = Self {
+            endpoints,
+            balancing: std::mem::take(&mut fixed.load_balancing),
+            outliers: fixed.outlier_detection.take(),
+            breakers: std::mem::take(&mut fixed.circuit_breakers),
+            zone: zone.map(str::to_owned),
+        };
+        (terms, fixed)
     }
 
     fn has_names(&self) -> bool {
@@ -109,6 +123,8 @@ impl Cluster {
             resolution: watch::channel(None).0,
             changed: Arc::default(),
             care: Arc::default(),
+            alarm: Arc::default(),
+            breakers: Breakers::default(),
             inbound: AtomicBool::new(false),
             toward: false,
         };
@@ -118,7 +134,7 @@ impl Cluster {
 
     /// Takes on new terms, under the connections there are.
     fn take_on(&self, terms: Terms) {
-        if **self.terms.load() == terms {
+        if **self.terms.load() == terms && self.resolution.borrow().is_some() {
             return;
         }
         let literal = terms.literal();
@@ -132,6 +148,7 @@ impl Cluster {
         }
         self.changed.notify_waiters();
         self.changed.notify_one();
+        self.alarm.notify_one();
     }
 
     /// Takes on a list of endpoints.
@@ -146,14 +163,17 @@ impl Cluster {
     }
 
     /// Shares requests anew among the endpoints there are.
-    fn plan(&self) {
+    pub(crate) fn plan(&self) {
         let _renewing = self.renewing();
         self.store(Arc::clone(&self.current.load().peers), Instant::now());
     }
 
-    fn store(&self, peers: Arc<[Arc<crate::members::Peer>]>, now: Instant) {
-        let terms = self.terms.load();
-        self.current.store(Arc::new(Members::plan(peers, &terms.balancing, terms.zone.as_deref(), now)));
+    fn store(&self, peers: Arc<[Arc<Peer>]>, now: Instant) {
+        self.current.store(Arc::new(Members::plan(peers, &self.terms.load(), now)));
+    }
+
+    pub(crate) fn terms(&self) -> Arc<Terms> {
+        self.terms.load_full()
     }
 
     fn renewing(&self) -> MutexGuard<'_, ()> {
@@ -227,7 +247,8 @@ impl Cluster {
 
     /// Whether more is to be done for it, as time goes on, than a request does.
     pub(crate) fn needs_care(&self) -> bool {
-        self.terms.load().balancing.slow_start.is_some()
+        let terms = self.terms.load();
+        terms.balancing.slow_start.is_some() || terms.outliers.is_some()
     }
 
     /// Keeps the addresses of names fresh until dropped, or until there are no names any more. Cancel-safe.
@@ -276,30 +297,9 @@ impl Cluster {
         if self.list(list) {
             tracing::info!(component = "proxy", cluster = self.name, endpoints, "endpoints resolved");
             self.resolution.send_modify(|known| *known = Some(Ok(())));
+            self.alarm.notify_one();
         }
         Ok(valid_until)
-    }
-
-    /// Does what time brings: raises the weights of new endpoints. Cancel-safe; of several such tasks one works.
-    pub(crate) async fn care(cluster: Weak<Self>) {
-        let Some(turn) = cluster.upgrade().map(|this| Arc::clone(&this.care)) else { return };
-        let _turn = turn.lock().await;
-        loop {
-            let Some(this) = cluster.upgrade() else { return };
-            let now = Instant::now();
-            let starting = this.members().starting_until(&this.terms.load().balancing);
-            let starting = starting.is_some_and(|until| until + SLOW_START_STEP > now);
-            if starting {
-                this.plan();
-            }
-            let changed = Arc::clone(&this.changed);
-            drop(this);
-            if starting {
-                let _ = tokio::time::timeout(SLOW_START_STEP, changed.notified()).await;
-            } else {
-                changed.notified().await;
-            }
-        }
     }
 }
 

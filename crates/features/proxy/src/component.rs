@@ -362,7 +362,7 @@ impl<'a> Running<'a> {
         for cluster in clusters.values().filter(|cluster| cluster.needs_care()) {
             let weak = Arc::downgrade(cluster);
             if !self.cared_for.iter().any(|known| known.ptr_eq(&weak)) {
-                self.resolving.spawn(Cluster::care(weak.clone()));
+                self.resolving.spawn(Cluster::care_for(weak.clone(), self.families.clone()));
                 self.cared_for.push(weak);
             }
         }

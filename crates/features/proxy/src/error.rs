@@ -51,9 +51,9 @@ pub(crate) enum Reason {
     /// Every endpoint is unknown (DNS) or there is none.
     #[error("the cluster has no endpoint")]
     NoEndpoint,
-    /// The pool's `maxConnections` is reached.
-    #[error("too many connections to the cluster")]
-    Overflow,
+    /// One of the cluster's `circuitBreakers` is reached.
+    #[error("{0}")]
+    Overflow(&'static str),
     /// The listener's `maxRequests` is reached.
     #[error("too many requests under way")]
     Overloaded,
@@ -115,7 +115,7 @@ impl Reason {
             Self::LastForward => StatusCode::OK,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NoEndpoint
-            | Self::Overflow
+            | Self::Overflow(_)
             | Self::Overloaded
             | Self::MemoryShort
             | Self::NoDescriptor
@@ -164,7 +164,7 @@ impl Reason {
             Self::LastForward => "",
             Self::NoRoute | Self::UnknownDestination => "NR",
             Self::NoEndpoint => "UH",
-            Self::Overflow => "UO",
+            Self::Overflow(_) => "UO",
             Self::Overloaded | Self::MemoryShort => "OM",
             Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::NoDescriptor | Self::Loop => "UF",
             Self::Reset => "UC",
@@ -191,16 +191,19 @@ impl Reason {
             | Self::LastForward
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
-            Self::Overflow | Self::Overloaded | Self::MemoryShort | Self::NoDescriptor | Self::Stopped | Self::Loop => {
-                Fault::Us
-            }
+            Self::Overflow(_)
+            | Self::Overloaded
+            | Self::MemoryShort
+            | Self::NoDescriptor
+            | Self::Stopped
+            | Self::Loop => Fault::Us,
             _ => Fault::Upstream,
         }
     }
 
     /// Whether it was refused for want of room, so that a client does well to hold back.
     pub(crate) fn is_overload(self) -> bool {
-        matches!(self, Self::Overflow | Self::Overloaded | Self::MemoryShort)
+        matches!(self, Self::Overflow(_) | Self::Overloaded | Self::MemoryShort)
     }
 
     /// Whether the endpoint surely never began to act on the request.
@@ -210,7 +213,7 @@ impl Reason {
             Self::NoEndpoint
                 | Self::UnknownDestination
                 | Self::Loop
-                | Self::Overflow
+                | Self::Overflow(_)
                 | Self::Overloaded
                 | Self::NoDescriptor
                 | Self::ConnectFailure

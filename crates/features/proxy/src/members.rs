@@ -6,14 +6,23 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use outrigger_config::{Endpoint as EndpointConfig, HashPolicyType, LoadBalancing, LoadBalancingPolicy};
+use outrigger_config::{
+    CircuitBreakers, Endpoint as EndpointConfig, HashPolicyType, LoadBalancing, LoadBalancingPolicy,
+};
 use outrigger_traffic::balance::{Member, Plan, Policy, Settings, hash};
+use outrigger_traffic::outlier::Ejection;
 use outrigger_wire::head::{FieldId, Head};
+
+use crate::cluster::Terms;
+use crate::outlier::{Tally, Thresholds};
+
+/// Why an endpoint is not used, as bits: it failed too often.
+pub(crate) const EJECTED: u32 = 1;
 
 /// An endpoint.
 pub(crate) struct Peer {
@@ -21,11 +30,45 @@ pub(crate) struct Peer {
     weight: AtomicU32,
     priority: AtomicU32,
     zone: ArcSwapOption<String>,
-    /// When it was first seen, or was healthy again; `None` for those there from the start.
-    since: Option<Instant>,
+    /// When it was first seen, or was healthy again, in the process's milliseconds; 0 for those there from the start.
+    since: AtomicU64,
+    /// Why it is not used.
+    flags: AtomicU32,
+    pub(crate) tally: Tally,
+    /// Until when it is ejected, and why.
+    pub(crate) ejection: ArcSwapOption<Ejection>,
+}
+
+/// Milliseconds since the process's first look at the clock, and one.
+pub(crate) fn millis(at: Instant) -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    at.saturating_duration_since(*START).as_millis() as u64 + 1
 }
 
 impl Peer {
+    fn new(listed: Listed, since: u64) -> Self {
+        let Listed { address, weight, priority, zone } = listed;
+        Self {
+            address,
+            weight: weight.into(),
+            priority: priority.into(),
+            zone: ArcSwapOption::from_pointee(zone),
+            since: since.into(),
+            flags: AtomicU32::new(0),
+            tally: Tally::default(),
+            ejection: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Notes a reason not to use it, or that it is over.
+    pub(crate) fn set(&self, flag: u32, on: bool) {
+        if on {
+            self.flags.fetch_or(flag, Relaxed);
+        } else if self.flags.fetch_and(!flag, Relaxed) == flag {
+            self.since.store(millis(Instant::now()), Relaxed);
+        }
+    }
+
     pub(crate) fn weight(&self) -> u32 {
         self.weight.load(Relaxed)
     }
@@ -36,7 +79,7 @@ impl Peer {
 
     /// Whether nothing is known that speaks against it.
     pub(crate) fn is_usable(&self) -> bool {
-        true
+        self.flags.load(Relaxed) == 0
     }
 }
 
@@ -68,6 +111,8 @@ pub(crate) struct Measure {
     pub(crate) latency: bool,
     pub(crate) decay: Duration,
     pub(crate) penalty: Duration,
+    /// How often an endpoint may fail in a row, where it is ejected for that.
+    pub(crate) outlier: Option<Thresholds>,
 }
 
 /// The endpoints at one time, and how requests are shared among them.
@@ -76,6 +121,7 @@ pub(crate) struct Members {
     pub(crate) peers: Arc<[Arc<Peer>]>,
     pub(crate) plan: Plan,
     pub(crate) measure: Measure,
+    pub(crate) breakers: CircuitBreakers,
     /// What makes a request's key, where there is one.
     keys: Arc<[KeyOf]>,
 }
@@ -89,8 +135,9 @@ enum KeyOf {
 
 impl Members {
     /// Plans anew, for peers as they are now.
-    pub(crate) fn plan(peers: Arc<[Arc<Peer>]>, balancing: &LoadBalancing, zone: Option<&str>, now: Instant) -> Self {
-        let zone = zone.filter(|_| balancing.traffic_distribution.is_some());
+    pub(crate) fn plan(peers: Arc<[Arc<Peer>]>, terms: &Terms, now: Instant) -> Self {
+        let balancing = &terms.balancing;
+        let zone = terms.zone.as_deref().filter(|_| balancing.traffic_distribution.is_some());
         let members: Vec<Member> = peers
             .iter()
             .map(|peer| Member {
@@ -110,7 +157,9 @@ impl Members {
                 latency: several && balancing.policy == LoadBalancingPolicy::PeakEwma,
                 decay: balancing.peak_ewma.decay.into(),
                 penalty: balancing.peak_ewma.failure_penalty.into(),
+                outlier: terms.outliers.as_ref().map(Into::into),
             },
+            breakers: terms.breakers.clone(),
             keys: if several && by_key { keys(balancing) } else { Arc::default() },
         }
     }
@@ -130,24 +179,18 @@ impl Members {
     /// The peers that a new list makes of these; `None` when nothing changed.
     pub(crate) fn listed(&self, list: Vec<Listed>, now: Instant) -> Option<Arc<[Arc<Peer>]>> {
         let known: HashMap<SocketAddr, &Arc<Peer>> = self.peers.iter().map(|peer| (peer.address, peer)).collect();
-        let since = (!self.peers.is_empty()).then_some(now);
+        let since = if self.peers.is_empty() { 0 } else { millis(now) };
         let mut seen = HashSet::with_capacity(list.len());
         let mut changed = false;
         let peers: Arc<[Arc<Peer>]> = list
             .into_iter()
             .filter(|one| seen.insert(one.address))
             .map(|one| {
-                let Listed { address, weight, priority, zone } = one;
-                let Some(peer) = known.get(&address) else {
+                let Some(peer) = known.get(&one.address) else {
                     changed = true;
-                    return Arc::new(Peer {
-                        address,
-                        weight: weight.into(),
-                        priority: priority.into(),
-                        zone: ArcSwapOption::from_pointee(zone),
-                        since,
-                    });
+                    return Arc::new(Peer::new(one, since));
                 };
+                let Listed { weight, priority, zone, .. } = one;
                 changed |= peer.weight.swap(weight, Relaxed) != weight;
                 changed |= peer.priority.swap(priority, Relaxed) != priority;
                 if peer.zone.load().as_deref() != zone.as_ref() {
@@ -170,14 +213,20 @@ impl Members {
     /// Until when a new endpoint has not its whole weight yet.
     pub(crate) fn starting_until(&self, balancing: &LoadBalancing) -> Option<Instant> {
         let window = Duration::from(balancing.slow_start.as_ref()?.window);
-        self.peers.iter().filter_map(|peer| peer.since?.checked_add(window)).max()
+        let now = Instant::now();
+        let since = self.peers.iter().map(|peer| peer.since.load(Relaxed)).filter(|since| *since > 0).max()?;
+        let age = Duration::from_millis(millis(now).saturating_sub(since));
+        now.checked_add(window)?.checked_sub(age)
     }
 }
 
 /// The part of its weight that an endpoint has, by its age.
 fn started(balancing: &LoadBalancing, peer: &Peer, now: Instant) -> f64 {
-    let (Some(slow), Some(since)) = (&balancing.slow_start, peer.since) else { return 1.0 };
-    let age = now.saturating_duration_since(since).as_secs_f64() / Duration::from(slow.window).as_secs_f64();
+    let (Some(slow), since) = (&balancing.slow_start, peer.since.load(Relaxed)) else { return 1.0 };
+    if since == 0 {
+        return 1.0;
+    }
+    let age = millis(now).saturating_sub(since) as f64 / Duration::from(slow.window).as_millis().max(1) as f64;
     let least = f64::from(slow.min_weight_percent) / 100.0;
     if age >= 1.0 { 1.0 } else { age.powf(1.0 / slow.aggression).max(least) }
 }
@@ -238,13 +287,8 @@ mod tests {
         }))
         .unwrap();
         let now = Instant::now();
-        let peer = |since| Peer {
-            address: "127.0.0.1:1".parse().unwrap(),
-            weight: 1.into(),
-            priority: 0.into(),
-            zone: ArcSwapOption::empty(),
-            since,
-        };
+        let listed = Listed { address: "127.0.0.1:1".parse().unwrap(), weight: 1, priority: 0, zone: None };
+        let peer = |since: Option<Instant>| Peer::new(listed.clone(), since.map_or(0, millis));
         for (since, after, expected) in
             [(None, 0, 1.0), (Some(now), 0, 0.1), (Some(now), 5, 0.1), (Some(now), 50, 0.5), (Some(now), 100, 1.0)]
         {

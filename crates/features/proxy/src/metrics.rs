@@ -40,6 +40,11 @@ pub(crate) struct Families {
     upstream_http2: GaugeFamily,
     upstream_streams: GaugeFamily,
     upstream_ahead: CounterFamily,
+    refusals: CounterFamily,
+    ejections: CounterFamily,
+    ejected: GaugeFamily,
+    endpoints: GaugeFamily,
+    panic: GaugeFamily,
     retries: CounterFamily,
     again: CounterFamily,
     again_withheld: CounterFamily,
@@ -162,6 +167,31 @@ impl Families {
                 "Connections to endpoints that were made before a request wanted them.",
                 &["cluster"],
             ),
+            refusals: registry.counter(
+                "outrigger_circuit_breaker_refusals_total",
+                "Requests refused because a cluster's endpoints had too much at once, by what it was too much of.",
+                &["cluster", "breaker"],
+            ),
+            ejections: registry.counter(
+                "outrigger_outlier_ejections_total",
+                "Endpoints taken out for a while, by cause.",
+                &["cluster", "cause"],
+            ),
+            ejected: registry.gauge(
+                "outrigger_outlier_ejections_active",
+                "Endpoints that are taken out now.",
+                &["cluster"],
+            ),
+            endpoints: registry.gauge(
+                "outrigger_cluster_endpoints",
+                "Endpoints of clusters whose health is watched: all, and those that are healthy.",
+                &["cluster", "state"],
+            ),
+            panic: registry.gauge(
+                "outrigger_cluster_panic",
+                "1 while so few endpoints are healthy that the others are used too.",
+                &["cluster"],
+            ),
             retries: registry.counter(
                 "outrigger_upstream_retries_total",
                 "Requests sent again because a kept connection had gone stale.",
@@ -207,6 +237,17 @@ impl Families {
         self.buffer_cuts.with(&[]).inc();
     }
 
+    pub(crate) fn care(&self, name: &str) -> CareMetrics {
+        CareMetrics {
+            ejections: self.ejections.clone(),
+            ejected: self.ejected.with(&[name]),
+            all: self.endpoints.with(&[name, "all"]),
+            healthy: self.endpoints.with(&[name, "healthy"]),
+            panic: self.panic.with(&[name]),
+            name: name.to_owned(),
+        }
+    }
+
     pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {
         ClusterMetrics {
             connected: self.upstream_total.with(&[name, "ok"]),
@@ -217,6 +258,7 @@ impl Families {
             streams: self.upstream_streams.with(&[name]),
             ahead: self.upstream_ahead.with(&[name]),
             retries: self.retries.with(&[name]),
+            refusals: self.refusals.clone(),
             handshakes: self.upstream_handshakes.clone(),
             resumed: self.upstream_resumed.with(&[name]),
             name: name.to_owned(),
@@ -238,6 +280,7 @@ pub(crate) struct ClusterMetrics {
     /// Connections made ahead of requests.
     pub(crate) ahead: Counter,
     pub(crate) retries: Counter,
+    refusals: CounterFamily,
     handshakes: CounterFamily,
     resumed: Counter,
     name: String,
@@ -273,7 +316,51 @@ fn count(counters: &[Counter], names: &[&str], name: &str) {
     }
 }
 
+/// What is told of a cluster that is looked after.
+pub(crate) struct CareMetrics {
+    ejections: CounterFamily,
+    ejected: Gauge,
+    all: Gauge,
+    healthy: Gauge,
+    panic: Gauge,
+    name: String,
+}
+
+impl CareMetrics {
+    /// Counts an ejection.
+    pub(crate) fn ejection(&self, cause: &str) {
+        self.ejections.with(&[&self.name, cause]).inc();
+    }
+
+    /// How many are ejected now.
+    pub(crate) fn ejected(&self, count: usize) {
+        self.ejected.set(count as f64);
+    }
+
+    /// How many there are, and how many of them are healthy.
+    pub(crate) fn endpoints(&self, all: usize, healthy: usize) {
+        self.all.set(all as f64);
+        self.healthy.set(healthy as f64);
+    }
+
+    /// Whether the others are used too.
+    pub(crate) fn panic(&self, on: bool) {
+        self.panic.set(f64::from(u8::from(on)));
+    }
+}
+
+impl Drop for CareMetrics {
+    fn drop(&mut self) {
+        [&self.ejected, &self.all, &self.healthy, &self.panic].into_iter().for_each(|gauge| gauge.set(0.0));
+    }
+}
+
 impl ClusterMetrics {
+    /// Counts a request that a circuit breaker refused.
+    pub(crate) fn refused(&self, breaker: &str) {
+        self.refusals.with(&[&self.name, breaker]).inc();
+    }
+
     /// Handles of retries, made when they are first needed.
     pub(crate) fn retry(&self) -> &RetryMetrics {
         self.retry.get_or_init(|| {

@@ -10,16 +10,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_identity::{Identities, Snapshot};
-use outrigger_wire::head::Head;
+use outrigger_traffic::outlier::grpc_as_http;
+use outrigger_traffic::{Asked, retry_after};
+use outrigger_wire::head::{FieldId, Head};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::balance::{Endpoint, Local};
+use crate::breakers::{Breaker, Held};
 use crate::cluster::Cluster;
 use crate::dial::{Dialled, Ends};
 use crate::error::Reason;
@@ -124,6 +127,7 @@ impl Pool {
     /// A connection for one request. Cancel-safe: what was counted is given back.
     pub(crate) async fn checkout(self: &Rc<Self>, wish: Wish<'_>) -> Result<Lease, Reason> {
         let generation = self.generation()?;
+        let place = self.hold(Breaker::Requests)?;
         let mut failed = 0;
         loop {
             let (endpoint, began) = self.choose_beside(wish.key, wish.tried)?;
@@ -132,12 +136,12 @@ impl Pool {
                 Ok((connection, reused)) => {
                     // A new connection's time is not the answer's.
                     let began = began.map(|began| if reused { began } else { Instant::now() });
-                    return Ok(Lease { ticket, connection, reused, keep: true, began });
+                    return Ok(Lease { ticket, connection, reused, keep: true, began, _place: place });
                 }
                 // It is not the endpoint's fault.
-                Err(reason @ (Reason::Overflow | Reason::NoDescriptor)) => return Err(reason),
+                Err(reason @ (Reason::Overflow(_) | Reason::NoDescriptor)) => return Err(reason),
                 Err(reason) => {
-                    ticket.endpoint.failed(Instant::now());
+                    self.failed(&ticket.endpoint);
                     failed += 1;
                     // As many endpoints as there are may be tried, within one connect timeout each.
                     if failed >= self.local.borrow().len().min(MOST_TRIES) {
@@ -157,12 +161,15 @@ impl Pool {
             let reach = async |stream, address| self.reach(stream, address, Speech::Tcp, Some(ends)).await;
             match self.connect(&mut ticket, reach).await {
                 Ok(Dialled { io, peer, .. }) => {
+                    if self.measure().outlier.is_some() {
+                        ticket.endpoint.peer.tally.reached();
+                    }
                     return Ok(Tunnel { address: ticket.endpoint.address, io, peer, _ticket: ticket });
                 }
                 // It is not the endpoint's fault.
-                Err(reason @ (Reason::Overflow | Reason::NoDescriptor)) => return Err(reason),
+                Err(reason @ (Reason::Overflow(_) | Reason::NoDescriptor)) => return Err(reason),
                 Err(reason) => {
-                    ticket.endpoint.failed(Instant::now());
+                    self.failed(&ticket.endpoint);
                     failed += 1;
                     if failed >= self.local.borrow().len().min(MOST_TRIES) {
                         return Err(reason);
@@ -321,10 +328,13 @@ impl Pool {
         ticket: &mut Ticket,
         reach: impl AsyncFnOnce(TcpStream, SocketAddr) -> Result<C, Reason>,
     ) -> Result<C, Reason> {
-        if self.open.get() >= self.cluster.config.pool.max_connections && !self.make_room() {
+        // One that other workers left no room has its first all the same, or it could never serve anybody.
+        if self.open.get() > 0 && !self.has_room() && !self.make_room() {
             self.metrics.overflow.inc();
-            return Err(Reason::Overflow);
+            self.metrics.refused("connections");
+            return Err(Reason::Overflow("too many connections to the cluster"));
         }
+        let _pending = self.hold(Breaker::Pending)?;
         ticket.open();
         let timeout = Duration::from(self.cluster.config.connect_timeout);
         ticket.endpoint.try_again(timeout);
@@ -342,6 +352,31 @@ impl Pool {
             ticket.close();
         }
         outcome
+    }
+
+    /// What of an endpoint's answers is of interest.
+    fn measure(&self) -> Measure {
+        self.local.borrow().members().measure
+    }
+
+    /// How many there may be of something that a breaker limits.
+    pub(crate) fn most(&self, breaker: Breaker) -> Option<u32> {
+        let local = self.local.borrow();
+        let breakers = &local.members().breakers;
+        match breaker {
+            Breaker::Pending => breakers.max_pending_requests,
+            Breaker::Requests => breakers.max_requests,
+        }
+    }
+
+    /// No connection could be made to an endpoint.
+    pub(crate) fn failed(&self, endpoint: &Endpoint) {
+        endpoint.failed(Instant::now());
+        if let Some(thresholds) = self.measure().outlier
+            && endpoint.peer.tally.unanswered(&thresholds)
+        {
+            self.cluster.alarm.notify_one();
+        }
     }
 
     /// How many endpoints there are.
@@ -362,7 +397,7 @@ impl Pool {
 
     /// Whether a further connection may be open.
     pub(crate) fn has_room(&self) -> bool {
-        self.open.get() < self.cluster.config.pool.max_connections
+        self.cluster.breakers.connections.load(Relaxed) < self.local.borrow().members().breakers.max_connections
     }
 
     /// Closes a connection that another endpoint does not need just now.
@@ -381,6 +416,7 @@ impl Pool {
     pub(crate) fn closed(&self, count: u32) {
         if count > 0 {
             self.open.set(self.open.get() - count);
+            self.cluster.breakers.connections.fetch_sub(count, Relaxed);
             self.metrics.open.add(-f64::from(count));
         }
     }
@@ -468,6 +504,7 @@ impl Ticket {
     pub(crate) fn open(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.open.set(pool.open.get() + 1);
+            pool.cluster.breakers.connections.fetch_add(1, Relaxed);
             pool.metrics.open.inc();
             self.endpoint.opened();
             self.open = true;
@@ -509,6 +546,8 @@ pub(crate) struct Lease {
     keep: bool,
     /// When the request began, if that is of interest.
     began: Option<Instant>,
+    /// Its place under `maxRequests`.
+    _place: Option<Held>,
 }
 
 impl Lease {
@@ -525,8 +564,10 @@ impl Lease {
     /// Where to tell how the endpoint did.
     pub(crate) fn report(&self) -> Report {
         let pool = self.ticket.pool.upgrade();
-        let measure = pool.map(|pool| pool.local.borrow().members().measure).unwrap_or_default();
-        Report { endpoint: Rc::clone(&self.ticket.endpoint), began: self.began, measure }
+        let measure = pool.as_ref().map(|pool| pool.measure()).unwrap_or_default();
+        let alarm = pool.filter(|_| measure.outlier.is_some());
+        let endpoint = Rc::clone(&self.ticket.endpoint);
+        Report { endpoint, began: self.began, measure, alarm, awaits_status: Cell::new(false) }
     }
 
     /// Whether it is TLS.
@@ -569,31 +610,78 @@ pub(crate) struct Report {
     endpoint: Rc<Endpoint>,
     began: Option<Instant>,
     measure: Measure,
+    /// Where somebody looks after endpoints that fail.
+    alarm: Option<Rc<Pool>>,
+    /// It is gRPC, whose status comes at the end.
+    awaits_status: Cell<bool>,
 }
 
 impl Report {
-    /// It answered with this status.
-    pub(crate) fn answered(&self, status: u16) {
-        self.note(status >= 500);
+    /// It began to answer; with gRPC, how it went may be told only at the end.
+    pub(crate) fn answered(&self, response: &Head, grpc: bool) {
+        let status = match (grpc, response.get(FieldId::GrpcStatus)) {
+            (false, _) => response.status(),
+            (true, Some(status)) => as_http(str::from_utf8(status).ok().and_then(|status| status.parse().ok())),
+            (true, None) => {
+                self.awaits_status.set(true);
+                return self.took(false);
+            }
+        };
+        self.took(status >= 500);
+        let rest = || match retry_after(response.get_named("retry-after")?, SystemTime::now())? {
+            Asked::After(rest) => Some(rest),
+            Asked::Never => None,
+        };
+        let rest = if self.alarm.is_some() && matches!(status, 429 | 503) { rest() } else { None };
+        self.count(status, rest);
     }
 
-    /// It did not answer, for this reason.
-    pub(crate) fn failed(&self, reason: Reason) {
-        if matches!(reason, Reason::Reset | Reason::Protocol(_) | Reason::Timeout | Reason::Refused | Reason::Unseen) {
-            self.note(true);
+    /// The answer is whole; `grpc` is the status at its end.
+    pub(crate) fn ended(&self, grpc: Option<u8>) {
+        if self.awaits_status.take() {
+            self.count(as_http(grpc), None);
         }
     }
 
-    fn note(&self, failed: bool) {
+    /// It did not answer, or not to the end, for this reason.
+    pub(crate) fn failed(&self, reason: Reason) {
+        if !matches!(reason, Reason::Reset | Reason::Protocol(_) | Reason::Timeout | Reason::Refused | Reason::Unseen) {
+            return;
+        }
         let endpoint = &self.endpoint;
         endpoint.answers.set(endpoint.answers.get() + 1);
-        endpoint.failed_answers.set(endpoint.failed_answers.get() + u64::from(failed));
+        endpoint.failed_answers.set(endpoint.failed_answers.get() + 1);
+        self.took(true);
+        if let (Some(pool), Some(thresholds)) = (&self.alarm, &self.measure.outlier)
+            && endpoint.peer.tally.unanswered(thresholds)
+        {
+            pool.cluster.alarm.notify_one();
+        }
+    }
+
+    fn count(&self, status: u16, rest: Option<Duration>) {
+        let endpoint = &self.endpoint;
+        endpoint.answers.set(endpoint.answers.get() + 1);
+        endpoint.failed_answers.set(endpoint.failed_answers.get() + u64::from(status >= 500));
+        if let (Some(pool), Some(thresholds)) = (&self.alarm, &self.measure.outlier)
+            && endpoint.peer.tally.answered(status, rest, thresholds)
+        {
+            pool.cluster.alarm.notify_one();
+        }
+    }
+
+    fn took(&self, failed: bool) {
         if let Some(began) = self.began {
             let now = Instant::now();
             let took = now - began;
             // One that fails fast is not a fast one.
             let took = if failed { took.max(self.measure.penalty) } else { took };
-            endpoint.latency.observe(took, now, self.measure.decay);
+            self.endpoint.latency.observe(took, now, self.measure.decay);
         }
     }
+}
+
+/// The HTTP status that a gRPC status counts as; a call without one has failed.
+fn as_http(status: Option<u8>) -> u16 {
+    status.map_or(500, grpc_as_http)
 }

@@ -71,7 +71,7 @@ impl Pool {
                         }
                         return Err(reason);
                     }
-                    loser.failed(Instant::now());
+                    self.failed(&loser);
                 }
                 None => {
                     if tried.len() < MOST_TRIES

@@ -152,7 +152,7 @@ impl Worker {
             originals.retain(|_, pool| Rc::strong_count(pool) > 1);
         }
         if originals.len() >= MOST_ORIGINALS {
-            return Err(Reason::Overflow);
+            return Err(Reason::Overflow("too many destinations at once"));
         }
         let toward = Arc::new(cluster.toward(address));
         let metrics = self.families.cluster(&cluster.name);

@@ -9,6 +9,7 @@ mod floods;
 mod framing;
 mod harness;
 mod headers;
+mod health;
 mod http2;
 mod lifecycle;
 mod limits;

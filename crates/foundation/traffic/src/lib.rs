@@ -8,6 +8,7 @@
 pub mod balance;
 mod budget;
 mod chance;
+pub mod outlier;
 mod retry;
 pub mod route;
 mod window;

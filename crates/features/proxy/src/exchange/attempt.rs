@@ -12,7 +12,7 @@ use std::time::Instant;
 use outrigger_wire::h1::Framing;
 use outrigger_wire::head::{FieldId, Head};
 
-use super::note::grpc_status;
+use super::note::{grpc_status, is_grpc};
 use super::{After, Exchange, Incoming, Try};
 use crate::body::{Broken, Sink, Source, Waiting, poll_pump};
 use crate::error::Reason;
@@ -70,7 +70,7 @@ impl Exchange {
             }
         };
         self.upstream = began.map(|began| began.elapsed());
-        report.answered(response.status());
+        report.answered(response, is_grpc(response));
         if self.tries.is_some() && self.is_asked_again(incoming, response) {
             // The connection is kept when the rest of this answer came with its head; nobody waits for it.
             let mut rest = receiver.into_source();
@@ -137,6 +137,7 @@ impl Exchange {
         if let Err(reason) = outcome {
             down.abort(h2::Reason::INTERNAL_ERROR);
             self.reason = Some(reason);
+            report.failed(reason);
             if let Sink::H1(_) = down {
                 // What came is given to the client, but no end.
                 let _ = self.in_time(pin!(poll_fn(|cx| down.poll_flush(cx)))).await;
@@ -144,6 +145,7 @@ impl Exchange {
             return Err(reason);
         }
         self.grpc_status = grpc_status(response, &source);
+        report.ended(self.grpc_status);
         let whole = sending == Sending::Done || (sending == Sending::Held && incoming.source.is_ended());
         reusable &= whole;
         drop((source, sink));

@@ -109,7 +109,7 @@ async fn a_full_pool_refuses_and_says_so() {
     let (app, release) = App::held(OK);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
-    let config = app.plain_config("").replace("endpoints:", "pool: { maxConnections: 1 }\n      endpoints:")
+    let config = app.plain_config("").replace("endpoints:", "circuitBreakers: { maxConnections: 1 }\n      endpoints:")
         + &format!("  accessLog: {{ path: {} }}\n", path.display());
     let proxy = Proxy::start_on(&config, 1).await;
     let mut busy = Client::connect(proxy.port);
@@ -129,7 +129,8 @@ async fn a_connection_kept_for_one_endpoint_makes_room_for_another() {
     let both = format!("endpoints: [\"127.0.0.1:{}\", ", apps[1].port);
     let config = apps[0].plain_config("").replace("endpoints: [", &both);
     let proxy =
-        Proxy::start_on(&config.replace("endpoints:", "pool: { maxConnections: 1 }\n      endpoints:"), 1).await;
+        Proxy::start_on(&config.replace("endpoints:", "circuitBreakers: { maxConnections: 1 }\n      endpoints:"), 1)
+            .await;
     let mut client = Client::connect(proxy.port);
     for _ in 0..30 {
         assert!(client.ask(GET).starts_with("HTTP/1.1 200"));

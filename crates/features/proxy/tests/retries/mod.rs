@@ -43,8 +43,11 @@ async fn an_answer_that_asks_for_it_is_tried_again_elsewhere_and_told() {
     let (busy, good) = (App::answering(BUSY), App::answering(OK));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
-    let config = config("retry: { codes: [503], attemptCount: true }", &[busy.port, good.port], "# as it comes")
-        + &format!("  accessLog: {{ path: {} }}\n", path.display());
+    let config = config(
+        "retry: { codes: [503], attemptCount: true }",
+        &[busy.port, good.port],
+        "loadBalancing: { policy: RoundRobin }",
+    ) + &format!("  accessLog: {{ path: {} }}\n", path.display());
     let proxy = Proxy::start_on(&config, 1).await;
     let mut again = 0;
     while again < 3 {

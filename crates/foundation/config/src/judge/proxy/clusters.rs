@@ -28,9 +28,20 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
         judge.warning("unused", &min_idle, message, "remove it");
     }
     let max_idle = pool.key("maxIdle");
-    if cluster.pool.max_idle > cluster.pool.max_connections && judge.is_given(&max_idle) {
-        let message = "`maxIdle` is more than `maxConnections`, so it is never reached";
+    if cluster.pool.max_idle > cluster.circuit_breakers.max_connections && judge.is_given(&max_idle) {
+        let message = "`maxIdle` is more than `circuitBreakers.maxConnections`, so it is never reached";
         judge.warning("conflict", &max_idle, message, "lower `maxIdle`, or raise `maxConnections`");
+    }
+    if let Some(outliers) = &cluster.outlier_detection {
+        let at = at.key("outlierDetection");
+        judge.not_zero(&at.key("interval"), outliers.interval);
+        judge.not_zero(&at.key("baseEjectionTime"), outliers.base_ejection_time);
+        if outliers.max_ejection_time < outliers.base_ejection_time {
+            let message = "`maxEjectionTime` is shorter than `baseEjectionTime`";
+            let (longest, base) = (at.key("maxEjectionTime"), at.key("baseEjectionTime"));
+            let at = judge.given_of([&longest, &base]).clone();
+            judge.error("conflict", &at, message, "raise `maxEjectionTime`, or lower `baseEjectionTime`");
+        }
     }
     let endpoints = at.key("endpoints");
     if !judge.checked.is_blurred_within(&endpoints) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::balancing::LoadBalancing;
 use super::endpoint::Endpoints;
 use super::listener::default_tcp_keepalive;
+use super::protection::{CircuitBreakers, OutlierDetection};
 use super::resilience::RetryConstraint;
 use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion};
 
@@ -55,6 +56,13 @@ pub struct Cluster {
     /// Which endpoint gets a request.
     #[serde(default)]
     pub load_balancing: LoadBalancing,
+    /// Endpoints that fail are taken out for a while; absent means that only those that cannot be connected to are passed
+    /// over, for some seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<OutlierDetection>,
+    /// What its endpoints may have at once.
+    #[serde(default)]
+    pub circuit_breakers: CircuitBreakers,
     /// Connections kept for the next request.
     #[serde(default)]
     pub pool: Pool,
@@ -82,6 +90,8 @@ impl Cluster {
             protocol: ClusterProtocol::default(),
             proxy_protocol: None,
             load_balancing: LoadBalancing::default(),
+            outlier_detection: None,
+            circuit_breakers: CircuitBreakers::default(),
             pool: Pool::default(),
             retry_constraint: RetryConstraint::default(),
         }
@@ -161,9 +171,6 @@ pub struct Pool {
     pub max_idle: u32,
     /// An idle connection is closed after so long.
     pub idle_timeout: Duration,
-    /// Connections per worker and cluster, idle or busy; beyond it requests get 503.
-    #[schemars(range(min = 1, max = 100_000))]
-    pub max_connections: u32,
     /// A connection this old is not used for another request, so that traffic follows endpoints that move behind one
     /// address; `0s` turns it off.
     pub max_age: Duration,
@@ -186,7 +193,6 @@ impl Default for Pool {
             min_idle: 0,
             max_idle: 100,
             idle_timeout: Duration::from_secs(60),
-            max_connections: 1024,
             max_age: Duration::from_secs(0),
             max_requests: 0,
             max_streams: 100,

@@ -8,6 +8,7 @@ mod balancing;
 mod cluster;
 mod endpoint;
 mod listener;
+mod protection;
 mod resilience;
 mod route;
 
@@ -16,6 +17,7 @@ pub use balancing::*;
 pub use cluster::*;
 pub use endpoint::*;
 pub use listener::*;
+pub use protection::*;
 pub use resilience::*;
 pub use route::*;
 

@@ -1,0 +1,175 @@
+//! Endpoints that fail are taken out, come back, and what all have at once is bounded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
+
+use crate::balancing::{answers, config};
+use crate::harness::{App, Client, Proxy, free_port, until};
+
+/// An application that names itself, and answers with a status that a test sets; with more header lines.
+struct Moody {
+    app: App,
+    status: Arc<AtomicU16>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Moody {
+    fn new(name: &'static str, status: u16, lines: &'static str) -> Self {
+        let (status, asked) = (Arc::new(AtomicU16::new(status)), Arc::new(AtomicUsize::new(0)));
+        let (current, count) = (Arc::clone(&status), Arc::clone(&asked));
+        let app = App::new(move |_| {
+            count.fetch_add(1, SeqCst);
+            let (status, length) = (current.load(SeqCst), name.len());
+            Some(format!("HTTP/1.1 {status} x\r\n{lines}Content-Length: {length}\r\n\r\n{name}"))
+        });
+        Self { app, status, asked }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("\"127.0.0.1:{}\"", self.app.port)
+    }
+}
+
+const ONE_AFTER_THE_OTHER: &str = "      loadBalancing: { policy: RoundRobin }\n";
+
+async fn ask(proxy: &Proxy, count: usize) -> HashMap<String, usize> {
+    answers(proxy.port, count, |_| String::new()).await
+}
+
+/// Asks until only this one answers.
+async fn only(proxy: &Proxy, name: &str) {
+    let mut last = HashMap::new();
+    for _ in 0..1000 {
+        last = ask(proxy, 8).await;
+        if last.len() == 1 && last.contains_key(name) {
+            return;
+        }
+    }
+    panic!("not only {name}: {last:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_answers_503_is_ejected_and_comes_back() {
+    let (good, bad) = (Moody::new("good", 200, ""), Moody::new("bad", 503, ""));
+    let endpoints = format!("{}, {}", good.endpoint(), bad.endpoint());
+    let detection = "      outlierDetection: { consecutive5xx: 3, interval: 100ms, baseEjectionTime: 300ms, maxEjectionPercent: 50 }";
+    let proxy = Proxy::start_on(&config(&endpoints, &format!("{ONE_AFTER_THE_OTHER}{detection}"), ""), 2).await;
+    only(&proxy, "good").await;
+    proxy.metrics_have("outrigger_outlier_ejections_total{cluster=\"app\",cause=\"consecutive_5xx\"}").await;
+    proxy.metrics_have("outrigger_cluster_endpoints{cluster=\"app\",state=\"all\"} 2").await;
+    bad.status.store(200, SeqCst);
+    until("it is used again", || Client::connect(proxy.port).ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").ends_with("bad"))
+        .await;
+    proxy.metrics_have("outrigger_outlier_ejections_active{cluster=\"app\"} 0").await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn when_all_would_be_ejected_all_are_used() {
+    let apps = ["a", "b", "c"].map(|name| Moody::new(name, 503, ""));
+    let endpoints = apps.each_ref().map(Moody::endpoint).join(", ");
+    let detection = "      outlierDetection: { consecutive5xx: 1, baseEjectionTime: 60s, maxEjectionPercent: 100 }";
+    let proxy = Proxy::start_on(&config(&endpoints, &format!("{ONE_AFTER_THE_OTHER}{detection}"), ""), 1).await;
+    ask(&proxy, 12).await;
+    proxy.metrics_have("outrigger_outlier_ejections_active{cluster=\"app\"} 3").await;
+    proxy.metrics_have("outrigger_cluster_panic{cluster=\"app\"} 1").await;
+    apps.iter().for_each(|app| app.status.store(200, SeqCst));
+    let answers = ask(&proxy, 30).await;
+    assert_eq!(answers.len(), 3, "all are worth a try: {answers:?}");
+    // Without a word about it in the config, nobody stays away.
+    proxy.reload(&config(&endpoints, ONE_AFTER_THE_OTHER, ""));
+    proxy.metrics_have("outrigger_outlier_ejections_active{cluster=\"app\"} 0").await;
+    proxy.metrics_have("outrigger_cluster_endpoints{cluster=\"app\",state=\"healthy\"} 3").await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_says_when_to_come_back_is_left_alone() {
+    let (good, busy) = (Moody::new("good", 200, ""), Moody::new("busy", 429, "Retry-After: 600\r\n"));
+    let endpoints = format!("{}, {}", good.endpoint(), busy.endpoint());
+    let detection = "      outlierDetection: { maxRetryAfter: 600s, maxEjectionTime: 600s }";
+    let proxy = Proxy::start_on(&config(&endpoints, &format!("{ONE_AFTER_THE_OTHER}{detection}"), ""), 1).await;
+    only(&proxy, "good").await;
+    proxy.metrics_have("outrigger_outlier_ejections_total{cluster=\"app\",cause=\"retry_after\"} 1").await;
+    let before = busy.asked.load(SeqCst);
+    ask(&proxy, 20).await;
+    assert_eq!(busy.asked.load(SeqCst), before, "it was not asked again");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_reached_is_ejected_for_that() {
+    let good = Moody::new("good", 200, "");
+    let endpoints = format!("\"127.0.0.1:{}\", {}", free_port(), good.endpoint());
+    let detection = "      outlierDetection: { consecutiveLocalOriginFailures: 1 }";
+    let proxy = Proxy::start_on(&config(&endpoints, &format!("{ONE_AFTER_THE_OTHER}{detection}"), ""), 1).await;
+    assert_eq!(ask(&proxy, 4).await.get("good"), Some(&4), "no request is lost by it");
+    let cause = "outrigger_outlier_ejections_total{cluster=\"app\",cause=\"consecutive_local_origin_failures\"} 1";
+    proxy.metrics_have(cause).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn one_that_succeeds_less_often_than_the_others_is_ejected() {
+    let apps = ["a", "b", "c", "bad"].map(|name| Moody::new(name, 200, ""));
+    let endpoints = apps.each_ref().map(Moody::endpoint).join(", ");
+    apps[3].status.store(500, SeqCst);
+    let detection = "      outlierDetection: { consecutive5xx: 0, interval: 100ms, baseEjectionTime: 60s, successRate: { minimumHosts: 3, requestVolume: 4, stdevFactor: 1000 } }";
+    let proxy = Proxy::start_on(&config(&endpoints, &format!("{ONE_AFTER_THE_OTHER}{detection}"), ""), 1).await;
+    let mut seen = HashMap::from([("bad".to_owned(), 1)]);
+    for _ in 0..1000 {
+        seen = ask(&proxy, 16).await;
+        if !seen.contains_key("bad") {
+            break;
+        }
+    }
+    assert!(!seen.contains_key("bad"), "{seen:?}");
+    proxy.metrics_have("outrigger_outlier_ejections_total{cluster=\"app\",cause=\"success_rate\"} 1").await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn requests_beyond_a_circuit_breaker_are_refused() {
+    let (app, answer) = App::held("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let endpoints = format!("\"127.0.0.1:{}\"", app.port);
+    let proxy = Proxy::start_on(&config(&endpoints, "      circuitBreakers: { maxRequests: 1 }", ""), 2).await;
+    let mut first = Client::connect(proxy.port);
+    first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    until("the first request is there", || app.seen().len() == 1).await;
+    // On either worker.
+    for _ in 0..8 {
+        let refused = Client::connect(proxy.port).ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("too many requests"), "{refused}");
+    }
+    assert!(
+        (proxy.metric("outrigger_circuit_breaker_refusals_total{cluster=\"app\",breaker=\"requests\"}") - 8.0).abs()
+            < 0.1
+    );
+    answer.send(()).unwrap();
+    assert!(first.ask("").starts_with("HTTP/1.1 200"));
+    answer.send(()).unwrap();
+    until("there is room again", || {
+        let answered = Client::connect(proxy.port).ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let _ = answer.try_send(());
+        answered.starts_with("HTTP/1.1 200")
+    })
+    .await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn few_wait_for_a_connection() {
+    let hole = crate::stale::BlackHole::new();
+    let endpoints = format!("\"127.0.0.1:{}\"", hole.port());
+    let breakers = "      connectTimeout: 20s\n      circuitBreakers: { maxPendingRequests: 1 }";
+    let proxy = Proxy::start_on(&config(&endpoints, breakers, ""), 1).await;
+    let mut first = Client::connect(proxy.port);
+    first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    proxy.metrics_have("outrigger_upstream_connections_active{cluster=\"app\"} 1").await;
+    let refused = Client::connect(proxy.port).ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("wait for a connection"), "{refused}");
+    drop(first);
+    proxy.metrics_have("outrigger_upstream_connections_active{cluster=\"app\"} 0").await;
+    proxy.stop().await;
+}
