@@ -148,6 +148,40 @@ def unavailable():
     assert error.details() == "cannot connect to the endpoint", error
 
 
+# So that grpcio does not do itself what the way is to do.
+NO_RETRIES = (("grpc.enable_retries", 0),)
+
+
+def retried():
+    """A call that fails at once is made again on the way; what pushes back is not, and no more often than allowed."""
+    flaky = channel(*NO_RETRIES).unary_unary(name("Flaky"))
+    assert flaky(b"twice 2 none", **WAIT) == b"3"
+    assert flaky(b"pushed 1 50", **WAIT) == b"2"
+    error = status_of(lambda: flaky(b"often 9 none", **WAIT))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE and error.details() == "not yet", error
+    error = status_of(lambda: flaky(b"never 1 -1", **WAIT))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+    assert flaky(b"never 1 -1", **WAIT) == b"2", "it was tried once before"
+
+
+def deadlines():
+    """What is left shrinks on the way, and what has passed goes no further."""
+    way = channel(*NO_RETRIES)
+    before = int(way.unary_unary(name("Left"))(b"", timeout=20))
+    assert 0 < before < 20_000, before
+    error = status_of(lambda: way.unary_unary(name("Left"))(b"", timeout=1e-9))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+
+
+def limited():
+    """A rate limit is told in gRPC's own terms."""
+    unary = channel(*NO_RETRIES).unary_unary(name("Unary"))
+    assert unary(b"a", **WAIT) == b"a" and unary(b"b", **WAIT) == b"b"
+    error = status_of(lambda: unary(b"c", **WAIT))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+    assert "rate limit" in error.details(), error
+
+
 def stays():
     """One channel outlives its server: says `up`, and then calls until one fails, and until one succeeds again."""
     way = channel(("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))

@@ -12,6 +12,7 @@ import grpc
 
 MOST = 8 << 20
 cancelled = 0
+tries = {}
 changed = threading.Lock()
 
 
@@ -63,6 +64,24 @@ def hang(request, context):
     gone.wait(30)
 
 
+def flaky(request, context):
+    """Fails for each key so often as the request says."""
+    key, failures, pushback = request.split()
+    with changed:
+        tries[key] = tries.get(key, 0) + 1
+        number = tries[key]
+    if number <= int(failures):
+        if pushback != b"none":
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback.decode()),))
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+    return b"%d" % number
+
+
+def left(request, context):
+    """Milliseconds that are left of the call's time, as this side sees it."""
+    return b"%d" % int(context.time_remaining() * 1000)
+
+
 def count_cancelled(request, context):
     return b"%d" % cancelled
 
@@ -75,6 +94,8 @@ METHODS = {
     "/test.Way/Fail": grpc.unary_unary_rpc_method_handler(fail),
     "/test.Way/FailLate": grpc.unary_stream_rpc_method_handler(fail_late),
     "/test.Way/Hang": grpc.unary_stream_rpc_method_handler(hang),
+    "/test.Way/Flaky": grpc.unary_unary_rpc_method_handler(flaky),
+    "/test.Way/Left": grpc.unary_unary_rpc_method_handler(left),
     "/test.Way/Cancelled": grpc.unary_unary_rpc_method_handler(count_cancelled),
 }
 

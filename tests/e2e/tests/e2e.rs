@@ -37,6 +37,8 @@ mod metrics;
 mod openssl;
 #[path = "e2e/reload.rs"]
 mod reload;
+#[path = "e2e/resilience.rs"]
+mod resilience;
 #[path = "e2e/supervise.rs"]
 mod supervise;
 #[path = "e2e/tls.rs"]

@@ -17,13 +17,14 @@ use outrigger_config::{
 };
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
-use outrigger_traffic::RetryBudget;
+use outrigger_traffic::{AdaptiveLimit, RetryBudget};
 use tokio::sync::{Notify, watch};
 
 use crate::breakers::Breakers;
 use crate::care::Care;
 use crate::members::{Listed, Members, Peer};
 use crate::origination::Origination;
+use crate::resilience;
 
 /// A name whose record lives for ever is still asked for again.
 const LONGEST_TTL: Duration = Duration::from_secs(300);
@@ -42,6 +43,8 @@ pub(crate) struct Cluster {
     pub(crate) origination: Arc<Origination>,
     /// How many requests may be sent again.
     pub(crate) retry_budget: RetryBudget,
+    /// How many requests may wait for it at once.
+    pub(crate) adaptive: Option<AdaptiveLimit>,
     terms: ArcSwap<Terms>,
     current: ArcSwap<Members>,
     /// Held while `current` is made anew.
@@ -110,12 +113,14 @@ impl Cluster {
     fn new(terms: Terms, fixed: ClusterConfig) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let retry_budget = RetryBudget::new(&fixed.retry_constraint, Instant::now());
+        let adaptive = fixed.adaptive_concurrency.as_ref().map(resilience::adaptive);
         let cluster = Self {
             id: IDS.fetch_add(1, Relaxed),
             name: fixed.name.to_string(),
             config: fixed,
             origination: Arc::default(),
             retry_budget,
+            adaptive,
             terms: ArcSwap::default(),
             current: ArcSwap::default(),
             renewing: Mutex::default(),
@@ -333,6 +338,12 @@ impl Clusters {
         known.clusters.retain(|_, cluster| cluster.strong_count() > 0);
         known.clusters.insert(config.name.to_string(), Arc::downgrade(&cluster));
         cluster
+    }
+
+    /// Clusters that limit requests at once.
+    pub(crate) fn limited(&self) -> Vec<Arc<Cluster>> {
+        let known = self.known();
+        known.clusters.values().filter_map(Weak::upgrade).filter(|cluster| cluster.adaptive.is_some()).collect()
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -28,6 +28,7 @@ use crate::access_log::{AccessLog, AccessLogs};
 use crate::cluster::{Cluster, Clusters};
 use crate::listener;
 use crate::metrics::Families;
+use crate::resilience::{Limiters, TELL_EVERY};
 use crate::route::RouteTable;
 use crate::snapshot::{Listener, ListenerSnapshot, Places, Tracing};
 use crate::tls;
@@ -51,6 +52,7 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
         resolver,
         clusters: Clusters::default(),
         access_logs: AccessLogs::default(),
+        limiters: Limiters::default(),
         places: Arc::new(Places::new(ProxyLimits::default().max_connections)),
         generation: AtomicU64::new(0),
         spans,
@@ -68,10 +70,24 @@ struct Shared {
     resolver: Resolver,
     clusters: Clusters,
     access_logs: AccessLogs,
+    limiters: Limiters,
     /// Connections of both directions.
     places: Arc<Places>,
     generation: AtomicU64,
     spans: SpanQueue,
+}
+
+/// Tells the state of limits from time to time, until dropped.
+async fn tell_limits(shared: Arc<Shared>, families: Families) {
+    loop {
+        shared.limiters.tell(&families);
+        for cluster in shared.clusters.limited() {
+            if let Some(limit) = &cluster.adaptive {
+                families.concurrency(&cluster.name, limit.state());
+            }
+        }
+        tokio::time::sleep(TELL_EVERY).await;
+    }
 }
 
 struct DirectionComponent {
@@ -162,6 +178,7 @@ impl<'a> Running<'a> {
         let seen = |config: &Config| (config.proxy.clone(), config.telemetry.tracing.clone());
         let (mut proxy, mut tracing) = seen(&config.borrow_and_update());
         self.trace(tracing.as_ref());
+        self.resolving.spawn(tell_limits(Arc::clone(&self.component.shared), self.families.clone()));
         let mut failures = self.apply(proxy.as_ref()).await;
         if failures.len() > 1 {
             let all: Vec<String> = failures.iter().map(ToString::to_string).collect();
@@ -408,6 +425,9 @@ impl<'a> Running<'a> {
             // The same one, so that its clients' tickets stay good.
             simple_tls.clone_from(&before.simple_tls);
         }
+        let mut routes = RouteTable::of(config, all, &self.component.passthrough, |name| clusters.get(name).cloned());
+        let limiters = &self.component.shared.limiters;
+        routes.guard(config, |route, limits| limiters.obtain(&config.name, route, limits, &self.families));
         Ok(ListenerSnapshot {
             generation: self.component.shared.generation.fetch_add(1, Relaxed),
             protocol: config.protocol,
@@ -417,7 +437,7 @@ impl<'a> Running<'a> {
             path: path_policy(&config.path),
             forwarded: config.forwarded.clone(),
             tcp_keepalive: config.tcp_keepalive.into(),
-            routes: RouteTable::of(config, all, &self.component.passthrough, |name| clusters.get(name).cloned()),
+            routes,
             tls: mutual.map(|tls| PeerPolicy::allowing(&tls.allowed_peers)),
             simple_tls,
             simple_digest,

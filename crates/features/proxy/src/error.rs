@@ -87,6 +87,15 @@ pub(crate) enum Reason {
     /// No response within the route's `timeouts.request`.
     #[error("the endpoint did not answer in time")]
     Timeout,
+    /// The deadline that the caller sent along has passed.
+    #[error("the caller's deadline has passed")]
+    DeadlinePassed,
+    /// A rate limit of the route or the listener.
+    #[error("too many requests: a rate limit is reached")]
+    RateLimited,
+    /// The cluster's `adaptiveConcurrency`.
+    #[error("the cluster is overloaded: too many requests wait for it")]
+    Shed,
     /// No byte of an answer under way moved within the route's `timeouts.idle`.
     #[error("no byte of the answer moved in time")]
     StreamIdle,
@@ -124,10 +133,12 @@ impl Reason {
             | Self::TlsFailure
             | Self::Refused
             | Self::Unseen
+            | Self::Shed
             | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Protocol(_) | Self::UnknownDestination => StatusCode::BAD_GATEWAY,
             Self::Loop => StatusCode::LOOP_DETECTED,
-            Self::Timeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::StreamIdle | Self::DeadlinePassed => StatusCode::GATEWAY_TIMEOUT,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         }
@@ -146,10 +157,10 @@ impl Reason {
         const UNAVAILABLE: u8 = 14;
         match self {
             Self::BadRequest(_) | Self::Loop => INTERNAL,
-            Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge => RESOURCE_EXHAUSTED,
+            Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge | Self::RateLimited => RESOURCE_EXHAUSTED,
             Self::Forbidden(_) => PERMISSION_DENIED,
             Self::NoRoute | Self::Unsupported => UNIMPLEMENTED,
-            Self::ClientSlow => DEADLINE_EXCEEDED,
+            Self::ClientSlow | Self::DeadlinePassed => DEADLINE_EXCEEDED,
             _ => UNAVAILABLE,
         }
     }
@@ -164,7 +175,9 @@ impl Reason {
             Self::LastForward => "",
             Self::NoRoute | Self::UnknownDestination => "NR",
             Self::NoEndpoint => "UH",
-            Self::Overflow(_) => "UO",
+            Self::Overflow(_) | Self::Shed => "UO",
+            Self::RateLimited => "RL",
+            Self::DeadlinePassed => "DT",
             Self::Overloaded | Self::MemoryShort => "OM",
             Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::NoDescriptor | Self::Loop => "UF",
             Self::Reset => "UC",
@@ -189,6 +202,8 @@ impl Reason {
             | Self::Unsupported
             | Self::Forbidden(_)
             | Self::LastForward
+            | Self::DeadlinePassed
+            | Self::RateLimited
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
             Self::Overflow(_)
@@ -196,14 +211,15 @@ impl Reason {
             | Self::MemoryShort
             | Self::NoDescriptor
             | Self::Stopped
-            | Self::Loop => Fault::Us,
+            | Self::Loop
+            | Self::Shed => Fault::Us,
             _ => Fault::Upstream,
         }
     }
 
     /// Whether it was refused for want of room, so that a client does well to hold back.
     pub(crate) fn is_overload(self) -> bool {
-        matches!(self, Self::Overflow(_) | Self::Overloaded | Self::MemoryShort)
+        matches!(self, Self::Overflow(_) | Self::Overloaded | Self::MemoryShort | Self::Shed)
     }
 
     /// Whether the endpoint surely never began to act on the request.
@@ -215,6 +231,8 @@ impl Reason {
                 | Self::Loop
                 | Self::Overflow(_)
                 | Self::Overloaded
+                | Self::RateLimited
+                | Self::Shed
                 | Self::NoDescriptor
                 | Self::ConnectFailure
                 | Self::ConnectTimeout

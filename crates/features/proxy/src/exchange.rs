@@ -29,6 +29,7 @@ use crate::{buffer, headers, judge, limits};
 mod attempt;
 mod connect;
 mod note;
+mod protect;
 mod refuse;
 mod retry;
 mod trace;
@@ -204,7 +205,10 @@ impl Exchange {
         self.pool = Some(Rc::clone(&pool));
         let end = timeout.and_then(|timeout| self.started.checked_add(timeout));
         self.watched.set_deadline(end);
-        self.tries = self.route().and_then(|route| route.resilience.as_ref()).map(|one| Tries::of(one, end));
+        let snapshot = Rc::clone(&self.snapshot);
+        if let Some(resilience) = snapshot.routes.route(number).and_then(|route| route.resilience.as_deref()) {
+            self.tries = Some(self.protect(resilience, &pool, end, request)?);
+        }
 
         // A request that has a body of its own is not followed by another protocol.
         let upgrade = incoming.upgrade.take().filter(|_| matches!(incoming.framing, Framing::Empty));

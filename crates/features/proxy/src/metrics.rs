@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
-use outrigger_traffic::{Failure, Withheld};
+use outrigger_traffic::{Criticality, Failure, Withheld};
 use rustls::HandshakeKind;
 
 /// All families of the data plane.
@@ -49,6 +49,12 @@ pub(crate) struct Families {
     again: CounterFamily,
     again_withheld: CounterFamily,
     again_succeeded: CounterFamily,
+    rate_limits: CounterFamily,
+    rate_limit_evictions: CounterFamily,
+    rate_limit_fullness: GaugeFamily,
+    concurrency_limit: GaugeFamily,
+    concurrency: GaugeFamily,
+    shed: CounterFamily,
 }
 
 impl Families {
@@ -212,6 +218,36 @@ impl Families {
                 "Requests that were answered after more than one try, and well.",
                 &["cluster"],
             ),
+            rate_limits: registry.counter(
+                "outrigger_rate_limit_requests_total",
+                "Requests that a rate limit looked at, by what it said; the listener's own has no route.",
+                &["listener", "route", "limit", "result"],
+            ),
+            rate_limit_evictions: registry.counter(
+                "outrigger_rate_limit_evictions_total",
+                "Keys forgotten while they were limited, for want of room (`maxKeys`).",
+                &["listener", "route", "limit"],
+            ),
+            rate_limit_fullness: registry.gauge(
+                "outrigger_rate_limit_table_fullness_ratio",
+                "The share of a rate limit's room that keys with less than their burst take.",
+                &["listener", "route", "limit"],
+            ),
+            concurrency_limit: registry.gauge(
+                "outrigger_concurrency_limit_requests",
+                "How many requests may wait for a cluster's answer at once (`adaptiveConcurrency`).",
+                &["cluster"],
+            ),
+            concurrency: registry.gauge(
+                "outrigger_concurrency_requests",
+                "How many do.",
+                &["cluster"],
+            ),
+            shed: registry.counter(
+                "outrigger_concurrency_shed_total",
+                "Requests refused because too many waited for the cluster's answer.",
+                &["cluster", "priority"],
+            ),
         }
     }
 
@@ -248,6 +284,27 @@ impl Families {
         }
     }
 
+    /// The counter of a rate limit's decisions: listener, route, limit, result.
+    pub(crate) fn rate_limit(&self, labels: &[&str; 4]) -> Counter {
+        self.rate_limits.with(labels)
+    }
+
+    /// The counter of a rate limit's forgotten keys: listener, route, limit.
+    pub(crate) fn rate_limit_evictions(&self, labels: &[&str; 3]) -> Counter {
+        self.rate_limit_evictions.with(labels)
+    }
+
+    /// Tells how full a rate limit's table is.
+    pub(crate) fn rate_limit_fullness(&self, [listener, route, limit]: &[String; 3], fullness: f64) {
+        self.rate_limit_fullness.with(&[listener, route, limit]).set(fullness);
+    }
+
+    /// Tells a cluster's limit on requests at once, and how many there are.
+    pub(crate) fn concurrency(&self, cluster: &str, (limit, under_way): (u32, u32)) {
+        self.concurrency_limit.with(&[cluster]).set(limit.into());
+        self.concurrency.with(&[cluster]).set(under_way.into());
+    }
+
     pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {
         ClusterMetrics {
             connected: self.upstream_total.with(&[name, "ok"]),
@@ -264,6 +321,7 @@ impl Families {
             name: name.to_owned(),
             families: self.clone(),
             retry: OnceCell::new(),
+            shed: OnceCell::new(),
         }
     }
 }
@@ -286,6 +344,7 @@ pub(crate) struct ClusterMetrics {
     name: String,
     families: Families,
     retry: OnceCell<Box<RetryMetrics>>,
+    shed: OnceCell<Box<[Counter; 3]>>,
 }
 
 /// Handles of a cluster's retries on one worker.
@@ -359,6 +418,13 @@ impl ClusterMetrics {
     /// Counts a request that a circuit breaker refused.
     pub(crate) fn refused(&self, breaker: &str) {
         self.refusals.with(&[&self.name, breaker]).inc();
+    }
+
+    /// Counts a request that was refused because too many waited.
+    pub(crate) fn shed(&self, criticality: Criticality) {
+        let of = |priority| self.families.shed.with(&[&self.name, priority]);
+        let counters = self.shed.get_or_init(|| Box::new(["critical", "standard", "sheddable"].map(of)));
+        counters[criticality as usize].inc();
     }
 
     /// Handles of retries, made when they are first needed.

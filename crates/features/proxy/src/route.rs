@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outrigger_config::{
-    BackendRef, Cluster as ClusterConfig, ConnectMode, Direction, Listener, Route as RouteConfig, UnknownDestinations,
+    BackendRef, Cluster as ClusterConfig, ConnectMode, Direction, GrpcRoute, Listener, RateLimit, Route as RouteConfig,
+    UnknownDestinations,
 };
 use outrigger_traffic::route::{self, Found, Request};
 
 use crate::cluster::{Cluster, PASSTHROUGH};
-use crate::resilience::Resilience;
+use crate::resilience::{Limiter, Resilience};
 
 /// A compiled route.
 pub(crate) struct Route {
@@ -37,8 +38,7 @@ impl Route {
     fn compile(config: &RouteConfig, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         let timeout = Duration::from(config.timeouts.request);
         let timeout = (!timeout.is_zero()).then_some(timeout);
-        let resilience = Resilience::of(config);
-        Self { timeout, resilience, ..Self::to(&config.name, &config.backend_refs, cluster) }
+        Self { timeout, ..Self::to(&config.name, &config.backend_refs, cluster) }
     }
 
     /// A route without conditions.
@@ -225,6 +225,22 @@ impl RouteTable {
             let config = &cluster.config;
             config.pool.min_idle > 0 && config.proxy_protocol.is_none() && !config.original_destination
         })
+    }
+
+    /// Gives the routes of requests what they do beyond sending each once. `limits` finds the rate limits of a route of
+    /// this name, or of the listener itself (`""`).
+    pub(crate) fn guard(&mut self, listener: &Listener, limits: impl Fn(&str, &[RateLimit]) -> Vec<Arc<Limiter>>) {
+        let calls: Vec<RouteConfig> = listener.grpc_routes.iter().map(GrpcRoute::as_route).collect();
+        let configs: HashMap<&str, &RouteConfig> =
+            listener.routes.iter().chain(&calls).map(|route| (route.name.as_str(), route)).collect();
+        let of_listener = limits("", &listener.rate_limits);
+        for route in &mut self.routes[..self.http] {
+            let config = configs.get(route.name.as_str()).copied();
+            let mut rate_limits = of_listener.clone();
+            rate_limits.extend(config.into_iter().flat_map(|config| limits(&config.name, &config.rate_limits)));
+            let limited = route.backends.iter().any(|(cluster, _)| cluster.adaptive.is_some());
+            route.resilience = Resilience::of(config, rate_limits, limited);
+        }
     }
 
     fn add(&mut self, route: Route) -> u32 {

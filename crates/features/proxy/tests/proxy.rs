@@ -16,6 +16,7 @@ mod limits;
 mod live;
 mod multiplex;
 mod permissive;
+mod protection;
 mod public;
 mod race;
 mod retries;

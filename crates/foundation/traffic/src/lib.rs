@@ -8,11 +8,17 @@
 pub mod balance;
 mod budget;
 mod chance;
+mod concurrency;
+mod deadline;
 pub mod outlier;
+mod rate_limit;
 mod retry;
 pub mod route;
 mod window;
 
 pub use budget::RetryBudget;
 pub use chance::Random;
+pub use concurrency::{AdaptiveLimit, ConcurrencyBounds, Criticality, Gradient, Sample};
+pub use deadline::{read_grpc_timeout, read_milliseconds, read_unix_deadline, write_grpc_timeout};
+pub use rate_limit::{Decision, Rate, RateLimit};
 pub use retry::{Asked, Failure, Question, RetryPolicy, Verdict, Withheld, grpc_pushback, retry_after};

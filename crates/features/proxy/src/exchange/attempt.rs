@@ -71,7 +71,7 @@ impl Exchange {
         };
         self.upstream = began.map(|began| began.elapsed());
         report.answered(response, is_grpc(response));
-        if self.tries.is_some() && self.is_asked_again(incoming, response) {
+        if self.tries.is_some() && self.look_at_answer(incoming, response) {
             // The connection is kept when the rest of this answer came with its head; nobody waits for it.
             let mut rest = receiver.into_source();
             let (mut nowhere, mut none) = (Sink::Ended, None);
@@ -99,6 +99,9 @@ impl Exchange {
             response.push("Upgrade", &needed);
         }
         headers::via(response, &self.snapshot.forwarded, response.version());
+        if self.tries.is_some() {
+            self.tell_limits(response);
+        }
         self.answered = true;
         // A drained connection ends with this response, and so does one on which bytes of a tunnel may have been sent.
         let mut keep_client = self.watched.order() == Order::None && ask != Ask::Connect;

@@ -48,6 +48,7 @@ impl Exchange {
         if reason.is_overload() {
             response.push("X-Envoy-Overloaded", b"true");
         }
+        self.tell_limits(response);
         let framing = Framing::Length(text.len() as u64);
         let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
         let bytes = if incoming.request.method() == Method::Head { "" } else { text.as_str() };
@@ -81,6 +82,7 @@ impl Exchange {
         response.push("grpc-status", itoa::Buffer::new().format(status).as_bytes());
         // All reasons are plain ASCII without `%`, which the field would need escaped.
         response.push("grpc-message", reason.to_string().as_bytes());
+        self.tell_limits(response);
         match incoming.responder.respond(response, Framing::Empty, &mut true) {
             Ok(_) => After::Go,
             Err(_) => After::Reset,

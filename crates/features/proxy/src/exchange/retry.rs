@@ -19,6 +19,7 @@ use outrigger_wire::head::{FieldId, Head};
 
 use super::attempt::may_be_repeated;
 use super::note::is_grpc;
+use super::protect::{CallersDeadline, Waiting};
 use super::{After, Exchange, Incoming, Sent};
 use crate::error::Reason;
 use crate::pool::{Pool, Way};
@@ -41,6 +42,12 @@ pub(crate) struct Tries {
     wait: Option<Duration>,
     /// When the request's time is over.
     end: Option<Instant>,
+    /// The caller's own wish for that, where the route heeds it.
+    callers: Option<CallersDeadline>,
+    /// What the client is told of its rate limits.
+    pub(super) fields: Vec<(&'static str, String)>,
+    /// Its place among those that wait for the cluster, where they are limited.
+    pub(super) waiting: Option<Waiting>,
     idle: Option<Duration>,
     /// Bytes that had moved when the idle time was set last.
     moved: u64,
@@ -48,13 +55,16 @@ pub(crate) struct Tries {
 
 impl Tries {
     /// The tries of a request whose time is over at `end`.
-    pub(super) fn of(resilience: &Resilience, end: Option<Instant>) -> Box<Self> {
+    pub(super) fn of(resilience: &Resilience, end: Option<Instant>, callers: Option<CallersDeadline>) -> Box<Self> {
         Box::new(Self {
             attempts: 0,
             tried: Vec::new(),
             withheld: None,
             wait: None,
             end,
+            callers,
+            fields: Vec::new(),
+            waiting: None,
             idle: resilience.idle,
             moved: 0,
         })
@@ -87,7 +97,7 @@ impl Exchange {
             }
         }
         loop {
-            let end = self.begin_try(resilience);
+            let end = self.begin_try(resilience, incoming.request)?;
             if retry.is_some_and(|retry| retry.attempt_count) {
                 let number = self.tries.as_ref().map_or(1, |tries| tries.attempts);
                 incoming.request.set(ATTEMPT_COUNT, itoa::Buffer::new().format(number).as_bytes());
@@ -105,7 +115,7 @@ impl Exchange {
                 Err(reason) if self.answered => return Err(reason),
                 Err(reason) => match self.judge_failure(reason, incoming) {
                     Some(wait) => wait,
-                    None => return Err(reason),
+                    None => return Err(self.blame(reason)),
                 },
             };
             if let Some(tries) = &mut self.tries {
@@ -115,17 +125,50 @@ impl Exchange {
             self.retried = true;
             self.watched.request_waits(None, 0);
             self.watched.try_until(end);
-            self.rest(wait, incoming).await?;
+            self.rest(wait, incoming).await.map_err(|reason| self.blame(reason))?;
         }
     }
 
     /// Begins a try: counts it and sets its time. Returns when the time of all is over.
-    fn begin_try(&mut self, resilience: &Resilience) -> Option<Instant> {
-        let tries = self.tries.as_mut()?;
+    fn begin_try(&mut self, resilience: &Resilience, request: &mut Head) -> Result<Option<Instant>, Reason> {
+        let Some(tries) = &mut self.tries else { return Ok(None) };
         tries.attempts += 1;
-        let own = resilience.backend_request.and_then(|limit| Instant::now().checked_add(limit));
+        let now = Instant::now();
+        if let Some(waiting) = &mut tries.waiting {
+            waiting.since = now;
+        }
+        if let Some(callers) = tries.callers {
+            callers.tell(request, now)?;
+        }
+        let own = resilience.backend_request.and_then(|limit| now.checked_add(limit));
         self.watched.try_until(tries.end.into_iter().chain(own).min());
-        tries.end
+        Ok(tries.end)
+    }
+
+    /// The answer to the last try is there, and its route looks at such things. Whether it asks for another try.
+    pub(super) fn look_at_answer(&mut self, incoming: &mut Incoming<'_>, response: &Head) -> bool {
+        if self.is_asked_again(incoming, response) {
+            return true;
+        }
+        if let Some(waiting) = self.tries.as_mut().and_then(|tries| tries.waiting.take()) {
+            // An endpoint that fails does so in less time than it works.
+            waiting.ended(response.status() < 500);
+        }
+        false
+    }
+
+    /// What to tell the client instead: its own deadline has passed, not only the route's time.
+    fn blame(&mut self, reason: Reason) -> Reason {
+        let Some(tries) = &mut self.tries else { return reason };
+        if reason == Reason::Timeout {
+            if let Some(waiting) = tries.waiting.take() {
+                waiting.ended(true);
+            }
+            if tries.callers.is_some_and(|callers| callers.has_passed(Instant::now())) {
+                return Reason::DeadlinePassed;
+            }
+        }
+        reason
     }
 
     /// How long to wait before the request is sent again after it failed without an answer, if it is to be.
@@ -143,7 +186,7 @@ impl Exchange {
     }
 
     /// Whether an answer is one after which the request is sent again.
-    pub(super) fn is_asked_again(&mut self, incoming: &mut Incoming<'_>, response: &Head) -> bool {
+    fn is_asked_again(&mut self, incoming: &mut Incoming<'_>, response: &Head) -> bool {
         let status = response.get(FieldId::GrpcStatus).filter(|_| is_grpc(response));
         let (failure, asked) = match status.and_then(|status| str::from_utf8(status).ok()?.parse().ok()) {
             // Only an answer that is nothing but a status has it here.

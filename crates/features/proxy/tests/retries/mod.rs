@@ -207,7 +207,8 @@ async fn an_answer_that_has_begun_is_never_begun_again() {
 async fn an_endpoint_that_is_slow_is_left_for_another() {
     let (slow, good) = (App::new(|_| None), App::answering(OK));
     let route = "timeouts: { request: 20s, backendRequest: 150ms }, retry: { attempts: 2, backoff: 1ms }";
-    let proxy = Proxy::start_on(&config(route, &[slow.port, good.port], "# plain"), 1).await;
+    let proxy =
+        Proxy::start_on(&config(route, &[slow.port, good.port], "loadBalancing: { policy: RoundRobin }"), 1).await;
     while slow.seen().len() < 2 {
         let answer = ask(proxy.port, GET.to_owned()).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

@@ -64,6 +64,8 @@ fn call(name: &str, kind: ValueMatchType, service: Option<&str>, method: Option<
         backend_refs: Vec::new(),
         timeouts: Route::new("x".parse().unwrap()).timeouts,
         retry: None,
+        rate_limits: Vec::new(),
+        priority: None,
     }
 }
 

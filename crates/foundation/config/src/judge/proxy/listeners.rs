@@ -1,7 +1,7 @@
 //! Rules of `proxy.listeners`.
 
 use super::routes::{backend_rules, connect_rules, grpc_route_rules, route_rules, shadowed_routes};
-use super::{needs_identity, trusted};
+use super::{needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{ByteSize, Config, ConfigPath, Listener, ListenerProtocol, ListenerTlsMode, Proxy};
@@ -49,6 +49,7 @@ pub(super) fn listener_rules(
         }
         trusted(config, &at.key("allowedPeers"), &tls.allowed_peers, judge);
     }
+    resilience::rate_limit_rules(&listener.rate_limits, &at.key("rateLimits"), judge);
     let limits = at.key("limits");
     judge.not_zero(&limits.key("headerTimeout"), listener.limits.header_timeout);
     judge.not_zero(&limits.key("bodyTimeout"), listener.limits.body_timeout);

@@ -1,7 +1,7 @@
 //! Rules of time limits, retries and their budget.
 
 use crate::judge::Judge;
-use crate::{Cluster, ConfigPath, Retry, Route};
+use crate::{Cluster, ConfigPath, RateLimit, RateLimitKeyType, Retry, Route};
 
 pub(super) fn route_rules(route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
     let timeouts = &route.timeouts;
@@ -12,6 +12,38 @@ pub(super) fn route_rules(route: &Route, at: &ConfigPath, judge: &mut Judge<'_>)
     }
     if let Some(retry) = &route.retry {
         retry_rules(retry, &at.key("retry"), judge);
+    }
+    rate_limit_rules(&route.rate_limits, &at.key("rateLimits"), judge);
+}
+
+pub(super) fn rate_limit_rules(limits: &[RateLimit], at: &ConfigPath, judge: &mut Judge<'_>) {
+    let named = limits.iter().enumerate();
+    judge.unique(
+        "limit",
+        "give each a name of its own",
+        named.map(|(i, limit)| (at.index(i).key("name"), &limit.name)),
+    );
+    for (index, limit) in limits.iter().enumerate() {
+        let at = at.index(index);
+        judge.not_zero(&at.key("per"), limit.per);
+        for (index, part) in limit.key.iter().enumerate() {
+            let at = at.key("key").index(index);
+            match (part.kind, &part.header) {
+                (RateLimitKeyType::Header, None) => {
+                    let message = "`type: Header` needs `header`, to know which one";
+                    judge.error("missing", &at, message, "add `header: { name: … }`");
+                }
+                (RateLimitKeyType::Header, Some(_)) | (_, None) => {}
+                (_, Some(_)) => {
+                    let message = "`header` is for `type: Header`";
+                    judge.error("conflict", &at.key("header"), message, "remove it, or change `type`");
+                }
+            }
+            if part.client_address.is_some() && part.kind != RateLimitKeyType::ClientAddress {
+                let message = "`clientAddress` is for `type: ClientAddress`";
+                judge.error("conflict", &at.key("clientAddress"), message, "remove it, or change `type`");
+            }
+        }
     }
 }
 
@@ -42,4 +74,12 @@ pub(super) fn cluster_rules(cluster: &Cluster, at: &ConfigPath, judge: &mut Judg
     let constraint = at.key("retryConstraint");
     judge.not_zero(&constraint.key("budget").key("interval"), cluster.retry_constraint.budget.interval);
     judge.not_zero(&constraint.key("minRetryRate").key("interval"), cluster.retry_constraint.min_retry_rate.interval);
+    if let Some(adaptive) = &cluster.adaptive_concurrency {
+        let at = at.key("adaptiveConcurrency");
+        judge.not_zero(&at.key("measureInterval"), adaptive.measure_interval);
+        if adaptive.max_concurrency < adaptive.min_concurrency {
+            let message = "`maxConcurrency` is lower than `minConcurrency`";
+            judge.error("conflict", &at.key("maxConcurrency"), message, "make it at least as high");
+        }
+    }
 }

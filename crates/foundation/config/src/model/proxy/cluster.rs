@@ -10,7 +10,7 @@ use super::balancing::LoadBalancing;
 use super::endpoint::Endpoints;
 use super::listener::default_tcp_keepalive;
 use super::protection::{CircuitBreakers, OutlierDetection};
-use super::resilience::RetryConstraint;
+use super::resilience::{AdaptiveConcurrency, RetryConstraint};
 use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion};
 
 /// A named set of endpoints.
@@ -69,6 +69,9 @@ pub struct Cluster {
     /// How many requests may be sent again, for routes with `retry`.
     #[serde(default)]
     pub retry_constraint: RetryConstraint,
+    /// A limit on requests at once that finds itself by latency; absent means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
 }
 
 fn is_empty(endpoints: &Endpoints) -> bool {
@@ -94,6 +97,7 @@ impl Cluster {
             circuit_breakers: CircuitBreakers::default(),
             pool: Pool::default(),
             retry_constraint: RetryConstraint::default(),
+            adaptive_concurrency: None,
         }
     }
 }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackendRef, ByteSize, ConnectRoute, Duration, GrpcRoute, Name, Route, SpiffePattern, TcpRoute, TlsRoute};
+use crate::{
+    BackendRef, ByteSize, ConnectRoute, Duration, GrpcRoute, Name, RateLimit, Route, SpiffePattern, TcpRoute, TlsRoute,
+};
 
 /// A place where traffic comes in.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -69,6 +71,9 @@ pub struct Listener {
     /// Bounds on what one client may use.
     #[serde(default)]
     pub limits: ListenerLimits,
+    /// How many requests pass in a time, over all routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<RateLimit>,
 }
 
 impl Listener {

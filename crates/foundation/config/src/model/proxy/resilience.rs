@@ -10,7 +10,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Duration};
+use crate::{ByteSize, Duration, Name};
 
 /// Time limits of a route.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -25,11 +25,27 @@ pub struct RouteTimeouts {
     /// Once the answer has begun: how long no byte may move in either direction before both sides are cut. `0s` turns it
     /// off. In tunnels the listener's `limits.idleTimeout` holds.
     pub idle: Duration,
+    /// Whether callers may shorten `request`.
+    pub deadlines: Deadlines,
+}
+
+/// Whether deadlines that requests bring along count: `grpc-timeout`, `x-envoy-expected-rq-timeout-ms` and
+/// `x-request-deadline` (the Unix time in seconds, with a fraction if need be).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Deadlines {
+    /// They pass as they come, and bind the endpoint only.
+    #[default]
+    Ignore,
+    /// The first of them bounds the request: one that has passed is refused (504, DEADLINE_EXCEEDED) before it costs the
+    /// endpoint anything, and each try is told what is left. A caller can only shorten `request`.
+    Honour,
 }
 
 impl Default for RouteTimeouts {
     fn default() -> Self {
-        Self { request: Duration::from_secs(15), backend_request: Duration::from_secs(0), idle: Duration::from_secs(0) }
+        let off = Duration::from_secs(0);
+        Self { request: Duration::from_secs(15), backend_request: off, idle: off, deadlines: Deadlines::default() }
     }
 }
 
@@ -161,5 +177,159 @@ pub struct RetryRate {
 impl Default for RetryRate {
     fn default() -> Self {
         Self { count: 10, interval: Duration::from_secs(1) }
+    }
+}
+
+/// A limit on how many requests pass in a time, for each key on its own. Beyond it 429, or RESOURCE_EXHAUSTED, with
+/// `Retry-After`. All workers count together.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimit {
+    /// Unique within its route or listener; a label of its metrics.
+    pub name: Name,
+    /// So many requests.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests: u32,
+    /// In this time.
+    #[serde(default = "default_per")]
+    pub per: Duration,
+    /// So many may come at once; absent means as many as `requests`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<u32>,
+    /// What tells those apart that have a limit each; all parts together are the key. Empty means that all requests share
+    /// one.
+    #[serde(default)]
+    pub key: Vec<RateLimitKey>,
+    /// Room for so many keys at once, 8 bytes each. When more are limited, those that are least so are forgotten, and may
+    /// come again too early.
+    #[serde(default = "default_max_keys")]
+    #[schemars(range(min = 8, max = 134_217_728))]
+    pub max_keys: u32,
+    /// Whether requests beyond it are refused; `false` only counts them.
+    #[serde(default = "default_true")]
+    pub enforce: bool,
+    /// Answers tell what is left, in `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
+    #[serde(default)]
+    pub headers: bool,
+}
+
+fn default_per() -> Duration {
+    Duration::from_secs(1)
+}
+
+fn default_max_keys() -> u32 {
+    16_384
+}
+
+fn default_true() -> bool {
+    true
+}
+
+/// A part of a rate limit's key.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimitKey {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: RateLimitKeyType,
+    /// Of `type: Header`: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<RateLimitHeader>,
+    /// Of `type: ClientAddress`: how much of it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<RateLimitAddress>,
+}
+
+/// What a part of a rate limit's key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum RateLimitKeyType {
+    /// A header's value; requests without it share the empty one.
+    Header,
+    /// The peer's SPIFFE ID; those without one share the empty one.
+    Peer,
+    /// The client's address, or its network.
+    ClientAddress,
+}
+
+/// A header that is a part of a key.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimitHeader {
+    /// Its name.
+    #[schemars(extend("format" = "header-name"))]
+    pub name: String,
+}
+
+/// How much of a client's address is a part of a key.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RateLimitAddress {
+    /// Leading bits of an IPv4 address.
+    #[schemars(range(min = 0, max = 32))]
+    pub ipv4_prefix: u8,
+    /// Leading bits of an IPv6 address; a customer usually has a whole /64.
+    #[schemars(range(min = 0, max = 128))]
+    pub ipv6_prefix: u8,
+}
+
+impl Default for RateLimitAddress {
+    fn default() -> Self {
+        Self { ipv4_prefix: 32, ipv6_prefix: 64 }
+    }
+}
+
+/// How much a route's requests matter when a cluster with `adaptiveConcurrency` cannot answer all.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Priority {
+    /// What they are.
+    pub level: PriorityLevel,
+    /// A header that says it for a single request, by the names of the levels in any case. Callers must be trusted not to
+    /// make themselves more important than they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "header-name"))]
+    pub header: Option<String>,
+}
+
+/// How much a request matters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum PriorityLevel {
+    /// Refused last: it may use all of the limit.
+    Critical,
+    /// It may use nine tenths of it.
+    #[default]
+    Standard,
+    /// Refused first: it may use seven tenths.
+    Sheddable,
+}
+
+/// A limit on requests that wait for a cluster's answer at once, which finds itself: it grows while answers come as fast as
+/// without load, and shrinks when they come later, for then requests wait. Beyond it 503 (UNAVAILABLE) at once, with
+/// `X-Envoy-Overloaded`. All workers count together; a request counts up to its answer's headers.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AdaptiveConcurrency {
+    /// It is never lower; so low is it at the start, until fifty answers have told the latency without load.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub min_concurrency: u32,
+    /// It is never higher.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_concurrency: u32,
+    /// How far, in percent, latency may be above that without load before the limit shrinks.
+    #[schemars(range(min = 1, max = 1000))]
+    pub latency_buffer: u32,
+    /// How often the latency without load is measured anew, with half of the limit for fifty answers.
+    pub measure_interval: Duration,
+}
+
+impl Default for AdaptiveConcurrency {
+    fn default() -> Self {
+        Self {
+            min_concurrency: 3,
+            max_concurrency: 1000,
+            latency_buffer: 25,
+            measure_interval: Duration::from_secs(60),
+        }
     }
 }

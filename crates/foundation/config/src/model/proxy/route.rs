@@ -3,7 +3,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::resilience::{Retry, RouteTimeouts};
+use super::resilience::{Priority, RateLimit, Retry, RouteTimeouts};
 use crate::{Duration, Name, SpiffePattern};
 
 /// Which requests go where.
@@ -28,6 +28,12 @@ pub struct Route {
     /// Whether failed requests are sent again; absent means that only what no endpoint has seen is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// How many requests pass in a time. All of these must allow a request, and the listener's too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<RateLimit>,
+    /// How much its requests matter when a cluster is overloaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
 }
 
 impl Route {
@@ -40,6 +46,8 @@ impl Route {
             backend_refs: Vec::new(),
             timeouts: RouteTimeouts::default(),
             retry: None,
+            rate_limits: Vec::new(),
+            priority: None,
         }
     }
 }
@@ -160,6 +168,12 @@ pub struct GrpcRoute {
     /// Whether failed calls are sent again; absent means that only what no endpoint has seen is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// How many calls pass in a time. All of these must allow a call, and the listener's too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<RateLimit>,
+    /// How much its calls matter when a cluster is overloaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
 }
 
 impl GrpcRoute {
@@ -172,6 +186,8 @@ impl GrpcRoute {
             backend_refs: self.backend_refs.clone(),
             timeouts: self.timeouts.clone(),
             retry: self.retry.clone(),
+            rate_limits: self.rate_limits.clone(),
+            priority: self.priority.clone(),
         }
     }
 }
