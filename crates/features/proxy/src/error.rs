@@ -106,6 +106,14 @@ pub(crate) enum Reason {
     /// The client went away.
     #[error("the client closed the connection")]
     ClientGone,
+    /// A fault that the route's config asks for, as HTTP and as gRPC tell it.
+    #[error("fault filter abort")]
+    Injected {
+        /// For clients that speak HTTP.
+        status: u16,
+        /// For those that speak gRPC.
+        grpc: u8,
+    },
     /// It outlived the time a stop has.
     #[error("cut at the end of the shutdown budget")]
     Stopped,
@@ -141,6 +149,7 @@ impl Reason {
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            Self::Injected { status, .. } => StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
         }
     }
 
@@ -161,6 +170,7 @@ impl Reason {
             Self::Forbidden(_) => PERMISSION_DENIED,
             Self::NoRoute | Self::Unsupported => UNIMPLEMENTED,
             Self::ClientSlow | Self::DeadlinePassed => DEADLINE_EXCEEDED,
+            Self::Injected { grpc, .. } => grpc,
             _ => UNAVAILABLE,
         }
     }
@@ -187,6 +197,7 @@ impl Reason {
             Self::ClientSlow | Self::StreamIdle => "SI",
             Self::ClientGone => "DC",
             Self::Stopped => "LR",
+            Self::Injected { .. } => "FI",
         }
     }
 
@@ -212,7 +223,8 @@ impl Reason {
             | Self::NoDescriptor
             | Self::Stopped
             | Self::Loop
-            | Self::Shed => Fault::Us,
+            | Self::Shed
+            | Self::Injected { .. } => Fault::Us,
             _ => Fault::Upstream,
         }
     }

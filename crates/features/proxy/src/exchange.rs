@@ -28,6 +28,7 @@ use crate::{buffer, headers, judge, limits};
 
 mod attempt;
 mod connect;
+mod filters;
 mod note;
 mod protect;
 mod refuse;
@@ -36,6 +37,7 @@ mod trace;
 
 pub(crate) use refuse::own_response;
 
+use filters::Filtered;
 use note::{Line, is_grpc};
 use retry::Tries;
 use trace::Traced;
@@ -76,6 +78,7 @@ pub(crate) struct Exchange {
     at: Option<SystemTime>,
     /// The route's number in the snapshot.
     route: Option<u32>,
+    filtered: Filtered,
     pool: Option<Rc<Pool>>,
     endpoint: Option<SocketAddr>,
     /// Whom the endpoint's certificate names, for traffic that leaves the application.
@@ -142,6 +145,7 @@ impl Exchange {
             started,
             at: None,
             route: None,
+            filtered: Filtered::default(),
             pool: None,
             endpoint: None,
             endpoint_peer: None,
@@ -199,14 +203,20 @@ impl Exchange {
         }
         judge::target(request, &self.snapshot.path)?;
         headers::max_forwards(request)?;
-        let (number, timeout, pool) = self.find_route(request)?;
-        self.route = Some(number);
-        let pool = pool?;
-        self.pool = Some(Rc::clone(&pool));
+        let (timeout, pool) = self.find_route(request)?;
         let end = timeout.and_then(|timeout| self.started.checked_add(timeout));
         self.watched.set_deadline(end);
+        if self.filtered.any
+            && let Some(after) = Box::pin(self.answer_by_filter(incoming, response)).await?
+        {
+            return Ok(after);
+        }
+        let request = &mut *incoming.request;
+        let pool = pool?;
+        self.pool = Some(Rc::clone(&pool));
         let snapshot = Rc::clone(&self.snapshot);
-        if let Some(resilience) = snapshot.routes.route(number).and_then(|route| route.resilience.as_deref()) {
+        let route = self.route.and_then(|number| snapshot.routes.route(number));
+        if let Some(resilience) = route.and_then(|route| route.resilience.as_deref()) {
             self.tries = Some(self.protect(resilience, &pool, end, request)?);
         }
 
@@ -218,6 +228,9 @@ impl Exchange {
         let secure = self.downstream.secure;
         headers::forwarded(request, &self.snapshot.forwarded, self.downstream.remote.ip(), secure);
         headers::via(request, &self.snapshot.forwarded, request.version());
+        if self.filtered.any {
+            self.change_request(request)?;
+        }
         if !request.contains(FieldId::Host) {
             // HTTP/1.0 knows requests without a host, 1.1 does not.
             request.push("Host", pool.cluster.host().as_bytes());
@@ -320,9 +333,9 @@ impl Exchange {
         most > 0 && body > most
     }
 
-    /// The route's number, its timeout, and the pool to send with, or why there is none.
+    /// Finds the route: its timeout, and the pool to send with, or why there is none.
     #[expect(clippy::type_complexity, reason = "the route is wanted even when its backend is not there")]
-    fn find_route(&self, request: &Head) -> Result<(u32, Option<Duration>, Result<Rc<Pool>, Reason>), Reason> {
+    fn find_route(&mut self, request: &Head) -> Result<(Option<Duration>, Result<Rc<Pool>, Reason>), Reason> {
         let peer = self.downstream.peer.as_ref().map(|peer| peer.id.as_str());
         let routes = &self.snapshot.routes;
         let found = routes.find(&outrigger_traffic::route::Request::of(request, peer));
@@ -336,9 +349,14 @@ impl Exchange {
         let number = number.ok_or(Reason::NoRoute)?;
         let route = routes.route(number).ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
-        let pool = route.backend(worker.random()).ok_or(Reason::NoEndpoint);
+        let backend = route.choose(worker.random());
+        let pool = backend.and_then(|backend| route.cluster_of(backend)).ok_or(Reason::NoEndpoint);
         let pool = pool.and_then(|cluster| worker.pool_for(cluster, route.direct, &self.downstream));
-        Ok((number, route.timeout, pool))
+        let any = route.filters.is_some() || backend.is_some_and(|backend| route.backend_filters(backend).is_some());
+        let timeout = route.timeout;
+        self.filtered = Filtered { backend, matched: found.map_or(0, |found| found.matched), any };
+        self.route = Some(number);
+        Ok((timeout, pool))
     }
 
     /// Waits for something within the request's time.

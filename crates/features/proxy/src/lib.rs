@@ -37,6 +37,9 @@
 //! - Added only where the listener's `forwarded` says so: `Via`, `X-Forwarded-For`, `X-Forwarded-Proto`.
 //! - Paths are normalised by the listener's `path` before routes look at them, and go on so. The query keeps its bytes,
 //!   the names of header fields their case and order. Interim responses (100, 103) and trailers pass.
+//! - Changed by a route's `filters`, after all of that: fields, host and path, which is normalised again. What frames a
+//!   message, belongs to one connection or tells who called is out of their reach. Our own answers are changed like an
+//!   application's.
 //!
 //! # What is refused
 //!

@@ -14,6 +14,7 @@ use outrigger_config::{
     BackendRef, Cluster as ClusterConfig, ConnectMode, Direction, GrpcRoute, Listener, RateLimit, Route as RouteConfig,
     UnknownDestinations,
 };
+use outrigger_traffic::filter::Filters;
 use outrigger_traffic::route::{self, Found, Request};
 
 use crate::cluster::{Cluster, PASSTHROUGH};
@@ -29,8 +30,17 @@ pub(crate) struct Route {
     pub(crate) direct: bool,
     /// What it does beyond sending a request once.
     pub(crate) resilience: Option<Box<Resilience>>,
-    backends: Vec<(Arc<Cluster>, u32)>,
+    /// What is done with its requests and answers.
+    pub(crate) filters: Option<Box<Filters>>,
+    backends: Vec<Backend>,
     total_weight: u64,
+}
+
+/// A cluster and its share of a route's traffic.
+struct Backend {
+    cluster: Arc<Cluster>,
+    weight: u32,
+    filters: Option<Box<Filters>>,
 }
 
 impl Route {
@@ -38,7 +48,8 @@ impl Route {
     fn compile(config: &RouteConfig, cluster: impl Fn(&str) -> Option<Arc<Cluster>>) -> Self {
         let timeout = Duration::from(config.timeouts.request);
         let timeout = (!timeout.is_zero()).then_some(timeout);
-        Self { timeout, ..Self::to(&config.name, &config.backend_refs, cluster) }
+        let filters = Filters::of(&config.filters);
+        Self { timeout, filters, ..Self::to(&config.name, &config.backend_refs, cluster) }
     }
 
     /// A route without conditions.
@@ -47,7 +58,10 @@ impl Route {
         let backends: Vec<_> = backend_refs
             .iter()
             .filter(|backend| backend.weight > 0)
-            .filter_map(|backend| Some((cluster(&backend.name)?, backend.weight)))
+            .filter_map(|backend| {
+                let filters = Filters::of(&backend.filters);
+                Some(Backend { cluster: cluster(&backend.name)?, weight: backend.weight, filters })
+            })
             .collect();
         Self {
             id: IDS.fetch_add(1, Relaxed),
@@ -55,23 +69,40 @@ impl Route {
             timeout: None,
             direct: false,
             resilience: None,
-            total_weight: backends.iter().map(|(_, weight)| u64::from(*weight)).sum(),
+            filters: None,
+            total_weight: backends.iter().map(|backend| u64::from(backend.weight)).sum(),
             backends,
         }
     }
 
     /// Chooses a backend by weight; `random` is any number. `None` when all weights are 0.
     pub(crate) fn backend(&self, random: u32) -> Option<&Arc<Cluster>> {
-        if let [(only, _)] = self.backends.as_slice() {
-            return Some(only);
+        self.cluster_of(self.choose(random)?)
+    }
+
+    /// The number of a backend, chosen by weight.
+    pub(crate) fn choose(&self, random: u32) -> Option<u32> {
+        if self.backends.len() == 1 {
+            return Some(0);
         }
         // Scales the random number to the weights' sum, which needs no division and favours nobody.
         let mut point = ((u128::from(random) * u128::from(self.total_weight)) >> 32) as u64;
-        self.backends.iter().find_map(|(cluster, weight)| {
-            let hit = point < u64::from(*weight);
-            point = point.saturating_sub(u64::from(*weight));
-            hit.then_some(cluster)
-        })
+        let found = self.backends.iter().position(|backend| {
+            let hit = point < u64::from(backend.weight);
+            point = point.saturating_sub(u64::from(backend.weight));
+            hit
+        });
+        found.map(|number| number as u32)
+    }
+
+    /// The cluster of a backend.
+    pub(crate) fn cluster_of(&self, backend: u32) -> Option<&Arc<Cluster>> {
+        self.backends.get(backend as usize).map(|backend| &backend.cluster)
+    }
+
+    /// The filters of a backend.
+    pub(crate) fn backend_filters(&self, backend: u32) -> Option<&Filters> {
+        self.backends.get(backend as usize)?.filters.as_deref()
     }
 }
 
@@ -157,13 +188,13 @@ impl RouteTable {
         }
         if listener.redirected {
             for config in clusters.iter().filter(|config| !config.virtual_addresses.is_empty()) {
-                let only = BackendRef { name: config.name.clone(), weight: 1 };
+                let only = BackendRef::new(config.name.clone());
                 let number = table.add(Route::to(&config.name, &[only], &cluster));
                 table.virtuals.extend(config.virtual_addresses.iter().map(|address| (*address, number)));
             }
             if listener.direction == Direction::Outbound {
                 for found in clusters.iter().filter_map(|config| cluster(&config.name)) {
-                    let only = BackendRef { name: found.config.name.clone(), weight: 1 };
+                    let only = BackendRef::new(found.config.name.clone());
                     let route = Route::to(&found.config.name, &[only], |_| Some(Arc::clone(&found)));
                     let number = table.add(Route { direct: true, ..route });
                     table.direct.push((found, number));
@@ -171,7 +202,7 @@ impl RouteTable {
             }
             table.find_destinations();
             if listener.unknown_destinations == UnknownDestinations::Allow {
-                let only = BackendRef { name: passthrough.config.name.clone(), weight: 1 };
+                let only = BackendRef::new(passthrough.config.name.clone());
                 let route = Route::to(PASSTHROUGH, &[only], |_| Some(Arc::clone(passthrough)));
                 table.unknown = Some(table.add(route));
             }
@@ -220,7 +251,7 @@ impl RouteTable {
     /// Clusters that requests may go to, and that want connections made ahead.
     pub(crate) fn wanting_connections(&self) -> impl Iterator<Item = &Arc<Cluster>> {
         let routes = self.routes[..self.http].iter().filter(|route| !route.direct);
-        let clusters = routes.flat_map(|route| &route.backends).map(|(cluster, _)| cluster);
+        let clusters = routes.flat_map(|route| &route.backends).map(|one| &one.cluster);
         clusters.filter(|cluster| {
             let config = &cluster.config;
             config.pool.min_idle > 0 && config.proxy_protocol.is_none() && !config.original_destination
@@ -238,7 +269,7 @@ impl RouteTable {
             let config = configs.get(route.name.as_str()).copied();
             let mut rate_limits = of_listener.clone();
             rate_limits.extend(config.into_iter().flat_map(|config| limits(&config.name, &config.rate_limits)));
-            let limited = route.backends.iter().any(|(cluster, _)| cluster.adaptive.is_some());
+            let limited = route.backends.iter().any(|one| one.cluster.adaptive.is_some());
             route.resilience = Resilience::of(config, rate_limits, limited);
         }
     }
@@ -433,7 +464,7 @@ mod tests {
             let mut config = RouteConfig::new("r".parse().unwrap());
             config.backend_refs = weights
                 .iter()
-                .map(|(name, weight)| outrigger_config::BackendRef { name: name.parse().unwrap(), weight: *weight })
+                .map(|(name, weight)| BackendRef { weight: *weight, ..BackendRef::new(name.parse().unwrap()) })
                 .collect();
             Route::compile(&config, cluster).backend(random).map(|cluster| cluster.name.clone())
         };

@@ -173,6 +173,11 @@ impl Worker {
         }
     }
 
+    /// Chance.
+    pub(crate) fn chance(&self) -> std::cell::RefMut<'_, Random> {
+        self.random.borrow_mut()
+    }
+
     /// Any number.
     pub(crate) fn random(&self) -> u32 {
         self.random.borrow_mut().next()

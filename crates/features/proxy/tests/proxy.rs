@@ -5,6 +5,7 @@ mod balancing;
 mod connect;
 mod corpus;
 mod faults;
+mod filters;
 mod floods;
 mod framing;
 mod harness;

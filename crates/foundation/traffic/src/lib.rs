@@ -10,6 +10,7 @@ mod budget;
 mod chance;
 mod concurrency;
 mod deadline;
+pub mod filter;
 pub mod outlier;
 mod rate_limit;
 mod retry;

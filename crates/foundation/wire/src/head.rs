@@ -268,6 +268,15 @@ impl Head {
         self.target = self.add(target.as_bytes());
     }
 
+    /// Replaces the first `end` bytes of the request-target.
+    pub fn replace_target_start(&mut self, end: usize, by: &str) {
+        let (start, old) = (self.text.len(), self.target);
+        self.text.extend_from_slice(by.as_bytes());
+        let rest = (old.start as usize + end).min(old.end as usize)..old.end as usize;
+        self.text.extend_from_within(rest);
+        self.target = span(start..self.text.len());
+    }
+
     /// The version.
     pub fn version(&self) -> Version {
         self.version

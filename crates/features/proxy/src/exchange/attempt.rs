@@ -102,6 +102,9 @@ impl Exchange {
         if self.tries.is_some() {
             self.tell_limits(response);
         }
+        if self.filtered.any {
+            self.change_response(incoming.request, response);
+        }
         self.answered = true;
         // A drained connection ends with this response, and so does one on which bytes of a tunnel may have been sent.
         let mut keep_client = self.watched.order() == Order::None && ask != Ask::Connect;

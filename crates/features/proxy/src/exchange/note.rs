@@ -81,7 +81,7 @@ impl Exchange {
         }
     }
 
-    fn route(&self) -> Option<&Route> {
+    pub(super) fn route(&self) -> Option<&Route> {
         self.snapshot.routes.route(self.route?)
     }
     pub(super) fn route_name(&self) -> &str {

@@ -38,20 +38,31 @@ impl Exchange {
             return self.refuse_grpc(reason, incoming, response);
         }
         let text = format!("{reason}\n");
-        // Where the body's end is not known, the next request's beginning is not either.
-        let mut keep = !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)
-            && incoming.request.method() != Method::Connect
-            && incoming.source.is_ended()
-            && self.watched.order() == Order::None;
-        let whole = incoming.source.is_ended();
         own_response(response, status, &text);
         if reason.is_overload() {
             response.push("X-Envoy-Overloaded", b"true");
         }
         self.tell_limits(response);
-        let framing = Framing::Length(text.len() as u64);
+        self.answer(incoming, response, &text, !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)).await
+    }
+
+    /// Gives the client an answer of our own, whose length stands in its head. `keep` is whether the connection may go on.
+    pub(super) async fn answer(
+        &mut self,
+        incoming: &mut Incoming<'_>,
+        response: &mut Head,
+        text: &str,
+        keep: bool,
+    ) -> After {
+        self.code = response.status();
+        self.change_response(incoming.request, response);
+        // Where the body's end is not known, the next request's beginning is not either.
+        let whole = incoming.source.is_ended();
+        let mut keep =
+            keep && incoming.request.method() != Method::Connect && whole && self.watched.order() == Order::None;
+        let framing = if text.is_empty() { Framing::Empty } else { Framing::Length(text.len() as u64) };
         let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
-        let bytes = if incoming.request.method() == Method::Head { "" } else { text.as_str() };
+        let bytes = if incoming.request.method() == Method::Head { "" } else { text };
         let mut source = Source::Own(bytes.as_bytes());
         self.watched.begin(Instant::now());
         self.watched.answer_waits(Some(Waiting::ForSink), 0);
@@ -61,7 +72,7 @@ impl Exchange {
         match (sent, whole, keep) {
             (Err(_), ..) => After::Reset,
             // Whom we have waited for long enough we do not wait for any longer.
-            (Ok(()), false, _) if reason == Reason::ClientSlow => After::Close,
+            (Ok(()), false, _) if self.reason == Some(Reason::ClientSlow) => After::Close,
             (Ok(()), false, _) => After::Linger,
             (Ok(()), true, true) => After::Go,
             (Ok(()), true, false) => After::Close,
@@ -83,6 +94,7 @@ impl Exchange {
         // All reasons are plain ASCII without `%`, which the field would need escaped.
         response.push("grpc-message", reason.to_string().as_bytes());
         self.tell_limits(response);
+        self.change_response(incoming.request, response);
         match incoming.responder.respond(response, Framing::Empty, &mut true) {
             Ok(_) => After::Go,
             Err(_) => After::Reset,

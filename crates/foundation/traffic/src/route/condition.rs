@@ -132,7 +132,7 @@ impl FieldCondition {
         })
     }
 
-    fn holds(&self, head: &Head) -> bool {
+    pub(crate) fn holds(&self, head: &Head) -> bool {
         if self.id != FieldId::Other {
             return self.id_holds(head.get_all(self.id));
         }

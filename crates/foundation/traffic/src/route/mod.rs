@@ -15,6 +15,7 @@ mod rule;
 mod tests;
 mod tree;
 
+pub(crate) use condition::FieldCondition;
 pub use explain::{Candidate, Mismatch, candidates};
 
 use outrigger_config::{GrpcRoute, Route};

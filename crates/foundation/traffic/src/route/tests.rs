@@ -61,6 +61,7 @@ fn call(name: &str, kind: ValueMatchType, service: Option<&str>, method: Option<
         } else {
             vec![]
         },
+        filters: Vec::new(),
         backend_refs: Vec::new(),
         timeouts: Route::new("x".parse().unwrap()).timeouts,
         retry: None,

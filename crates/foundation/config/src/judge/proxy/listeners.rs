@@ -1,6 +1,6 @@
 //! Rules of `proxy.listeners`.
 
-use super::routes::{backend_rules, connect_rules, grpc_route_rules, route_rules, shadowed_routes};
+use super::routes::{carrying_rules, connect_rules, grpc_route_rules, route_rules, shadowed_routes};
 use super::{needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
@@ -135,7 +135,7 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
         judge.error("conflict", &at.key("tls"), message, "remove `tls`, or use `protocol: tcp` to decrypt");
     }
     if let Some(route) = &listener.tcp_route {
-        backend_rules(proxy, listener, &route.backend_refs, &at.key("tcpRoute"), judge);
+        carrying_rules(proxy, listener, &route.backend_refs, &at.key("tcpRoute"), judge);
     }
     connect_rules(proxy, listener, at, judge);
     let routes = at.key("tlsRoutes");
@@ -146,6 +146,6 @@ fn protocol_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath, judge: &m
         named.map(|(i, route)| (routes.index(i).key("name"), route.name.clone())),
     );
     for (index, route) in listener.tls_routes.iter().enumerate() {
-        backend_rules(proxy, listener, &route.backend_refs, &routes.index(index), judge);
+        carrying_rules(proxy, listener, &route.backend_refs, &routes.index(index), judge);
     }
 }

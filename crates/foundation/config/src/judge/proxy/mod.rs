@@ -2,6 +2,7 @@
 
 mod balancing;
 mod clusters;
+mod filters;
 mod listeners;
 mod matches;
 mod resilience;

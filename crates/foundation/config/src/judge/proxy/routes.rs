@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::filters::{backend_filters, grpc_route_filters, route_filters};
 use super::matches::{grpc_match_rules, match_rules};
 use super::resilience;
 use crate::diagnostic::Problem;
@@ -21,6 +22,8 @@ pub(super) fn route_rules(
     judge: &mut Judge<'_>,
 ) {
     backend_rules(proxy, listener, &route.backend_refs, at, judge);
+    route_filters(route, at, judge);
+    filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(route, at, judge);
     let matches = at.key("matches");
     for (index, one) in route.matches.iter().enumerate() {
@@ -38,13 +41,40 @@ pub(super) fn grpc_route_rules(
 ) {
     backend_rules(proxy, listener, &route.backend_refs, at, judge);
     let matches = at.key("matches");
+    grpc_route_filters(route, at, judge);
+    filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(&route.as_route(), at, judge);
     for (index, one) in route.matches.iter().enumerate() {
         grpc_match_rules(config, listener, one, &matches.index(index), judge);
     }
 }
 
-pub(super) fn backend_rules(
+fn filters_of_backends(backend_refs: &[BackendRef], at: &ConfigPath, judge: &mut Judge<'_>) {
+    for (index, backend) in backend_refs.iter().enumerate() {
+        backend_filters(&backend.filters, &at.key("backendRefs").index(index).key("filters"), judge);
+    }
+}
+
+/// Bytes have no head that a filter could change.
+fn no_filters(backend_refs: &[BackendRef], at: &ConfigPath, judge: &mut Judge<'_>) {
+    for (index, _) in backend_refs.iter().enumerate().filter(|(_, backend)| !backend.filters.is_empty()) {
+        let at = at.key("backendRefs").index(index).key("filters");
+        judge.error("conflict", &at, "filters are for `routes` and `grpcRoutes` only", "remove them");
+    }
+}
+
+pub(super) fn carrying_rules(
+    proxy: &Proxy,
+    listener: &Listener,
+    backend_refs: &[BackendRef],
+    at: &ConfigPath,
+    judge: &mut Judge<'_>,
+) {
+    backend_rules(proxy, listener, backend_refs, at, judge);
+    no_filters(backend_refs, at, judge);
+}
+
+fn backend_rules(
     proxy: &Proxy,
     listener: &Listener,
     backend_refs: &[BackendRef],
@@ -121,7 +151,7 @@ pub(super) fn connect_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath,
     );
     for (index, route) in listener.connect_routes.iter().enumerate() {
         let at = routes.index(index);
-        backend_rules(proxy, listener, &route.backend_refs, &at, judge);
+        carrying_rules(proxy, listener, &route.backend_refs, &at, judge);
         let original = |name: &str| {
             proxy.clusters.iter().any(|cluster| cluster.name.as_str() == name && cluster.original_destination)
         };

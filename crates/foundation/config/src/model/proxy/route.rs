@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::filter::Filter;
 use super::resilience::{Priority, RateLimit, Retry, RouteTimeouts};
 use crate::{Duration, Name, SpiffePattern};
 
@@ -19,8 +20,11 @@ pub struct Route {
     /// Any of these must match; empty means every path.
     #[serde(default)]
     pub matches: Vec<RouteMatch>,
-    /// Clusters that take the traffic, by weight.
-    #[schemars(length(min = 1))]
+    /// What is done with its requests and answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+    /// Clusters that take the traffic, by weight. None where a filter answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backend_refs: Vec<BackendRef>,
     /// Time limits.
     #[serde(default)]
@@ -43,6 +47,7 @@ impl Route {
             name,
             hostnames: Vec::new(),
             matches: Vec::new(),
+            filters: Vec::new(),
             backend_refs: Vec::new(),
             timeouts: RouteTimeouts::default(),
             retry: None,
@@ -159,6 +164,9 @@ pub struct GrpcRoute {
     /// Any of these must match; empty means every call.
     #[serde(default)]
     pub matches: Vec<GrpcRouteMatch>,
+    /// What is done with its calls and answers: header modifiers and faults.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
     /// Clusters that take the traffic, by weight.
     #[schemars(length(min = 1))]
     pub backend_refs: Vec<BackendRef>,
@@ -183,6 +191,7 @@ impl GrpcRoute {
             name: self.name.clone(),
             hostnames: self.hostnames.clone(),
             matches: Vec::new(),
+            filters: self.filters.clone(),
             backend_refs: self.backend_refs.clone(),
             timeouts: self.timeouts.clone(),
             retry: self.retry.clone(),
@@ -241,6 +250,16 @@ pub struct BackendRef {
     /// Share relative to the other backends of the route; 0 means none.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// What is changed of the requests that go there and of their answers: header modifiers of HTTP and gRPC routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+}
+
+impl BackendRef {
+    /// A cluster that takes all of the traffic, as it is.
+    pub fn new(name: Name) -> Self {
+        Self { name, weight: default_weight(), filters: Vec::new() }
+    }
 }
 
 fn default_weight() -> u32 {
