@@ -18,6 +18,7 @@ use crate::buffer::{self, Buffer};
 use crate::h2::guard::Guard;
 use crate::h2::headers::{from_header_map, to_header_map};
 use crate::transport::{Output, Transport};
+use crate::upstream::FLOODS;
 use crate::upstream::TRAILER_LIMITS;
 
 /// One frame of HTTP/2 takes so many bytes of a body.
@@ -342,7 +343,7 @@ impl H2Source {
                 return Poll::Ready(Ok(true));
             }
             if self.data_ended {
-                let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| broken(&error))?;
+                let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| self.broken(&error))?;
                 if let Some(map) = trailers {
                     let mut head = Box::new(Head::default());
                     from_header_map(&map, &mut head);
@@ -352,9 +353,16 @@ impl H2Source {
             }
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => self.data = data,
-                Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
+                Some(Err(error)) => return Poll::Ready(Err(self.broken(&error))),
                 None => self.data_ended = true,
             }
+        }
+    }
+
+    fn broken(&self, error: &h2::Error) -> Broken {
+        match &self.guard {
+            Some(guard) if guard.flood().is_some() => Broken::Invalid(FLOODS),
+            _ => broken(error),
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::error::Reason;
+use crate::h2::guard::{Guard, Guarded};
 use crate::pool::{Connection, Pool};
 use crate::shared::Begun;
 use crate::socket::OwnCall;
@@ -67,11 +68,12 @@ impl Pool {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(MOST_HEADER_BYTES);
-        let (sender, connection) = builder.handshake(io).await.map_err(|error| {
+        let guard = Guard::of_endpoint();
+        let (sender, connection) = builder.handshake(Guarded::new(io, Rc::clone(&guard))).await.map_err(|error| {
             tracing::debug!(component = "proxy", cluster = self.cluster.name, %error, "HTTP/2 not begun");
             Reason::ConnectFailure
         })?;
-        Ok(Begun { sender, connection, generation, peer, kin })
+        Ok(Begun { sender, connection, guard, generation, peer, kin })
     }
 
     /// A TCP connection to an address. Cancel-safe.

@@ -52,7 +52,8 @@
 //! breaks the protocol. 504: one that does not answer in time. A gRPC client over HTTP/2 gets 200 and a gRPC status
 //! instead, as gRPC itself maps them (mostly `UNAVAILABLE`), with the reason as its message. The reason and Envoy's
 //! response flag are in the access log. A client that floods its HTTP/2 connection is cut off, named in a warning, and counted in
-//! `outrigger_downstream_connections_cut_total{reason="http2_flood"}`.
+//! `outrigger_downstream_connections_cut_total{reason="http2_flood"}`; an endpoint that does so likewise in
+//! `outrigger_upstream_connections_cut_total`, and its requests get 502.
 //!
 //! # What is bounded
 //!

@@ -45,6 +45,7 @@ pub(crate) struct Families {
     ejected: GaugeFamily,
     endpoints: GaugeFamily,
     panic: GaugeFamily,
+    upstream_cut: CounterFamily,
     retries: CounterFamily,
     again: CounterFamily,
     again_withheld: CounterFamily,
@@ -167,6 +168,11 @@ impl Families {
                 "outrigger_upstream_http2_streams_active",
                 "Requests under way on connections to endpoints that many share.",
                 &["cluster"],
+            ),
+            upstream_cut: registry.counter(
+                "outrigger_upstream_connections_cut_total",
+                "HTTP/2 connections that were cut off for what the endpoint did on them, by reason.",
+                &["cluster", "reason"],
             ),
             upstream_ahead: registry.counter(
                 "outrigger_upstream_connections_ahead_total",
@@ -345,6 +351,13 @@ pub(crate) struct ClusterMetrics {
     families: Families,
     retry: OnceCell<Box<RetryMetrics>>,
     shed: OnceCell<Box<[Counter; 3]>>,
+}
+
+impl ClusterMetrics {
+    /// Counts a connection that was cut off.
+    pub(crate) fn cut(&self, reason: &str) {
+        self.families.upstream_cut.with(&[&self.name, reason]).inc();
+    }
 }
 
 /// Handles of a cluster's retries on one worker.

@@ -7,9 +7,10 @@
 //! older certificate or told to go carries no new request and ends with its last one.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use tokio::sync::Notify;
 
 use crate::balance::Endpoint;
 use crate::error::Reason;
+use crate::h2::guard::{Guard, Guarded};
 use crate::pool::{Pool, Ticket};
 use crate::transport::Transport;
 
@@ -31,6 +33,8 @@ const MOST_EARLY: u32 = 5;
 /// A connection that many requests share.
 pub(crate) struct Shared {
     sender: SendRequest<Bytes>,
+    /// What the endpoint may send.
+    guard: Rc<Guard>,
     generation: u64,
     /// Whom the endpoint's certificate names.
     pub(crate) peer: Option<Rc<str>>,
@@ -49,20 +53,24 @@ pub(crate) struct Shared {
     ended: Cell<bool>,
 }
 
+type Http2 = Connection<Guarded<Transport>, Bytes>;
+
 /// A connection just made, and what has to be driven for it.
 pub(crate) struct Begun {
     pub(crate) sender: SendRequest<Bytes>,
-    pub(crate) connection: Connection<Transport, Bytes>,
+    pub(crate) connection: Http2,
+    pub(crate) guard: Rc<Guard>,
     pub(crate) generation: u64,
     pub(crate) peer: Option<Rc<str>>,
     pub(crate) kin: bool,
 }
 
 impl Shared {
-    fn new(begun: Begun, under_way: Gauge) -> (Rc<Self>, Connection<Transport, Bytes>) {
-        let Begun { sender, connection, generation, peer, kin } = begun;
+    fn new(begun: Begun, under_way: Gauge) -> (Rc<Self>, Http2) {
+        let Begun { sender, connection, guard, generation, peer, kin } = begun;
         let shared = Self {
             sender,
+            guard,
             generation,
             peer,
             kin,
@@ -121,6 +129,11 @@ impl OpenStream {
     /// The connection failed: nobody else is to try it.
     pub(crate) fn give_up(&self) {
         self.0.ended.set(true);
+    }
+
+    /// What the endpoint may send.
+    pub(crate) fn guard(&self) -> &Rc<Guard> {
+        &self.0.guard
     }
 
     /// Whether the endpoint is an Outrigger too.
@@ -289,11 +302,13 @@ impl Pool {
             }
             // From here on the connection's driver counts it.
             ticket.open = false;
+            let guard = Rc::clone(&begun.guard);
             let (shared, connection) = Shared::new(begun, self.metrics.streams.clone());
             let stream = OpenStream::take(&shared);
             endpoint.shared.open.borrow_mut().push(Rc::clone(&shared));
             let counted = Counted::new(&self.metrics.http2);
-            let driving = drive(connection, Rc::downgrade(&shared), Rc::downgrade(self), making, counted, endpoint);
+            let driving =
+                drive(connection, guard, Rc::downgrade(&shared), Rc::downgrade(self), making, counted, endpoint);
             self.drivers.borrow_mut().spawn_local(driving);
             return Ok(Place::on(stream));
         }
@@ -303,7 +318,8 @@ impl Pool {
 /// Drives a connection until it has ended: with its last request when nobody can send another, or by the endpoint.
 /// The requests on it hear of an error themselves.
 async fn drive(
-    mut connection: Connection<Transport, Bytes>,
+    mut connection: Http2,
+    guard: Rc<Guard>,
     shared: Weak<Shared>,
     pool: Weak<Pool>,
     making: Making,
@@ -319,18 +335,28 @@ async fn drive(
             let _ = tokio::time::timeout(patience, pings.ping(Ping::opaque())).await;
         }
     };
-    let ended = tokio::select! {
-        _ = &mut connection => true,
-        () = settled => false,
+    let mut ended = tokio::select! {
+        ending = ended(connection.as_mut(), &guard) => Some(ending),
+        () = settled => None,
     };
-    if ended {
+    if ended.is_some() {
         making.failed(Reason::Unseen);
     } else if let Some(shared) = shared.upgrade() {
         shared.settled.set(true);
     }
     drop(making);
-    if !ended {
-        let _ = connection.await;
+    let ending = match ended.take() {
+        Some(ending) => ending,
+        None => self::ended(connection.as_mut(), &guard).await,
+    };
+    if let Ending::Cut(reason, why) = ending {
+        let cluster = pool.upgrade().map(|pool| {
+            pool.metrics.cut(reason);
+            pool.cluster.name.clone()
+        });
+        let (cluster, address) = (cluster.unwrap_or_default(), endpoint.address);
+        tracing::warn!(component = "proxy", cluster, %address, reason, why, "endpoint's HTTP/2 connection is cut off");
+        endpoint.failed(Instant::now());
     }
     if let Some(shared) = shared.upgrade() {
         shared.ended.set(true);
@@ -339,6 +365,31 @@ async fn drive(
     if let Some(pool) = pool.upgrade() {
         pool.closed(1);
     }
+}
+
+/// How a connection to an endpoint ended.
+enum Ending {
+    /// As connections end.
+    Closed,
+    /// For what the endpoint did: why in a word, and as the library or the guard says it.
+    Cut(&'static str, String),
+}
+
+/// Drives a connection to its end, or until the endpoint floods it; it is dropped then, which ends the requests on it.
+async fn ended(mut connection: Pin<&mut Http2>, guard: &Guard) -> Ending {
+    poll_fn(|cx| match (connection.as_mut().poll(cx), guard.flood()) {
+        (Poll::Ready(Err(error)), _) if error.is_library() && error.reason().is_some() => {
+            let flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+            let reason = if flood { "http2_flood" } else { "http2_protocol" };
+            Poll::Ready(Ending::Cut(reason, error.to_string()))
+        }
+        (Poll::Ready(_), _) => Poll::Ready(Ending::Closed),
+        (Poll::Pending, Some(kind)) => {
+            Poll::Ready(Ending::Cut("http2_flood", format!("too many frames, the last one {}", kind.as_str())))
+        }
+        (Poll::Pending, None) => Poll::Pending,
+    })
+    .await
 }
 
 /// One more in a gauge, until dropped.

@@ -15,6 +15,7 @@ use outrigger_wire::head::{FieldId, Head, Method};
 use crate::body::{Sink, Source};
 use crate::buffer::Buffer;
 use crate::error::Reason;
+use crate::h2::guard::Expected;
 use crate::h2::headers::{from_response, to_request};
 use crate::shared::OpenStream;
 use crate::transport::{Output, Transport};
@@ -23,6 +24,8 @@ use crate::transport::{Output, Transport};
 const RESPONSE_LIMITS: Limits = Limits { max_bytes: 256 * 1024, max_fields: 256 };
 /// What may come behind a chunked body.
 pub(crate) const TRAILER_LIMITS: Limits = Limits { max_bytes: 16 * 1024, max_fields: 64 };
+/// Why an endpoint's connection was cut off.
+pub(crate) const FLOODS: &str = "it floods its HTTP/2 connection";
 /// Interim responses before the one that counts.
 const MOST_INFORMATIONAL: u8 = 16;
 
@@ -117,8 +120,10 @@ impl Link {
                     }
                     Reason::Reset
                 })?;
+                let expected = place.guard().asked(stream.stream_id().as_u32());
                 let sink = if ends { Sink::Ended } else { Sink::H2(stream) };
-                Ok(Up { sink, receiver: Receiver::H2 { response: Some(response), body: None, informational: 0, kin } })
+                let response = Some(response);
+                Ok(Up { sink, receiver: Receiver::H2 { response, body: None, informational: 0, kin, expected } })
             }
         }
     }
@@ -142,7 +147,13 @@ pub(crate) enum Got {
 /// Where a response comes from.
 pub(crate) enum Receiver<'a> {
     H1(H1Receiver<'a>),
-    H2 { response: Option<ResponseFuture>, body: Option<h2::RecvStream>, informational: u8, kin: bool },
+    H2 {
+        response: Option<ResponseFuture>,
+        body: Option<h2::RecvStream>,
+        informational: u8,
+        kin: bool,
+        expected: Expected,
+    },
 }
 
 pub(crate) struct H1Receiver<'a> {
@@ -159,7 +170,7 @@ impl<'a> Receiver<'a> {
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<Got, Reason>> {
         match self {
             Self::H1(receiver) => receiver.poll_head(cx, head),
-            Self::H2 { response, body, informational, kin } => {
+            Self::H2 { response, body, informational, kin, expected } => {
                 let Some(future) = response else { return Poll::Ready(Err(Reason::Reset)) };
                 if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
                     *informational += 1;
@@ -173,7 +184,10 @@ impl<'a> Receiver<'a> {
                     return Poll::Ready(Ok(Got::Informational));
                 }
                 let outcome = ready!(std::pin::Pin::new(future).poll(cx));
-                let answer = outcome.map_err(|error| h2_reason(&error))?;
+                let answer = outcome.map_err(|error| match expected.is_cut() {
+                    true => Reason::Protocol(FLOODS),
+                    false => h2_reason(&error),
+                })?;
                 from_response(&answer, head, *kin);
                 let stream = answer.into_body();
                 let framing = if stream.is_end_stream() {
@@ -197,7 +211,7 @@ impl<'a> Receiver<'a> {
     pub(crate) fn into_source(self) -> Source<'a> {
         match self {
             Self::H1(receiver) => Source::h1(receiver.io, receiver.input, receiver.decoder),
-            Self::H2 { body, .. } => body.map_or(Source::Empty, |body| Source::h2(body, None)),
+            Self::H2 { body, expected, .. } => h2_source(body, expected),
         }
     }
 
@@ -208,9 +222,13 @@ impl<'a> Receiver<'a> {
                 *receiver.decoder = BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS);
                 Source::h1(receiver.io, receiver.input, receiver.decoder)
             }
-            Self::H2 { body, .. } => body.map_or(Source::Empty, |body| Source::h2(body, None)),
+            Self::H2 { body, expected, .. } => h2_source(body, expected),
         }
     }
+}
+
+fn h2_source<'a>(body: Option<h2::RecvStream>, expected: Expected) -> Source<'a> {
+    body.map_or(Source::Empty, |body| Source::h2(body, expected.into_guard()))
 }
 
 fn h2_reason(error: &h2::Error) -> Reason {

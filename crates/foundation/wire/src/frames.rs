@@ -103,6 +103,11 @@ impl Frames {
         Self { head: [0; HEAD], have: 0, skip: PREFACE.len() }
     }
 
+    /// A server's direction, from its first byte.
+    pub fn of_server() -> Self {
+        Self { head: [0; HEAD], have: 0, skip: 0 }
+    }
+
     /// Goes on by these bytes and tells the frames whose heads end within them.
     pub fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
         loop {

@@ -1,13 +1,13 @@
-//! What a client's HTTP/2 frames cost us, and what it holds of our memory.
+//! What the other side's HTTP/2 frames cost us, and what it holds of our memory.
 //!
-//! In: the bytes of a connection, both ways. Out: the end of reading when a client sends far
+//! In: the bytes of a connection, both ways. Out: the end of reading when a client, or an endpoint, sends far
 //! more frames that ask for work than requests and bodies. Promise: whatever the `h2` crate
 //! bounds by itself (CONTINUATION, resets of streams we have not looked at, small DATA frames,
 //! header lists, errors that cost a stream) stays its business; all other kinds are bounded
 //! here, by one account per connection that is paid by requests, by bytes we send, and by time.
 //!
 //! A client that works through its requests gains more than it spends: it acknowledges windows,
-//! pings now and then, gives up a request. A flood spends and gains nothing.
+//! pings now and then, gives up a request. A flood spends and gains nothing. An endpoint gains by what it is asked.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -20,7 +20,6 @@ use outrigger_wire::frames::{Frame, Frames, Kind};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::buffer;
-use crate::transport::Replay;
 
 /// The account holds the points of so many seconds: a burst that is forgiven.
 const BURST_SECONDS: i64 = 10;
@@ -32,6 +31,10 @@ const BYTES_PER_POINT: usize = 1024;
 const SETTINGS_COST: i64 = 8;
 /// A request that is given up costs its endpoint's connection.
 const RESET_COST: i64 = 4;
+/// What an endpoint may answer a request with, beside data: interim responses, a head, trailers, updates of windows.
+const PER_ANSWER: i64 = 16;
+/// Points a second of an endpoint: as many as clients have by default.
+const ENDPOINT_RATE: i64 = 400;
 /// Streams whose bodies are counted at once; those beyond are of requests that were refused.
 const MOST_BODIES: usize = 1024;
 
@@ -39,6 +42,8 @@ const MOST_BODIES: usize = 1024;
 pub(crate) struct Guard {
     /// Points a second; 0 is no limit.
     rate: i64,
+    /// It is an endpoint's, which does not ask but answers.
+    answers: bool,
     points: Cell<i64>,
     refilled: Cell<Instant>,
     /// Bytes sent that have not brought a point yet.
@@ -53,9 +58,18 @@ pub(crate) struct Guard {
 impl Guard {
     /// An account with `rate` frames a second.
     pub(crate) fn new(rate: u32) -> Rc<Self> {
-        let rate = i64::from(rate);
+        Self::with(rate.into(), false)
+    }
+
+    /// The account of an endpoint.
+    pub(crate) fn of_endpoint() -> Rc<Self> {
+        Self::with(ENDPOINT_RATE, true)
+    }
+
+    fn with(rate: i64, answers: bool) -> Rc<Self> {
         Rc::new(Self {
             rate,
+            answers,
             points: Cell::new(rate * BURST_SECONDS),
             refilled: Cell::new(Instant::now()),
             sent: Cell::new(0),
@@ -65,13 +79,14 @@ impl Guard {
         })
     }
 
-    /// The frame that was one too many, if the client floods.
+    /// The frame that was one too many, if the other side floods.
     pub(crate) fn flood(&self) -> Option<Kind> {
         self.flood.get()
     }
 
     fn count(&self, frame: Frame) {
         let gain = match frame.kind {
+            Kind::Headers if self.answers => -1,
             Kind::Headers => {
                 if frame.stream > self.newest.get() {
                     self.newest.set(frame.stream);
@@ -86,10 +101,18 @@ impl Guard {
                 if frame.length == 0 && !frame.ends_stream() { -1 } else { 0 }
             }
             Kind::Settings if !frame.is_ack() => -SETTINGS_COST,
-            Kind::RstStream => -RESET_COST,
+            // An endpoint's costs us nothing but a request that it does not want.
+            Kind::RstStream if !self.answers => -RESET_COST,
             _ => -1,
         };
         self.pay(frame.kind, gain);
+    }
+
+    /// An endpoint was asked something: it may answer, and the answer's body is counted.
+    pub(crate) fn asked(self: &Rc<Self>, stream: u32) -> Expected {
+        self.expect(stream);
+        self.pay(Kind::Headers, PER_ANSWER);
+        Expected(Some(Rc::clone(self)), stream)
     }
 
     fn pay(&self, kind: Kind, gain: i64) {
@@ -156,20 +179,44 @@ impl Drop for Guard {
     }
 }
 
+/// The body of an answer that has not begun to come.
+pub(crate) struct Expected(Option<Rc<Guard>>, u32);
+
+impl Expected {
+    /// Whether the endpoint was cut off.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.0.as_ref().is_some_and(|guard| guard.flood.get().is_some())
+    }
+
+    /// Who counts it from here on.
+    pub(crate) fn into_guard(mut self) -> Option<Rc<Guard>> {
+        self.0.take()
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        if let Some(guard) = &self.0 {
+            guard.ended(self.1);
+        }
+    }
+}
+
 /// A connection with its account.
-pub(crate) struct Guarded {
-    io: Replay,
+pub(crate) struct Guarded<T> {
+    io: T,
     frames: Frames,
     guard: Rc<Guard>,
 }
 
-impl Guarded {
-    pub(crate) fn new(io: Replay, guard: Rc<Guard>) -> Self {
-        Self { io, frames: Frames::of_client(), guard }
+impl<T> Guarded<T> {
+    pub(crate) fn new(io: T, guard: Rc<Guard>) -> Self {
+        let frames = if guard.answers { Frames::of_server() } else { Frames::of_client() };
+        Self { io, frames, guard }
     }
 }
 
-impl AsyncRead for Guarded {
+impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = into.filled().len();
@@ -177,7 +224,7 @@ impl AsyncRead for Guarded {
         let Guarded { frames, guard, .. } = this;
         frames.pass(&into.filled()[before..], |frame| guard.count(frame));
         if guard.flood.get().is_some() {
-            // The server of the connection looks at the guard and ends it.
+            // Whoever drives the connection looks at the guard and ends it.
             into.set_filled(before);
             return Poll::Pending;
         }
@@ -185,7 +232,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
         if let Poll::Ready(Ok(count)) = outcome {
@@ -247,6 +294,21 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_may_do_what_it_was_asked_for() {
+        let guard = Guard::of_endpoint();
+        let answer = [Kind::Other, Kind::Other, Kind::WindowUpdate, Kind::Other];
+        for stream in 0..10_000 {
+            let expected = guard.asked(stream * 2 + 1);
+            assert_eq!(spend(&guard, &answer, 1), None, "interim, head, update, trailers");
+            assert!(!expected.is_cut());
+        }
+        // The burst, and no more than that is kept.
+        let most = (ENDPOINT_RATE * BURST_SECONDS) as usize;
+        assert!(spend(&guard, &[Kind::Ping], 2 * most).is_some_and(|sent| sent >= most - answer.len()));
+        assert!(guard.asked(1).is_cut());
+    }
+
+    #[test]
     fn what_bodies_hold_is_counted_until_it_is_taken_or_they_end() {
         let (before, _) = buffer::bytes_held();
         let held = || buffer::bytes_held().0 - before;
@@ -263,6 +325,13 @@ mod tests {
         guard.hold(1, 9000);
         assert_eq!(held(), 500);
         drop(guard);
+        assert_eq!(held(), 0);
+        // An answer that nobody waits for any longer.
+        let endpoint = Guard::of_endpoint();
+        let expected = endpoint.asked(1);
+        endpoint.hold(1, 700);
+        assert_eq!(held(), 700);
+        drop(expected);
         assert_eq!(held(), 0);
     }
 }

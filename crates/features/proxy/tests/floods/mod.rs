@@ -1,16 +1,17 @@
 //! HTTP/2 clients that give us work and none to themselves: cut off, counted, and nobody else the worse for it.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::OK;
 use crate::harness::{App, Client, Proxy};
 use crate::http2::{
-    CONTINUATION, END_HEADERS, END_STREAM, Frames, GET, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    CONTINUATION, END_HEADERS, END_STREAM, Frames, GET, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
 
 const DATA: u8 = 0;
 const PRIORITY: u8 = 2;
-const PING: u8 = 6;
 const PADDED: u8 = 8;
 const PRIORITISED: u8 = 0x20;
 
@@ -195,4 +196,88 @@ async fn answers_that_a_client_has_no_window_for_are_given_up() {
     greedy.await.unwrap();
     proxy.metrics_have(r#"outrigger_proxy_buffer_bytes{state="lent"} 0"#).await;
     proxy.stop().await;
+}
+
+/// What an endpoint sends once it was asked something, over and over: the `n`th piece of it.
+const ENDPOINT_FLOODS: &[(&str, Flood)] = &[
+    ("pings", |_| frame(PING, 0, 0, &[0; 8])),
+    ("settings", |_| frame(SETTINGS, 0, 0, &[])),
+    ("settings that touch every stream", |n| {
+        frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0x7f, if n % 2 == 0 { 1 } else { 2 }])
+    }),
+    ("priorities", |_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 9])),
+    ("updates of the connection's window", |_| frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+    ("updates of the stream's window", |_| frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1])),
+    ("frames that nobody knows", |_| frame(0x42, 0, 0, b"x")),
+    ("empty data", |n| if n == 0 { frame(HEADERS, END_HEADERS, 1, b"\x88") } else { frame(DATA, 0, 1, &[]) }),
+    ("data that is all padding", |n| {
+        if n == 0 { frame(HEADERS, END_HEADERS, 1, b"\x88") } else { frame(DATA, PADDED, 1, &[0]) }
+    }),
+    ("resets of one request, again and again", |_| frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())),
+    // `:status: 103`, as a literal.
+    ("interim responses", |_| frame(HEADERS, END_HEADERS, 1, b"\x08\x03103")),
+    ("a head without end", |n| match n {
+        0 => frame(HEADERS, END_STREAM, 1, b"\x88"),
+        _ => frame(CONTINUATION, 0, 1, &[&b"\x00\x01x\x7e"[..], &[b'y'; 126]].concat()),
+    }),
+    ("a head without end, in empty pieces", |n| match n {
+        0 => frame(HEADERS, END_STREAM, 1, b"\x88"),
+        _ => frame(CONTINUATION, 0, 1, &[]),
+    }),
+    ("pushes", |n| frame(5, END_HEADERS, 1, &[&(n * 2 + 2).to_be_bytes()[..], GET].concat())),
+];
+
+#[tokio::test]
+async fn an_endpoint_that_floods_is_cut_off_and_counted_and_the_next_connection_serves() {
+    for (name, flood) in ENDPOINT_FLOODS {
+        let connections = AtomicUsize::new(0);
+        let (taken, told) = std::sync::mpsc::sync_channel(1);
+        let app = App::talking(move |stream| {
+            let Some(mut server) = Frames::accept(stream) else { return };
+            let floods = connections.fetch_add(1, Ordering::Relaxed) == 0;
+            while let Some((kind, flags, stream, payload)) = server.receive() {
+                match kind {
+                    SETTINGS if flags & 1 == 0 => drop(server.send(SETTINGS, 1, 0, &[])),
+                    PING if flags & 1 == 0 => drop(server.send(PING, 1, 0, &payload)),
+                    HEADERS if floods => {
+                        let pieces: Vec<u32> = (0..20_000).collect();
+                        let all = pieces.chunks(64).all(|pieces| {
+                            let bytes: Vec<u8> = pieces.iter().flat_map(|n| flood(*n)).collect();
+                            server.0.write_all(&bytes).is_ok()
+                        });
+                        // What the kernel took may still be unread: the end of the connection tells.
+                        let _ = taken.send(all && server.goaway().is_none() && server.receive().is_some());
+                        return;
+                    }
+                    HEADERS => drop(server.send(HEADERS, END_HEADERS | END_STREAM, stream, b"\x88")),
+                    _ => {}
+                }
+            }
+        });
+        let config = app.plain_config("") + "      protocol: http2\n";
+        let proxy = Proxy::start_on(&config, 1).await;
+        let port = proxy.port;
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut client = Client::connect(port);
+            client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            client.read_to_end()
+        });
+        let answer = answer.await.unwrap();
+        // An answer that had begun is broken off.
+        let begun = name.contains("data");
+        // One reset may come to be read before the others, and is no flood.
+        let why = ["floods its HTTP/2 connection", "invalid HTTP/2", "too many interim responses"];
+        let refused = answer.contains("HTTP/1.1 502")
+            && (name.contains("resets") || why.iter().any(|reason| answer.contains(reason)));
+        assert!(if begun { !answer.ends_with("\r\n0\r\n\r\n") } else { refused }, "{name}: {answer}");
+        let reasons = ["http2_flood", "http2_protocol"]
+            .map(|reason| format!("outrigger_upstream_connections_cut_total{{cluster=\"app\",reason=\"{reason}\"}} 1"));
+        proxy.metrics_have_one_of(&[&reasons[0], &reasons[1]]).await;
+        assert!(!told.recv_timeout(Duration::from_secs(20)).unwrap(), "{name}: all of it was taken");
+        let mut client = Client::connect(port);
+        let answer = client.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+        proxy.metrics_have("outrigger_http_requests_in_flight{listener=\"in\"} 0").await;
+        proxy.stop().await;
+    }
 }
