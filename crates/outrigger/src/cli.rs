@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use crate::init::{self, InitArgs};
 use crate::output;
 use crate::shop::ShopArgs;
+use crate::tap::{self, TapArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
     #[command(after_help = KEEPER_HELP)]
     Keeper(KeeperArgs),
+    /// Show a running Outrigger's requests as they end: those that match
+    #[command(after_help = tap::HELP)]
+    Tap(Box<TapArgs>),
     /// Check a config file; reports all mistakes at once
     Validate(ValidateArgs),
     /// Print the effective config with every default filled in and secrets masked

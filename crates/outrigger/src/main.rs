@@ -3,6 +3,7 @@
 //! In: a command line. Out: an exit code. The binary is thin: it reads arguments, joins
 //! features to the foundation and turns errors into text; the work is in the crates.
 
+mod admin;
 mod check;
 mod cli;
 mod demo;
@@ -11,6 +12,8 @@ mod keeper;
 mod output;
 mod shop;
 mod sidecar;
+mod table;
+mod tap;
 
 use std::process::ExitCode;
 
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Init(args) => init::init(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
+        Command::Tap(args) => tap::tap(&args),
         Command::Validate(args) => check::validate(&args),
         Command::Config(args) => check::effective(&args),
         Command::Schema(args) => check::schema(args.format),

@@ -41,6 +41,8 @@ mod reload;
 mod resilience;
 #[path = "e2e/supervise.rs"]
 mod supervise;
+#[path = "e2e/tap.rs"]
+mod tap;
 #[path = "e2e/tls.rs"]
 mod tls;
 #[path = "e2e/traces.rs"]

@@ -67,6 +67,11 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// Its response flags, or nothing.
+    pub(crate) fn flags(&self) -> [&'static str; 2] {
+        [self.reason.map_or("", Reason::flag), self.withheld.map_or("", |_| RETRIES_EXHAUSTED)]
+    }
+
     /// An entry that knows only where the client is.
     pub(crate) fn of(downstream: SocketAddr) -> Self {
         Self {
@@ -97,7 +102,8 @@ impl Entry<'_> {
         }
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    /// Writes the line.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"time\":\"");
         timestamp(out, self.started);
         out.push(b'"');
@@ -205,6 +211,11 @@ fn text_if_any(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 fn text(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     key(out, name);
+    quoted(out, value);
+}
+
+/// Writes a JSON string.
+pub(crate) fn quoted(out: &mut Vec<u8>, value: &[u8]) {
     out.push(b'"');
     // Nearly all values are plain, and copied as they are.
     if value.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use outrigger_config::{
 };
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
-use outrigger_runtime::{BoxError, BoxFuture, Component, Context, FileWatcher, SocketError, StopPhase};
+use outrigger_runtime::{AdminRoute, BoxError, BoxFuture, Component, Context, FileWatcher, SocketError, StopPhase};
 use outrigger_telemetry::trace::SpanQueue;
 use outrigger_wire::path;
 use tokio::task::JoinSet;
@@ -31,6 +31,7 @@ use crate::metrics::Families;
 use crate::resilience::{Limiters, TELL_EVERY};
 use crate::route::RouteTable;
 use crate::snapshot::{Listener, ListenerSnapshot, Places, Tracing};
+use crate::tap::{self, Taps};
 use crate::tls;
 use crate::worker::Worker;
 
@@ -56,6 +57,8 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
         places: Arc::new(Places::new(ProxyLimits::default().max_connections)),
         generation: AtomicU64::new(0),
         spans,
+        taps: Taps::new(),
+        tap_route: Mutex::default(),
     });
     let component = |direction| -> Box<dyn Component> {
         let (shared, passthrough) = (Arc::clone(&shared), Cluster::passthrough(direction));
@@ -75,6 +78,24 @@ struct Shared {
     places: Arc<Places>,
     generation: AtomicU64,
     spans: SpanQueue,
+    taps: Arc<Taps>,
+    /// Keeps `GET /tap` as long as either direction runs.
+    tap_route: Mutex<Weak<AdminRoute>>,
+}
+
+impl Shared {
+    /// Adds `GET /tap`, unless the other direction has.
+    fn tap_route(&self, ctx: &Context, families: &Families) -> Arc<AdminRoute> {
+        let mut kept = self.tap_route.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.upgrade().unwrap_or_else(|| {
+            let handler = tap::handler(Arc::clone(&self.taps), families.clone());
+            let about =
+                "requests as they end, one JSON object a line; ?status=5xx&path=/api&headers, see `outrigger tap`";
+            let route = Arc::new(ctx.admin.register("/tap", about, handler));
+            *kept = Arc::downgrade(&route);
+            route
+        })
+    }
 }
 
 /// Tells the state of limits from time to time, until dropped.
@@ -150,15 +171,17 @@ struct Running<'a> {
     resolving: JoinSet<()>,
     resolved: Vec<Arc<Cluster>>,
     /// Clusters that a task looks after.
-    cared_for: Vec<std::sync::Weak<Cluster>>,
+    cared_for: Vec<Weak<Cluster>>,
     /// Clusters whose files for TLS cannot be used, and why.
     untrusted: Vec<String>,
     tracing: Option<Arc<Tracing>>,
+    _tap_route: Arc<AdminRoute>,
 }
 
 impl<'a> Running<'a> {
     fn new(component: &'a DirectionComponent, ctx: Context) -> Self {
         let families = Families::new(&ctx.registry);
+        let tap_route = component.shared.tap_route(&ctx, &families);
         Self {
             component,
             ctx,
@@ -170,6 +193,7 @@ impl<'a> Running<'a> {
             cared_for: Vec::new(),
             untrusted: Vec::new(),
             tracing: None,
+            _tap_route: tap_route,
         }
     }
 
@@ -260,6 +284,7 @@ impl<'a> Running<'a> {
                 self.listeners.values().next().and_then(|listener| listener.current.load().access_log.clone())
             })
         });
+        self.component.shared.taps.mask(proxy.map_or(&[][..], |proxy| &proxy.mask_headers));
         let limits = proxy.map(|proxy| proxy.limits.clone()).unwrap_or_default();
         self.component.shared.places.set_most(limits.max_connections);
         self.families.limit_buffers(limits.max_buffer_bytes.as_usize());
@@ -448,6 +473,7 @@ impl<'a> Running<'a> {
             is_told: access_log.is_some() || self.tracing.is_some(),
             access_log,
             tracing: self.tracing.clone(),
+            taps: Arc::clone(&self.component.shared.taps),
         })
     }
 

@@ -168,9 +168,11 @@ impl Exchange {
     /// Answers the request. `response` is room for the response's head.
     pub(crate) async fn run(mut self, mut incoming: Incoming<'_>, response: &mut Head) -> After {
         self.watched.begin(self.started);
-        if self.snapshot.is_told {
+        let tapped = self.snapshot.taps.are_on();
+        if self.snapshot.is_told || tapped {
             self.at = Some(SystemTime::now());
-            self.line = Some(Line::of(incoming.request));
+            let line = self.line.insert(Line::of(incoming.request));
+            line.heads = if tapped { self.snapshot.taps.keep(incoming.request) } else { None };
             self.begin_trace(incoming.request);
         }
         let after = match self.forward(&mut incoming, response).await {
@@ -182,6 +184,9 @@ impl Exchange {
             Err(reason) => self.refuse(reason, &mut incoming, response).await,
         };
         self.watched.set_deadline(None);
+        if let Some(line) = &mut self.line {
+            line.keep_response(response, self.code);
+        }
         self.note(Instant::now());
         after
     }

@@ -117,6 +117,7 @@ mod snapshot;
 mod socket;
 mod speaks_first;
 mod splice;
+mod tap;
 mod tcp;
 mod tls;
 mod transport;

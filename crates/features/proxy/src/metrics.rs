@@ -23,6 +23,8 @@ pub(crate) struct Families {
     pipes: GaugeFamily,
     buffer_limit: GaugeFamily,
     buffer_cuts: CounterFamily,
+    taps: GaugeFamily,
+    tap_missed: CounterFamily,
     tcp: CounterFamily,
     tcp_received: CounterFamily,
     tcp_sent: CounterFamily,
@@ -95,6 +97,12 @@ impl Families {
             buffer_cuts: registry.counter(
                 "outrigger_proxy_buffer_reclaims_total",
                 "Times that a worker had lent all it may, and cut the connections that held it longest.",
+                &[],
+            ),
+            taps: registry.gauge("outrigger_taps_active", "Operators who are told of requests as they end.", &[]),
+            tap_missed: registry.counter(
+                "outrigger_tap_missed_total",
+                "Requests that a tap was to be told of and was not, because its reader did not keep up.",
                 &[],
             ),
             tcp: registry.counter(
@@ -272,6 +280,16 @@ impl Families {
     /// Tells the limit of what may be lent.
     pub(crate) fn limit_buffers(&self, bytes: usize) {
         self.buffer_limit.with(&[]).set(bytes as f64);
+    }
+
+    /// A tap more, or less.
+    pub(crate) fn taps(&self, more: f64) {
+        self.taps.with(&[]).add(more);
+    }
+
+    /// Counts a request that a tap's reader had no room for.
+    pub(crate) fn tap_missed(&self) {
+        self.tap_missed.with(&[]).inc();
     }
 
     /// Counts a time that all was lent.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 use crate::route::RouteTable;
+use crate::tap::Taps;
 
 /// A listener that is bound, shared by all workers.
 pub(crate) struct Listener {
@@ -69,6 +70,8 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) buffer_share: usize,
     pub(crate) access_log: Option<Arc<AccessLog>>,
     pub(crate) tracing: Option<Arc<Tracing>>,
+    /// Who watches.
+    pub(crate) taps: Arc<Taps>,
     /// There is an access log, or tracing.
     pub(crate) is_told: bool,
 }

@@ -160,7 +160,8 @@ impl Drop for Carried {
         let names = RequestNames { route: self.route_name(), cluster, peer };
         let flag = self.reason.map_or("", Reason::flag);
         local.metrics.tcp(&names, flag, self.received, self.sent);
-        if let Some(log) = &self.snapshot.access_log {
+        let tapped = self.snapshot.taps.are_on();
+        if tapped || self.snapshot.access_log.is_some() {
             let entry = Entry {
                 started: self.at,
                 duration: self.started.elapsed(),
@@ -176,7 +177,12 @@ impl Drop for Carried {
                 peer,
                 ..Entry::of(self.downstream.remote)
             };
-            local.worker.log(log, &entry);
+            if tapped {
+                self.snapshot.taps.tell(&local.worker, &entry, None, None);
+            }
+            if let Some(log) = &self.snapshot.access_log {
+                local.worker.log(log, &entry);
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ mod supervisor;
 mod watcher;
 mod workers;
 
-pub use admin::{AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes};
+pub use admin::{AdminBody, AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes, AdminStream};
 pub use backoff::{Backoff, BackoffPolicy};
 pub use board::Status;
 pub use component::{BoxError, BoxFuture, Component, Context, Standalone};

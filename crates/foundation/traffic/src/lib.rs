@@ -15,6 +15,7 @@ pub mod outlier;
 mod rate_limit;
 mod retry;
 pub mod route;
+pub mod tap;
 mod window;
 
 pub use budget::RetryBudget;

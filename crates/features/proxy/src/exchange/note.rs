@@ -15,6 +15,7 @@ use crate::error::Reason;
 use crate::judge;
 use crate::metrics::{RequestKey, RequestNames};
 use crate::route::Route;
+use crate::tap::Heads;
 use crate::watch::{Order, Phase};
 
 impl Exchange {
@@ -46,7 +47,10 @@ impl Exchange {
             local.metrics.grpc(key, &names, status);
         }
         self.end_trace(duration, code);
-        if let (Some(log), Some(line), Some(at)) = (&self.snapshot.access_log, &self.line, self.at) {
+        let tapped = self.snapshot.taps.are_on();
+        if let (Some(line), Some(at)) = (&self.line, self.at)
+            && (tapped || self.snapshot.access_log.is_some())
+        {
             let entry = Entry {
                 started: at,
                 duration,
@@ -74,7 +78,12 @@ impl Exchange {
                 withheld: self.tries.as_ref().and_then(|tries| tries.withheld),
                 trace: self.trace.as_ref().map(|traced| traced.trace),
             };
-            local.worker.log(log, &entry);
+            if tapped {
+                self.snapshot.taps.tell(&local.worker, &entry, self.grpc_status, line.heads.as_deref());
+            }
+            if let Some(log) = &self.snapshot.access_log {
+                local.worker.log(log, &entry);
+            }
         }
         if let Some(line) = self.line.take() {
             Line::take_back(line);
@@ -116,7 +125,8 @@ impl Drop for Exchange {
     }
 }
 
-/// What the access log and spans say of a request's head; kept only when there is either, and used again by the next request.
+/// What the access log, spans and taps say of a request's head; kept only when there is one, and used again by the next
+/// request.
 #[derive(Default)]
 pub(super) struct Line {
     pub(super) method: String,
@@ -125,6 +135,8 @@ pub(super) struct Line {
     pub(super) request_id: Vec<u8>,
     pub(super) user_agent: Vec<u8>,
     pub(super) version: Version,
+    /// Both heads, while somebody watches who needs them.
+    pub(super) heads: Option<Box<Heads>>,
 }
 
 /// Lines a worker keeps for the next request.
@@ -154,7 +166,17 @@ impl Line {
         line
     }
 
-    fn take_back(line: Box<Self>) {
+    /// Keeps the response's head beside the request's, if that was kept and this is the one that was sent.
+    pub(super) fn keep_response(&mut self, response: &Head, code: u16) {
+        if let Some(heads) = &mut self.heads
+            && response.status() == code
+        {
+            heads.response.get_or_insert_default().copy_from(response);
+        }
+    }
+
+    fn take_back(mut line: Box<Self>) {
+        line.heads = None;
         // While the thread ends there is nobody to keep it for.
         let _ = LINES.try_with(|kept| {
             let mut kept = kept.borrow_mut();

@@ -37,6 +37,11 @@ pub(super) fn refuse(request: &Parts, named: bool) -> Option<(StatusCode, &'stat
     None
 }
 
+/// Whether an answer that goes on is refused: another site's page could not read it, but could take up the few there are.
+pub(super) fn refuse_stream(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+}
+
 /// The host that the request names, without its port.
 fn host(request: &Parts) -> Result<Option<String>, &'static str> {
     let mut values = request.headers.get_all(header::HOST).iter();

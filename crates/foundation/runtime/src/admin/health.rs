@@ -231,7 +231,7 @@ mod tests {
     async fn ask(health: &Health, path: &str, query: &str, reasons: bool) -> (u16, String) {
         let request = AdminRequest { query: query.to_owned(), headers: HeaderMap::new() };
         let response = health.answer(path, &request, reasons).await.unwrap();
-        (response.status().as_u16(), String::from_utf8(response.body().to_vec()).unwrap())
+        (response.status().as_u16(), String::from_utf8(response.into_body().whole().unwrap().to_vec()).unwrap())
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ mod health;
 mod routes;
 mod server;
 
-pub use routes::{AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes};
+pub use routes::{AdminBody, AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes, AdminStream};
 
 pub(crate) use api::Api;
 pub(crate) use health::{Health, Stage};

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
@@ -39,7 +40,29 @@ impl AdminRequest {
 }
 
 /// An answer of the admin API.
-pub type AdminResponse = http::Response<Bytes>;
+pub type AdminResponse = http::Response<AdminBody>;
+
+/// What an answer holds.
+pub enum AdminBody {
+    /// All of it.
+    Whole(Bytes),
+    /// Pieces as they come; `None` ends it. It is asked for the next piece only once the client has taken the last, and
+    /// dropped when the client goes or the process stops: what waits meanwhile the stream itself must bound.
+    Stream(AdminStream),
+}
+
+/// Gives the next piece, or notes whom to wake.
+pub type AdminStream = Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<Bytes>> + Send>;
+
+impl AdminBody {
+    /// All of it, if it is whole.
+    pub fn whole(self) -> Option<Bytes> {
+        match self {
+            Self::Whole(bytes) => Some(bytes),
+            Self::Stream(_) => None,
+        }
+    }
+}
 
 /// Answers a `GET`.
 pub type AdminHandler = Arc<dyn Fn(AdminRequest) -> BoxFuture<'static, AdminResponse> + Send + Sync>;
@@ -92,7 +115,19 @@ impl AdminRoutes {
 
     /// An answer with a content type.
     pub fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> AdminResponse {
-        let mut response = http::Response::new(body.into());
+        Self::with_body(status, content_type, AdminBody::Whole(body.into()))
+    }
+
+    /// An answer that goes on: `stream` gives its pieces. The server allows a few at a time.
+    pub fn stream<F>(content_type: &'static str, stream: F) -> AdminResponse
+    where
+        F: FnMut(&mut Context<'_>) -> Poll<Option<Bytes>> + Send + 'static,
+    {
+        Self::with_body(StatusCode::OK, content_type, AdminBody::Stream(Box::new(stream)))
+    }
+
+    fn with_body(status: StatusCode, content_type: &'static str, body: AdminBody) -> AdminResponse {
+        let mut response = http::Response::new(body);
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
         response

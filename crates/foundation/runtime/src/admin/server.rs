@@ -9,29 +9,34 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_config::ListenAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::api::Api;
 use super::guard;
-use super::routes::{AdminResponse, AdminRoutes};
+use super::routes::{AdminBody, AdminResponse, AdminRoutes, AdminStream};
 use crate::sockets::{SocketError, Sockets};
 
 /// Connections at a time on each port.
 const MOST_CONNECTIONS: usize = 64;
+/// Answers at a time that go on until their client leaves.
+const MOST_STREAMS: usize = 8;
 /// Bytes of a request's head; hyper takes no less.
 const MOST_HEAD: usize = 8192 * 2;
 const MOST_HEADERS: usize = 64;
@@ -66,12 +71,26 @@ pub(crate) enum Endpoint {
 }
 
 /// Running servers; they end when this is dropped.
-#[derive(Default)]
 pub(crate) struct Servers {
     tasks: JoinSet<()>,
-    closing: CancellationToken,
+    stop: Closing,
     /// Socket files to remove at the end.
     files: Vec<PathBuf>,
+}
+
+/// What all connections know of the end, and of one another.
+#[derive(Clone)]
+struct Closing {
+    token: CancellationToken,
+    /// Room for answers that go on.
+    streams: Arc<Semaphore>,
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        let stop = Closing { token: CancellationToken::new(), streams: Arc::new(Semaphore::new(MOST_STREAMS)) };
+        Self { tasks: JoinSet::new(), stop, files: Vec::new() }
+    }
 }
 
 enum Listener {
@@ -126,7 +145,7 @@ impl Servers {
         {
             tracing::debug!(component = "admin", endpoint = owner, %address, "listening");
         }
-        self.tasks.spawn(serve(listener, endpoint, Arc::clone(api), self.closing.clone()));
+        self.tasks.spawn(serve(listener, endpoint, Arc::clone(api), self.stop.clone()));
         Ok(())
     }
 
@@ -135,7 +154,7 @@ impl Servers {
         if handed_over {
             self.files.clear();
         }
-        self.closing.cancel();
+        self.stop.token.cancel();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         // Those that take longer are cut off.
         let _ = tokio::time::timeout(LAST_REQUESTS, all).await;
@@ -151,7 +170,7 @@ impl Drop for Servers {
     }
 }
 
-async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>, closing: CancellationToken) {
+async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>, closing: Closing) {
     let mut connections = JoinSet::new();
     // By age. The health port is open to the pod's network: were new connections to wait, a few
     // dozen silent ones could keep the kubelet out, and have the application killed.
@@ -159,7 +178,7 @@ async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>, closing: C
     loop {
         let accepted = tokio::select! {
             biased;
-            () = closing.cancelled() => break,
+            () = closing.token.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let accepted = accepted.map(|accepted| {
@@ -197,13 +216,13 @@ async fn serve(listener: Listener, endpoint: Endpoint, api: Arc<Api>, closing: C
 }
 
 /// Serves one connection; `named` says that it came over TCP, where a host name can lead.
-async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>, closing: CancellationToken)
+async fn connection<S>(stream: TokioIo<S>, endpoint: Endpoint, named: bool, api: Arc<Api>, closing: Closing)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(|request| {
-        let api = Arc::clone(&api);
-        async move { Ok::<_, Infallible>(answer(request, endpoint, named, &api).await) }
+        let (api, closing) = (Arc::clone(&api), closing.clone());
+        async move { Ok::<_, Infallible>(answer(request, endpoint, named, &api, &closing).await) }
     });
     let mut builder = http1::Builder::new();
     builder
@@ -214,7 +233,7 @@ where
     let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = closing.cancelled() => {
+        () = closing.token.cancelled() => {
             // The first request of a connection that was accepted just now may be on its way.
             match tokio::time::timeout(FIRST_REQUEST, connection.as_mut()).await {
                 Ok(served) => served,
@@ -230,8 +249,15 @@ where
     }
 }
 
-async fn answer(request: Request<Incoming>, endpoint: Endpoint, named: bool, api: &Api) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    endpoint: Endpoint,
+    named: bool,
+    api: &Api,
+    closing: &Closing,
+) -> Response<Sent> {
     let (head, body) = request.into_parts();
+    let foreign = guard::refuse_stream(&head.headers);
     let response = match endpoint {
         Endpoint::Health => api.answer_probe(head).await,
         Endpoint::Admin => match guard::refuse(&head, named) {
@@ -242,7 +268,7 @@ async fn answer(request: Request<Incoming>, endpoint: Endpoint, named: bool, api
             },
         },
     };
-    finish(response)
+    finish(response, foreign, closing)
 }
 
 async fn read_body(method: &Method, body: Incoming) -> Result<Bytes, AdminResponse> {
@@ -257,9 +283,78 @@ async fn read_body(method: &Method, body: Incoming) -> Result<Bytes, AdminRespon
     }
 }
 
-fn finish(mut response: AdminResponse) -> Response<Full<Bytes>> {
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response.map(Full::new)
+fn finish(response: AdminResponse, foreign: bool, closing: &Closing) -> Response<Sent> {
+    let (mut head, body) = response.into_parts();
+    let body = match body {
+        AdminBody::Whole(bytes) => Sent::Whole(bytes),
+        AdminBody::Stream(_) if foreign => {
+            return finish(AdminRoutes::text(StatusCode::FORBIDDEN, "not for pages of other sites\n"), false, closing);
+        }
+        AdminBody::Stream(stream) => match Arc::clone(&closing.streams).try_acquire_owned() {
+            Ok(place) => {
+                Sent::Stream { stream, closed: Box::pin(closing.token.clone().cancelled_owned()), _place: place }
+            }
+            Err(_) => {
+                let text = format!("{MOST_STREAMS} clients are being told things already; end one of them\n");
+                return finish(AdminRoutes::text(StatusCode::SERVICE_UNAVAILABLE, text), false, closing);
+            }
+        },
+    };
+    head.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    head.headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    Response::from_parts(head, body)
+}
+
+/// An answer's body as it is sent; one that goes on ends in order when the process stops.
+enum Sent {
+    Whole(Bytes),
+    Stream { stream: AdminStream, closed: Pin<Box<WaitForCancellationFutureOwned>>, _place: OwnedSemaphorePermit },
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Stream { stream, closed, .. } => match closed.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => stream(cx).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes)))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream { .. } => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_that_go_on_are_few_and_end_with_the_process() {
+        let servers = Servers::default();
+        let open = |foreign| finish(AdminRoutes::stream("text/plain", |_| Poll::Pending), foreign, &servers.stop);
+        assert_eq!(open(true).status(), StatusCode::FORBIDDEN);
+        let mut all: Vec<_> = (0..MOST_STREAMS).map(|_| open(false)).collect();
+        assert!(all.iter().all(|one| one.status() == StatusCode::OK));
+        assert_eq!(open(false).status(), StatusCode::SERVICE_UNAVAILABLE);
+        let mut last = all.pop().unwrap();
+        assert_eq!(open(false).status(), StatusCode::SERVICE_UNAVAILABLE, "it is still being told things");
+        all.pop();
+        assert_eq!(open(false).status(), StatusCode::OK, "one has left");
+        servers.stop.token.cancel();
+        assert!(last.body_mut().frame().await.is_none(), "in order, when the process stops");
+    }
 }

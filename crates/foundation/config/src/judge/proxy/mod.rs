@@ -40,6 +40,14 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
         let message = "`maxBufferBytes` is too small to carry traffic";
         judge.error("value", &at.key("limits").key("maxBufferBytes"), message, "allow at least `1MiB`");
     }
+    for (index, pattern) in proxy.mask_headers.iter().enumerate() {
+        let is_name = |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'*');
+        if pattern.is_empty() || pattern.len() > 128 || !pattern.bytes().all(is_name) {
+            let message = format!("`{pattern}` is not the name of a header field");
+            let help = "write a name of letters, digits, `-`, `_`, `.`, and `*` for any text: `x-tenant-*`";
+            judge.error("value", &at.key("maskHeaders").index(index), message, help);
+        }
+    }
     if let Some(log) = &proxy.access_log
         && log.buffer < ByteSize::kib(4)
     {

@@ -44,6 +44,11 @@ pub struct Proxy {
     /// One line per request, when present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+    /// Header fields whose values `outrigger tap` masks, as names in which `*` stands for any text. Always masked are
+    /// `authorization`, `proxy-authorization`, `cookie`, `set-cookie`, `x-api-key`, `x-forwarded-client-cert` and names
+    /// with `token`, `secret`, `password`, `api-key`, `apikey` or `session` in them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_headers: Vec<String>,
     /// Bounds on what all clients may use together.
     #[serde(default)]
     pub limits: ProxyLimits,
