@@ -3,6 +3,8 @@
 //! In: `OUTRIGGER_BIN` (else what cargo built last) and what `cargo xtask setup`
 //! installed. Promise: nothing is skipped; what is missing fails.
 
+#[path = "e2e/access_log.rs"]
+mod access_log;
 #[path = "e2e/admin.rs"]
 mod admin;
 #[path = "e2e/cli.rs"]

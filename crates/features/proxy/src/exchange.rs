@@ -171,7 +171,8 @@ impl Exchange {
         let tapped = self.snapshot.taps.are_on();
         if self.snapshot.is_told || tapped {
             self.at = Some(SystemTime::now());
-            let line = self.line.insert(Line::of(incoming.request));
+            let (secure, log) = (self.downstream.secure, self.snapshot.access_log.as_deref());
+            let line = self.line.insert(Line::of(incoming.request, secure, log));
             line.heads = if tapped { self.snapshot.taps.keep(incoming.request) } else { None };
             self.begin_trace(incoming.request);
         }

@@ -7,8 +7,9 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use outrigger_telemetry::trace::TraceId;
 use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
 use outrigger_traffic::{Criticality, Failure, Withheld};
 use rustls::HandshakeKind;
@@ -532,8 +533,14 @@ impl ListenerMetrics {
         })
     }
 
-    /// Counts a request and its duration.
-    pub(crate) fn request(&self, key: RequestKey, names: &RequestNames<'_>, duration: Duration) {
+    /// Counts a request and its duration; `traced` is the trace that is kept of it, and when it began.
+    pub(crate) fn request(
+        &self,
+        key: RequestKey,
+        names: &RequestNames<'_>,
+        duration: Duration,
+        traced: Option<(TraceId, SystemTime)>,
+    ) {
         let mut requests = self.requests.borrow_mut();
         if requests.len() >= MOST_HANDLES {
             requests.clear();
@@ -550,12 +557,13 @@ impl ListenerMetrics {
         if durations.len() >= MOST_HANDLES {
             durations.clear();
         }
-        durations
-            .entry((key.route, key.cluster))
-            .or_insert_with(|| {
-                self.families.durations.with(&[self.direction, &self.listener, names.route, names.cluster])
-            })
-            .observe_duration(duration);
+        let durations = durations.entry((key.route, key.cluster)).or_insert_with(|| {
+            self.families.durations.with(&[self.direction, &self.listener, names.route, names.cluster])
+        });
+        durations.observe_duration(duration);
+        if let Some((trace, at)) = traced {
+            durations.exemplar(duration.as_secs_f64(), trace, at);
+        }
     }
 
     /// Counts a gRPC call by its status.

@@ -28,5 +28,11 @@ pub use print::to_yaml;
 pub use schema::{json_schema, markdown_reference};
 pub use secret::{MASK, Secret};
 pub use units::{
-    ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, SpiffePattern, TrustDomain,
+    ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, LogFilter, LogFormat, Name, SpiffeId,
+    SpiffePattern, TrustDomain,
 };
+
+/// What formats and filters of the access log are made of.
+pub mod log_line {
+    pub use crate::units::{Attribute, Fact, Facts, LogField, LogOperator, LogPiece, TimePiece};
+}

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::family::Family;
-use crate::series::{Kind, Series};
+use crate::series::{Exemplar, Kind, Series};
 
 /// An exposition format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,15 +152,32 @@ impl FamilyEncoder<'_> {
         let (buckets, sum, count) = series.histogram();
         // A sum of negative numbers too may fall; OpenMetrics allows neither it nor the count then.
         let falls = self.format == Format::OpenMetrics && buckets.first().is_some_and(|(bound, _)| *bound < 0.0);
-        for (bound, cumulative) in buckets {
-            self.sample("_bucket", Some(bound), Number::Whole(cumulative));
+        let all = buckets.into_iter().chain([(f64::INFINITY, count)]);
+        for (index, (bound, cumulative)) in all.enumerate() {
+            self.bucket(bound, cumulative, series.exemplar(index));
         }
-        self.sample("_bucket", Some(f64::INFINITY), Number::Whole(count));
         if !falls {
             self.sample("_sum", None, Number::Float(sum));
             self.sample("_count", None, Number::Whole(count));
         }
         self.created(series);
+    }
+
+    /// A bucket, in OpenMetrics with its exemplar.
+    fn bucket(&mut self, bound: f64, cumulative: u64, exemplar: Option<Exemplar>) {
+        self.push(&[&self.family.name, "_bucket"]);
+        self.braces(Some(bound));
+        self.out.extend_from_slice(itoa::Buffer::new().format(cumulative).as_bytes());
+        if let (Some(exemplar), Format::OpenMetrics) = (exemplar, self.format) {
+            self.out.extend_from_slice(b" # {trace_id=\"");
+            self.out.extend_from_slice(&exemplar.trace.to_hex());
+            self.out.extend_from_slice(b"\"} ");
+            float(exemplar.value, self.out);
+            self.out.push(b' ');
+            let at = exemplar.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            float((at.as_millis() as f64) / 1e3, self.out);
+        }
+        self.out.push(b'\n');
     }
 
     fn created(&mut self, series: &Series) {

@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
+
 use crate::cells::Cells;
 use crate::exponential::Exponential;
 use crate::native::NativeSnapshot;
+use crate::trace::TraceId;
 
 /// The buckets of a histogram.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,6 +102,14 @@ impl Kind {
     }
 }
 
+/// An observation that a trace tells more about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Exemplar {
+    pub(crate) trace: TraceId,
+    pub(crate) value: f64,
+    pub(crate) at: SystemTime,
+}
+
 /// One series: cells, label values, age.
 pub(crate) struct Series {
     cells: Arc<Cells>,
@@ -106,6 +117,8 @@ pub(crate) struct Series {
     length: usize,
     pub(crate) kind: Arc<Kind>,
     native: Option<Exponential>,
+    /// The newest of each classic bucket, `+Inf` included; made with the first.
+    exemplars: OnceLock<Box<[Mutex<Option<Exemplar>>]>>,
     /// Label values with a NUL between; absent ones at the end are left out.
     pub(crate) key: Box<str>,
     pub(crate) created: SystemTime,
@@ -135,6 +148,7 @@ impl Series {
             length,
             kind: Arc::clone(kind),
             native,
+            exemplars: OnceLock::new(),
             key: key.into(),
             created: SystemTime::now(),
             used: AtomicU64::new(seconds(Instant::now())),
@@ -166,6 +180,11 @@ impl Series {
         }
         let merged = self.native().unwrap_or_else(|| NativeSnapshot::new(0));
         (merged.classic(), merged.sum, merged.count)
+    }
+
+    /// The newest exemplar of a classic bucket.
+    pub(crate) fn exemplar(&self, bucket: usize) -> Option<Exemplar> {
+        *self.exemplars.get()?.get(bucket)?.lock()
     }
 
     /// A native histogram's state, all shards together.
@@ -328,6 +347,18 @@ impl Histogram {
     #[inline]
     pub fn observe_duration(&self, duration: Duration) {
         self.observe(duration.as_secs_f64());
+    }
+
+    /// Tells of an observation, which was taken already, that a trace tells more about. For the few that are traced: it
+    /// takes a lock, but waits for nobody.
+    pub fn exemplar(&self, value: f64, trace: TraceId, at: SystemTime) {
+        let series = &*self.0;
+        let Some(bounds) = series.kind.buckets().and_then(Buckets::classic) else { return };
+        let buckets = series.exemplars.get_or_init(|| (0..=bounds.len()).map(|_| Mutex::default()).collect());
+        let bucket = bounds.partition_point(|bound| *bound < value);
+        if let Some(mut newest) = buckets[bucket].try_lock() {
+            *newest = Some(Exemplar { trace, value, at });
+        }
     }
 
     /// Observations so far.

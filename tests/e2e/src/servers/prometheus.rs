@@ -34,6 +34,7 @@ impl Prometheus {
         fs::write(&config, text).expect("the test's folder can be written");
         let mut command = tool("prometheus");
         command
+            .arg("--enable-feature=exemplar-storage")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"));
@@ -51,13 +52,7 @@ impl Prometheus {
     /// # Errors
     /// When it yields none or several.
     pub fn query(&self, query: &str) -> Result<f64> {
-        let mut encoded = String::new();
-        for byte in query.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' => encoded.push(char::from(byte)),
-                _ => encoded.push_str(&format!("%{byte:02X}")),
-            }
-        }
+        let encoded = encoded(query);
         let answer = request("GET", &format!("{}/api/v1/query?query={encoded}", self.address), &[], "")?.ok()?;
         let answer: Value = serde_json::from_str(&answer)?;
         let result = answer["data"]["result"].as_array().with_context(|| format!("no result: {answer}"))?;
@@ -65,6 +60,18 @@ impl Prometheus {
             [one] => Ok(one["value"][1].as_str().context("a value is a string")?.parse()?),
             many => bail!("{query} yields {} series: {answer}", many.len()),
         }
+    }
+
+    /// Trace ids of the exemplars that Prometheus has of a query's series.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn exemplars(&self, query: &str) -> Result<Vec<String>> {
+        let url = format!("{}/api/v1/query_exemplars?query={}", self.address, encoded(query));
+        let answer: Value = serde_json::from_str(&request("GET", &url, &[], "")?.ok()?)?;
+        let series = answer["data"].as_array().with_context(|| format!("no data: {answer}"))?;
+        let all = series.iter().flat_map(|series| series["exemplars"].as_array().into_iter().flatten());
+        Ok(all.filter_map(|exemplar| exemplar["labels"]["trace_id"].as_str().map(str::to_owned)).collect())
     }
 
     /// What Prometheus says about its last scrape; empty when it went well.
@@ -80,4 +87,15 @@ impl Prometheus {
         }
         Ok(target["lastError"].as_str().unwrap_or_default().to_owned())
     }
+}
+
+fn encoded(query: &str) -> String {
+    let mut encoded = String::new();
+    for byte in query.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use outrigger_e2e::{
-    Application, Otelcol, Outrigger, Span, eventually, free_port, request, start_outrigger, start_outrigger_with,
+    Application, Otelcol, Outrigger, Prometheus, Span, eventually, free_port, request, start_outrigger,
+    start_outrigger_with,
 };
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -209,4 +210,21 @@ fn what_waits_is_sent_at_the_stop_and_a_refusal_is_told() {
         let log = pod.outrigger.process.log();
         log.contains("spans dropped").then_some(()).context(log)
     });
+}
+
+#[test]
+fn durations_have_exemplars_that_prometheus_keeps() {
+    let folder = tempfile::tempdir().unwrap();
+    let collector = Otelcol::start(folder.path());
+    let pod = Pod::start(folder.path(), &http(&collector, "    sampling: { ratio: 0 }"));
+    let traceparent = format!("00-{TRACE}-{CALLER}-01");
+    assert_eq!(pod.get("/", &[("traceparent", &traceparent)]), 200);
+    let target = pod.outrigger.admin.trim_start_matches("http://").to_owned();
+    let prometheus = Prometheus::start(folder.path(), &target);
+    let found = eventually("an exemplar", || {
+        ensure!(prometheus.last_error()?.is_empty(), "{}", prometheus.last_error()?);
+        let found = prometheus.exemplars("outrigger_http_request_duration_seconds_bucket")?;
+        if found.is_empty() { bail!("none yet") } else { Ok(found) }
+    });
+    assert!(found.iter().all(|trace| trace == TRACE), "{found:?}");
 }

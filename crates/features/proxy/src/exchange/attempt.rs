@@ -105,6 +105,7 @@ impl Exchange {
         if self.filtered.any {
             self.change_response(incoming.request, response);
         }
+        self.keep_response(response);
         self.answered = true;
         // A drained connection ends with this response, and so does one on which bytes of a tunnel may have been sent.
         let mut keep_client = self.watched.order() == Order::None && ask != Ask::Connect;
@@ -262,6 +263,7 @@ impl Exchange {
         self.answered = true;
         let mut down = incoming.responder.tunnel(response).map_err(|_| Reason::ClientGone)?;
         self.code = response.status();
+        self.keep_response(response);
         incoming.source.become_tunnel();
         let (mut there, mut back) = (false, false);
         self.watched.be_patient();

@@ -9,7 +9,7 @@ use std::time::Instant;
 use outrigger_wire::head::{FieldId, Head, Version};
 
 use super::Exchange;
-use crate::access_log::Entry;
+use crate::access_log::{AccessLog, Entry, Kept};
 use crate::body::Source;
 use crate::error::Reason;
 use crate::judge;
@@ -42,11 +42,11 @@ impl Exchange {
             peer: self.peer_number(),
         };
         let names = RequestNames { route: self.route_name(), cluster: self.cluster_name(), peer: self.peer_name() };
-        local.metrics.request(key, &names, duration);
+        let traced = self.end_trace(duration, code);
+        local.metrics.request(key, &names, duration, traced.zip(self.at));
         if let Some(status) = self.grpc_status {
             local.metrics.grpc(key, &names, status);
         }
-        self.end_trace(duration, code);
         let tapped = self.snapshot.taps.are_on();
         if let (Some(line), Some(at)) = (&self.line, self.at)
             && (tapped || self.snapshot.access_log.is_some())
@@ -77,6 +77,14 @@ impl Exchange {
                 attempts: self.tries.as_ref().map_or(0, |tries| tries.attempts),
                 withheld: self.tries.as_ref().and_then(|tries| tries.withheld),
                 trace: self.trace.as_ref().map(|traced| traced.trace),
+                grpc_status: self.grpc_status,
+                kept: &line.kept,
+                names: self
+                    .snapshot
+                    .access_log
+                    .as_ref()
+                    .map_or((&[], &[]), |log| (&log.request_fields, &log.response_fields)),
+                chance: local.worker.random(),
             };
             if tapped {
                 self.snapshot.taps.tell(&local.worker, &entry, self.grpc_status, line.heads.as_deref());
@@ -87,6 +95,18 @@ impl Exchange {
         }
         if let Some(line) = self.line.take() {
             Line::take_back(line);
+        }
+    }
+
+    /// Keeps what the access log tells of the response's head, just before it goes.
+    pub(super) fn keep_response(&mut self, response: &Head) {
+        if let (Some(line), Some(log)) = (&mut self.line, &self.snapshot.access_log)
+            && !log.response_fields.is_empty()
+        {
+            let from = line.kept.len() - log.response_fields.len();
+            for (kept, name) in line.kept[from..].iter_mut().zip(&log.response_fields) {
+                kept.set(response.get_named(name));
+            }
         }
     }
 
@@ -137,6 +157,8 @@ pub(super) struct Line {
     pub(super) version: Version,
     /// Both heads, while somebody watches who needs them.
     pub(super) heads: Option<Box<Heads>>,
+    /// Fields that the log needs: the request's, then the response's.
+    kept: Vec<Kept>,
 }
 
 /// Lines a worker keeps for the next request.
@@ -148,7 +170,7 @@ thread_local! {
 }
 
 impl Line {
-    pub(super) fn of(request: &Head) -> Box<Self> {
+    pub(super) fn of(request: &Head, secure: bool, log: Option<&AccessLog>) -> Box<Self> {
         let mut line = LINES.with_borrow_mut(Vec::pop).unwrap_or_default();
         line.method.clear();
         line.method.push_str(request.method_text());
@@ -163,6 +185,19 @@ impl Line {
             kept.extend_from_slice(request.get(id).unwrap_or_default());
         }
         line.version = request.version();
+        let (wanted, answered) = log.map_or((&[][..], &[][..]), |log| (&log.request_fields, &log.response_fields));
+        line.kept.resize_with(wanted.len() + answered.len(), Kept::default);
+        let (asked, answer) = line.kept.split_at_mut(wanted.len());
+        for (kept, name) in asked.iter_mut().zip(wanted) {
+            kept.set(match name.as_str() {
+                ":method" => Some(request.method_text().as_bytes()),
+                ":path" => Some(request.target().as_bytes()),
+                ":authority" => request.get(FieldId::Host),
+                ":scheme" => Some(if secure { b"https" } else { b"http" }),
+                name => request.get_named(name),
+            });
+        }
+        answer.iter_mut().for_each(|kept| kept.set(None));
         line
     }
 

@@ -43,6 +43,7 @@ impl Exchange {
             response.push("X-Envoy-Overloaded", b"true");
         }
         self.tell_limits(response);
+        self.tell_reason(reason, response);
         self.answer(incoming, response, &text, !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)).await
     }
 
@@ -56,6 +57,7 @@ impl Exchange {
     ) -> After {
         self.code = response.status();
         self.change_response(incoming.request, response);
+        self.keep_response(response);
         // Where the body's end is not known, the next request's beginning is not either.
         let whole = incoming.source.is_ended();
         let mut keep =
@@ -79,6 +81,13 @@ impl Exchange {
         }
     }
 
+    /// Names the reason to the client, where the listener says so.
+    fn tell_reason(&self, reason: Reason, response: &mut Head) {
+        if self.snapshot.forwarded.reason && !reason.flag().is_empty() {
+            response.push("x-outrigger-reason", reason.flag().as_bytes());
+        }
+    }
+
     /// Answers in gRPC's own terms: a status in a head that is also the end ([gRPC over HTTP/2], `Trailers-Only`).
     ///
     /// [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
@@ -94,7 +103,9 @@ impl Exchange {
         // All reasons are plain ASCII without `%`, which the field would need escaped.
         response.push("grpc-message", reason.to_string().as_bytes());
         self.tell_limits(response);
+        self.tell_reason(reason, response);
         self.change_response(incoming.request, response);
+        self.keep_response(response);
         match incoming.responder.respond(response, Framing::Empty, &mut true) {
             Ok(_) => After::Go,
             Err(_) => After::Reset,

@@ -47,14 +47,16 @@ impl Exchange {
         self.trace = Some(Traced { trace, span, parent: caller.and_then(|caller| caller.parent), keep });
     }
 
-    /// Writes the span, when it is wanted.
-    pub(super) fn end_trace(&self, duration: Duration, code: u16) {
-        let (Some(traced), Some(tracing)) = (&self.trace, &self.snapshot.tracing) else { return };
+    /// Writes the span, when it is wanted; tells the trace then.
+    pub(super) fn end_trace(&self, duration: Duration, code: u16) -> Option<TraceId> {
+        let (Some(traced), Some(tracing)) = (&self.trace, &self.snapshot.tracing) else { return None };
         let failed = self.has_failed(code);
         let slow = !tracing.slow.is_zero() && duration >= tracing.slow;
         if traced.keep || (failed && tracing.errors) || slow {
             tracing.queue.push(|out| self.write_span(out, traced, duration, code, failed));
+            return Some(traced.trace);
         }
+        None
     }
 
     /// Whether the server's side failed, as OpenTelemetry's conventions for HTTP and gRPC servers have it.

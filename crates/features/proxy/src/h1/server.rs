@@ -278,7 +278,7 @@ impl Connection {
         let peer = self.downstream.peer.as_ref().map_or("", |peer| peer.id.as_str());
         let code = reason.status().as_u16();
         let key = RequestKey { route: u64::MAX, cluster: u64::MAX, code, peer: self.downstream.peer_number };
-        local.metrics.request(key, &RequestNames { route: "", cluster: "", peer }, started.elapsed());
+        local.metrics.request(key, &RequestNames { route: "", cluster: "", peer }, started.elapsed(), None);
         if let Some(log) = &snapshot.access_log {
             let request = &heads.request;
             let entry = Entry {

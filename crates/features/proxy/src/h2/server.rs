@@ -208,6 +208,6 @@ impl crate::metrics::ListenerMetrics {
         let code = reason.status().as_u16();
         let key = crate::metrics::RequestKey { route: u64::MAX, cluster: u64::MAX, code, peer };
         let names = crate::metrics::RequestNames { route: "", cluster: "", peer: "" };
-        self.request(key, &names, std::time::Duration::ZERO);
+        self.request(key, &names, std::time::Duration::ZERO, None);
     }
 }

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use crate::tree::is_variable_name;
 use crate::units::{is_host, nearest_address};
 use crate::{
-    ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, Name, SpiffeId, SpiffePattern, TrustDomain,
+    ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, LogFilter, LogFormat, Name, SpiffeId,
+    SpiffePattern, TrustDomain,
 };
 
 /// Whether `text` has the form `format`; unknown formats allow everything.
@@ -23,6 +24,8 @@ pub(super) fn check(format: &str, text: &str) -> Result<(), InvalidScalar> {
         "spiffe-id" => text.parse::<SpiffeId>().map(drop),
         "spiffe-pattern" => text.parse::<SpiffePattern>().map(drop),
         "trust-domain" => text.parse::<TrustDomain>().map(drop),
+        "log-format" => text.parse::<LogFormat>().map(drop),
+        "log-filter" => text.parse::<LogFilter>().map(drop),
         "socket-address" => socket_address(text),
         "route-hostname" => route_hostname(text),
         "http-path" => http_path(text),
@@ -51,6 +54,7 @@ pub(super) fn stand_in(format: Option<&str>) -> &'static str {
         "route-hostname" => "localhost",
         "variable-name" => "STAND_IN",
         "http-method" => "GET",
+        "log-filter" => "response.code > 0",
         "path" | "absolute-path" | "http-path" => "/stand-in",
         _ => "stand-in",
     }
@@ -73,6 +77,8 @@ pub(super) fn example(format: &str) -> Option<&'static str> {
         "http-path" => "/",
         "http-method" => "GET",
         "header-name" => "x-version",
+        "log-format" => "%RESPONSE_CODE%",
+        "log-filter" => "response.code >= 500",
         "variable-name" => "DATABASE_URL",
         "path" | "absolute-path" => "/var/run/outrigger",
         _ => return None,

@@ -4,11 +4,15 @@
 //! Schema (`format`, `pattern`) and printed form agree, because they stand side by side.
 
 mod address;
+mod log_filter;
+mod log_format;
 mod name;
 mod quantity;
 
 pub use address::{HostPort, ListenAddress};
 pub(crate) use address::{UNIX_PATH_MAX, is_host, nearest_address};
+pub use log_filter::{Attribute, Fact, Facts, LogFilter};
+pub use log_format::{LogField, LogFormat, LogOperator, LogPiece, TimePiece};
 pub use name::{Name, SpiffeId, SpiffePattern, TrustDomain};
 pub use quantity::{ByteSize, Duration, FileMode};
 

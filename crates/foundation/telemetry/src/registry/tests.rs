@@ -222,3 +222,30 @@ fn native_histograms_are_exposed_as_classic_ones() {
     );
     assert_eq!(family.with(&[]).native().positive.len(), 2);
 }
+
+#[test]
+fn exemplars_stand_behind_their_bucket_in_openmetrics_alone() {
+    let registry = Registry::new(&outrigger_config::MetricsRegistry::default(), 2);
+    let histogram = registry.histogram("h_seconds", "H", &["a"], Buckets::Classic(vec![0.1, 1.0])).with(&["x"]);
+    let trace = crate::trace::TraceId::random();
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_500);
+    for value in [0.5, 7.0, 0.6] {
+        histogram.observe(value);
+        histogram.exemplar(value, trace, at);
+    }
+    let text = |format| {
+        let mut out = Vec::new();
+        registry.encode(format, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let (openmetrics, plain) = (text(Format::OpenMetrics), text(Format::Text));
+    let id = String::from_utf8(trace.to_hex().to_vec()).unwrap();
+    for line in [
+        format!("h_seconds_bucket{{a=\"x\",le=\"1.0\"}} 2 # {{trace_id=\"{id}\"}} 0.6 1.5"),
+        format!("h_seconds_bucket{{a=\"x\",le=\"+Inf\"}} 3 # {{trace_id=\"{id}\"}} 7 1.5"),
+        "h_seconds_bucket{a=\"x\",le=\"0.1\"} 0".to_owned(),
+    ] {
+        assert!(openmetrics.lines().any(|other| other == line), "{line} is not in\n{openmetrics}");
+    }
+    assert!(plain.contains("h_seconds_bucket{") && !plain.contains("trace_id"), "{plain}");
+}

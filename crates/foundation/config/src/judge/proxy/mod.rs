@@ -10,7 +10,7 @@ mod routes;
 
 use super::Judge;
 use crate::diagnostic::Problem;
-use crate::{ByteSize, Config, ConfigPath, SpiffePattern};
+use crate::{AccessLog, ByteSize, Config, ConfigPath, SpiffePattern};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     let Some(proxy) = &config.proxy else { return };
@@ -48,15 +48,19 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
             judge.error("value", &at.key("maskHeaders").index(index), message, help);
         }
     }
-    if let Some(log) = &proxy.access_log
-        && log.buffer < ByteSize::kib(4)
-    {
-        judge.error(
-            "value",
-            &at.key("accessLog").key("buffer"),
-            "`buffer` is too small to hold a line",
-            "allow at least `4KiB`",
-        );
+    if let Some(log) = &proxy.access_log {
+        access_log_rules(log, &at.key("accessLog"), judge);
+    }
+}
+
+fn access_log_rules(log: &AccessLog, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if log.buffer < ByteSize::kib(4) {
+        let message = "`buffer` is too small to hold a line";
+        judge.error("value", &at.key("buffer"), message, "allow at least `4KiB`");
+    }
+    if log.text.is_some() && !log.json.is_empty() {
+        let message = "a line is either `text` or `json`";
+        judge.error("conflict", &at.key("json"), message, "keep one of them");
     }
 }
 

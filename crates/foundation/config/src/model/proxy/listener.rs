@@ -159,6 +159,8 @@ pub struct ForwardedHeaders {
     /// The name to add to `Via` of requests and responses; absent means that `Via` passes as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<Name>,
+    /// `x-outrigger-reason` in answers of our own: the response flag that says why. It tells clients how the inside is made.
+    pub reason: bool,
 }
 
 /// What happens to `X-Forwarded-For`.
