@@ -254,3 +254,22 @@ impl Reason {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// Operators meet flags in logs and look them up.
+    #[test]
+    fn every_flag_is_documented() {
+        let source = include_str!("error.rs");
+        let begin = source.find("pub(crate) fn flag(").expect("it is above");
+        let end = begin + source[begin..].find("\n    }\n").expect("it ends");
+        let flags = source[begin..end].split('"').skip(1).step_by(2).filter(|flag| !flag.is_empty());
+        let documented = include_str!("../../../../docs/observability.md");
+        let mut count = 0;
+        for flag in flags {
+            assert!(documented.contains(&format!("\n| `{flag}` |")), "{flag} is not in docs/observability.md");
+            count += 1;
+        }
+        assert!(count > 10, "{count} flags found");
+    }
+}
