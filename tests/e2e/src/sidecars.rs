@@ -152,6 +152,11 @@ impl Sidecars {
         format!("http://{}", self.at)
     }
 
+    /// Whether the server is spoken to in the version of HTTP that its client chose.
+    pub fn keeps_the_protocol(&self) -> bool {
+        self.way == Way::Pods
+    }
+
     /// Each Outrigger on the way, with the name of its cluster that leads to the server.
     pub fn each(&self) -> impl Iterator<Item = (&Outrigger, &'static str)> {
         let cluster = if self.way == Way::Pods { "passthrough" } else { "server" };

@@ -46,6 +46,8 @@ pub(crate) struct Downstream {
     pub(crate) secure: bool,
     /// The client is an Outrigger, which it proved, and speaks HTTP/2.
     pub(crate) kin: bool,
+    /// The client is an Outrigger, whatever it speaks.
+    pub(crate) outrigger: bool,
     /// Where the client wanted to go before it was redirected here.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) peer: Option<Peer>,
@@ -62,6 +64,8 @@ struct Front {
     speech: Speech,
     /// The client is an Outrigger that speaks HTTP/2.
     kin: bool,
+    /// The client is an Outrigger.
+    outrigger: bool,
     /// The route of a connection that is carried as it comes.
     route: Option<u32>,
 }
@@ -92,7 +96,7 @@ pub(crate) async fn connection(
         // Nothing to find out: the HTTP server sees by itself which version it is.
         let ends = Ends { client: remote, local: local.shared.address };
         let (io, input) = (stream.into(), Buffer::default());
-        Front { io, input, ends, peer: None, speech: Speech::Http1, kin: false, route: None }
+        Front { io, input, ends, peer: None, speech: Speech::Http1, kin: false, outrigger: false, route: None }
     } else {
         // On the heap, so that the connection does not hold room for it afterwards.
         match watched.unless_cut(Box::pin(local.find_out(snapshot, stream, remote, original))).await {
@@ -107,13 +111,14 @@ pub(crate) async fn connection(
             }
         }
     };
-    let Front { io, input, ends, peer, speech, kin, route } = front;
+    let Front { io, input, ends, peer, speech, kin, outrigger, route } = front;
     let (client, name) = (ends.client, peer.as_ref().map(|peer| peer.id.clone()).unwrap_or_default());
     let secure = peer.is_some() || snapshot.simple_tls.is_some();
     let peer_number = peer.as_ref().map_or(0, |peer| local.worker.peer_number(&peer.id));
     let remote = ends.client;
     let local_ = Rc::clone(local);
-    let downstream = Rc::new(Downstream { local: local_, remote, ends, secure, kin, original, peer, peer_number });
+    let downstream =
+        Rc::new(Downstream { local: local_, remote, ends, secure, kin, outrigger, original, peer, peer_number });
     match speech {
         Speech::Http1 => {
             let limits = Limits {
@@ -159,14 +164,15 @@ impl LocalListener {
             Some(_) if snapshot.permissive => self.beginning(snapshot, &io, &mut input).await?,
             _ => Beginning::Mesh,
         };
-        let mut kin = false;
+        let (mut kin, mut outrigger) = (false, false);
         if let Some(policy) = &snapshot.tls
             && beginning == Beginning::Mesh
         {
             let stream = self.handshake(snapshot, policy, Replay { io, ahead: input }, ends.client).await?;
             let protocol = stream.0.get_ref().1.alpn_protocol();
             agreed = Agreed::of(protocol);
-            kin = agreed == Agreed::Http2 && tls::is_outriggers(protocol);
+            outrigger = tls::is_outriggers(protocol);
+            kin = agreed == Agreed::Http2 && outrigger;
             peer = Some(stream.1);
             io = stream.0.into();
             input = Buffer::default();
@@ -204,7 +210,7 @@ impl LocalListener {
                 (speech, routes.tcp(original))
             }
         };
-        Some(Front { io, input, ends, peer, speech, kin, route })
+        Some(Front { io, input, ends, peer, speech, kin, outrigger, route })
     }
 
     /// Reads more; `None` is the end.

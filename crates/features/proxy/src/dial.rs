@@ -52,8 +52,8 @@ pub(crate) struct Dialled {
 }
 
 impl From<Dialled> for Connection {
-    fn from(Dialled { io, generation, peer, .. }: Dialled) -> Self {
-        Self { link: Link::H1(H1Connection::new(io)), generation, peer }
+    fn from(Dialled { io, generation, peer, kin }: Dialled) -> Self {
+        Self { link: Link::H1(H1Connection::new(io, kin)), generation, peer }
     }
 }
 

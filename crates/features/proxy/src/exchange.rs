@@ -97,6 +97,8 @@ pub(crate) struct Exchange {
     /// Some bytes of the response's head have gone to the client.
     answered: bool,
     noted: bool,
+    /// The client spoke HTTP/2 to the server that it wanted to reach.
+    chose_http2: bool,
     /// What the access log and spans tell at the end, also if the request is dropped under way.
     line: Option<Box<Line>>,
     trace: Option<Traced>,
@@ -160,6 +162,7 @@ impl Exchange {
             place: None,
             answered: false,
             noted: false,
+            chose_http2: false,
             line: None,
             trace: None,
         }
@@ -261,13 +264,17 @@ impl Exchange {
             request.push("Transfer-Encoding", b"chunked");
         }
         let ask = if upgrade.is_some() { Ask::Upgrade } else { Ask::Answer };
-        // A client that goes where it wanted to go has chosen HTTP/2 for this very server; between sidecars we did.
-        let chosen = pool.cluster.config.original_destination && self.downstream.peer.is_none();
+        // A client that goes where it wanted to go has chosen HTTP/2 for this very server. Between sidecars we did, and
+        // what the client did is told beside.
+        let told = headers::take_protocol(request) && self.downstream.outrigger;
+        let chose = if self.downstream.peer.is_some() { told } else { request.version() == Version::Http2 };
+        self.chose_http2 = chose && self.downstream.original.is_some();
+        let chosen = pool.cluster.config.original_destination && chose;
         let way = match (pool.cluster.config.protocol, ask) {
             (ClusterProtocol::Http2, Ask::Upgrade) => Way::Upgrade,
             (ClusterProtocol::Http2, _) => Way::Shared,
             (ClusterProtocol::Auto, Ask::Answer)
-                if request.version() == Version::Http2 && (chosen || is_grpc(request)) =>
+                if chosen || (request.version() == Version::Http2 && is_grpc(request)) =>
             {
                 Way::Shared
             }

@@ -150,6 +150,23 @@ pub(crate) fn forwarded(head: &mut Head, policy: &ForwardedHeaders, client: IpAd
     }
 }
 
+/// Tells another Outrigger that the client itself spoke HTTP/2, whatever is spoken between us.
+pub(crate) fn tell_protocol(request: &mut Head, kin: bool) {
+    request.remove(FieldId::OutriggerProtocol);
+    if kin {
+        request.push_known(FieldId::OutriggerProtocol, b"HTTP/2");
+    }
+}
+
+/// Takes out what another Outrigger told, or a client claims.
+pub(crate) fn take_protocol(request: &mut Head) -> bool {
+    let told = request.contains(FieldId::OutriggerProtocol);
+    if told {
+        request.remove(FieldId::OutriggerProtocol);
+    }
+    told
+}
+
 /// Adds us to the proxies that a message passed ([RFC 9110], 7.6.3); `version` is what it came in.
 ///
 /// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110

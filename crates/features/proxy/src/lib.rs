@@ -18,7 +18,9 @@
 //! proxy behind us; else 501.
 //!
 //! Towards a cluster HTTP/2 is spoken for gRPC, which needs it, and HTTP/1.1 for everything else, unless the cluster says
-//! otherwise. Two Outriggers know one another by ALPN names of their own; when many requests are under way between them,
+//! otherwise. Redirected connections are spoken as their clients chose: HTTP/2 stays HTTP/2 where the request goes to the
+//! destination that the client had in mind, through two Outriggers too, which tell one another (`outrigger-protocol`).
+//! Two Outriggers know one another by ALPN names of their own; when many requests are under way between them,
 //! those that find no kept connection share a few HTTP/2 connections (`pool.multiplexAbove`). Names of header fields keep
 //! their case and order over these, trailers' names and reason phrases do not. Towards a cluster with `protocol: http2` an
 //! upgrade is an extended CONNECT where the endpoint takes it, else it gets an HTTP/1.1 connection of its own.

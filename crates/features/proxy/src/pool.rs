@@ -570,6 +570,14 @@ impl Lease {
         Report { endpoint, began: self.began, measure, alarm, awaits_status: Cell::new(false) }
     }
 
+    /// Whether the endpoint is an Outrigger too.
+    pub(crate) fn is_kin(&self) -> bool {
+        match &self.connection.link {
+            Link::H1(connection) => connection.kin,
+            Link::H2(_, place) => place.is_kin(),
+        }
+    }
+
     /// Whether it is TLS.
     pub(crate) fn is_secure(&self) -> bool {
         self.ticket.pool.upgrade().is_some_and(|pool| pool.cluster.config.tls.is_some())

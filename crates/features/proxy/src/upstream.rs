@@ -38,10 +38,12 @@ pub(crate) struct H1Connection {
     /// Requests it has carried.
     pub(crate) carried: u64,
     pub(crate) born: Instant,
+    /// The endpoint is an Outrigger too.
+    pub(crate) kin: bool,
 }
 
 impl H1Connection {
-    pub(crate) fn new(io: Transport) -> Box<Self> {
+    pub(crate) fn new(io: Transport, kin: bool) -> Box<Self> {
         Box::new(Self {
             io,
             input: Buffer::default(),
@@ -49,6 +51,7 @@ impl H1Connection {
             decoder: BodyDecoder::new(Framing::Empty, TRAILER_LIMITS),
             carried: 0,
             born: Instant::now(),
+            kin,
         })
     }
 

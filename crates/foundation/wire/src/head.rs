@@ -157,6 +157,7 @@ fields! {
     GrpcStatus = "grpc-status",
     GrpcMessage = "grpc-message",
     GrpcTimeout = "grpc-timeout",
+    OutriggerProtocol = "outrigger-protocol",
 }
 
 /// The last letter of a known field's name, the name, and the number. No name ends with NUL.

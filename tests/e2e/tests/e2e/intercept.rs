@@ -322,7 +322,7 @@ fn an_application_reaches_its_peer_through_both_sidecars() {
     for (what, flags, url, version) in [
         ("HTTP/1.1", &["--http1.1"][..], format!("http://{SERVICE}/orders"), "1.1"),
         ("IPv6", &["--http1.1"], format!("http://[{SERVICE_V6}]/orders"), "1.1"),
-        ("HTTP/2 with prior knowledge", &["--http2-prior-knowledge"], format!("http://{SERVICE}/orders"), "2"),
+        ("by its address", &["--http1.1"], format!("http://{}:8080/orders", mesh.backend.v4), "1.1"),
     ] {
         let said = curl(&mesh.frontend, &[flags, &[&url]].concat()).unwrap();
         assert!(said.starts_with(ANSWER) && said.ends_with(&format!("200 HTTP/{version}")), "{what}: {said}");
@@ -340,6 +340,20 @@ fn an_application_reaches_its_peer_through_both_sidecars() {
         Ok(())
     });
     assert!((frontend.metric(&series("outbound", "out", "orders", "orders", BACKEND)).unwrap() - 2.0).abs() < 0.1);
+    // HTTP/2 stays HTTP/2 for a server that knows nothing else, and a client's own word about it is not believed.
+    let mut nghttpd = tool("nghttpd");
+    nghttpd.args(["--no-tls", "-d"]).arg(mesh.folder.path()).arg("8082");
+    let mut nghttpd = Process::start("nghttpd", &mut mesh.backend.namespace.command(0, &nghttpd), mesh.folder.path());
+    eventually("a page over HTTP/2", || {
+        nghttpd.still_runs()?;
+        let said = curl(&mesh.frontend, &["--http2-prior-knowledge", &format!("http://{SERVICE}:82/none")])?;
+        ensure!(said.ends_with("404 HTTP/2") && said.contains("nghttpd"), "{said}");
+        Ok(())
+    });
+    let claim = ["-H", "Outrigger-Protocol: HTTP/2"];
+    let said =
+        curl(&mesh.frontend, &[&claim[..], &["--http1.1", &format!("http://{SERVICE}/orders")]].concat()).unwrap();
+    assert!(said.starts_with(ANSWER) && !said.contains("rotocol: "), "{said}");
     eventually("the lines of the access log", || {
         let log = mesh.access_log("backend");
         ensure!(log.contains(r#""route":"passthrough","cluster":"passthrough""#), "{log}");
@@ -348,7 +362,7 @@ fn an_application_reaches_its_peer_through_both_sidecars() {
 
     // The peer may not be called without its sidecar's consent: strict means mTLS only.
     assert!(curl(&mesh.outside, &[&format!("http://{}:8080/orders", mesh.backend.v4)]).is_err());
-    assert_eq!(app.seen().len(), 3, "strangers do not reach the application");
+    assert_eq!(app.seen().len(), 4, "strangers do not reach the application");
     drop(frontend);
     let said = curl(&mesh.frontend, &[&format!("http://{SERVICE}/orders")]);
     assert!(said.is_err(), "the way goes through Outrigger: {said:?}");

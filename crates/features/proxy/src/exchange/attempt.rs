@@ -35,6 +35,9 @@ impl Exchange {
         // Only the access log tells it, and asking for the time costs.
         let began = self.at.map(|_| Instant::now());
         let (secure, report) = (lease.is_secure(), lease.report());
+        if self.chose_http2 {
+            headers::tell_protocol(incoming.request, lease.is_kin());
+        }
         let (link, keep) = lease.parts();
         *keep = false;
         let Up { mut sink, mut receiver } = match link.open(incoming.request, framing, secure, ask) {

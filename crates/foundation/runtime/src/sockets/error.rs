@@ -39,6 +39,14 @@ pub enum SocketError {
         /// The address.
         address: String,
     },
+    /// A unix socket's folder does not exist.
+    #[error("{owner}: cannot listen on {address}: its folder does not exist; make it, or mount it, before the start")]
+    NoFolder {
+        /// Who wanted it.
+        owner: String,
+        /// The address.
+        address: String,
+    },
     /// Anything else.
     #[error("{owner}: cannot listen on {address}: {source}")]
     Other {
@@ -83,6 +91,7 @@ impl SocketError {
         match Errno::from_io_error(&source) {
             Some(Errno::ADDRINUSE) => Self::InUse { owner, address, holder: holder() },
             Some(Errno::ACCESS | Errno::PERM) => Self::Denied { owner, address, advice },
+            Some(Errno::NOENT) => Self::NoFolder { owner, address },
             Some(Errno::ADDRNOTAVAIL) => Self::NotLocal { owner, address },
             _ => Self::Other { owner, address, source },
         }

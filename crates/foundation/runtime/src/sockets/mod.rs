@@ -309,6 +309,9 @@ mod tests {
         assert!(sockets.listen_unix("admin.listen", &path, 0o600).is_ok(), "a stale file is replaced");
         let file = folder.path().join("precious");
         std::fs::write(&file, "data").unwrap();
+        let missing = folder.path().join("missing/socket");
+        let error = sockets.listen_unix("--socket", &missing, 0o600).unwrap_err().to_string();
+        assert!(error.contains("its folder does not exist; make it"), "{error}");
         let error = sockets.listen_unix("admin.listen", &file, 0o600).unwrap_err();
         assert!(error.to_string().contains("is no socket"), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), b"data");

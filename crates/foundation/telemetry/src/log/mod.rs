@@ -123,6 +123,8 @@ impl State {
         let ours = target.starts_with("outrigger");
         // Libraries talk much; below `debug` only their warnings are of interest to an operator.
         let filter = match level {
+            // What this one warns of is what a peer does on a connection; where it matters we say so, with its name.
+            LogLevel::Info | LogLevel::Warn if target.starts_with("h2::") => LevelFilter::ERROR,
             LogLevel::Info if !ours => LevelFilter::WARN,
             _ => filter(level),
         };
@@ -277,6 +279,9 @@ mod tests {
             assert_eq!(state.wants_level(Level::DEBUG, "outrigger_logs"), ours_debug, "{level:?}");
             assert_eq!(state.wants_level(Level::INFO, "hyper::proto"), library_info, "{level:?}");
             assert_eq!(state.wants_level(Level::WARN, "hyper::proto"), library_warn, "{level:?}");
+            // A peer could fill the log with these, and they do not say which.
+            let debug = matches!(level, LogLevel::Debug | LogLevel::Trace);
+            assert_eq!(state.wants_level(Level::WARN, "h2::proto::ping_pong"), debug, "{level:?}");
         }
     }
 
