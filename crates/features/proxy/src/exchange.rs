@@ -29,6 +29,7 @@ use crate::{buffer, headers, judge, limits};
 mod attempt;
 mod connect;
 mod filters;
+pub(crate) mod hedge;
 mod note;
 mod protect;
 mod refuse;
@@ -223,9 +224,11 @@ impl Exchange {
         let request = &mut *incoming.request;
         let pool = pool?;
         self.pool = Some(Rc::clone(&pool));
-        let snapshot = Rc::clone(&self.snapshot);
-        let route = self.route.and_then(|number| snapshot.routes.route(number));
-        if let Some(resilience) = route.and_then(|route| route.resilience.as_deref()) {
+        let route = self.route.and_then(|number| self.snapshot.routes.route(number));
+        if route.is_some_and(|route| route.resilience.is_some())
+            && let snapshot = Rc::clone(&self.snapshot)
+            && let Some(resilience) = retry::resilience(&snapshot, self.route)
+        {
             self.tries = Some(self.protect(resilience, &pool, end, request)?);
         }
 

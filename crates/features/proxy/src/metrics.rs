@@ -53,6 +53,7 @@ pub(crate) struct Families {
     again: CounterFamily,
     again_withheld: CounterFamily,
     again_succeeded: CounterFamily,
+    hedges: CounterFamily,
     rate_limits: CounterFamily,
     rate_limit_evictions: CounterFamily,
     rate_limit_fullness: GaugeFamily,
@@ -233,6 +234,11 @@ impl Families {
                 "Requests that were answered after more than one try, and well.",
                 &["cluster"],
             ),
+            hedges: registry.counter(
+                "outrigger_hedges_total",
+                "Requests sent beside one whose answer let itself be waited for: sent, won, or withheld by the budget.",
+                &["cluster", "result"],
+            ),
             rate_limits: registry.counter(
                 "outrigger_rate_limit_requests_total",
                 "Requests that a rate limit looked at, by what it said; the listener's own has no route.",
@@ -384,6 +390,15 @@ pub(crate) struct RetryMetrics {
     made: [Counter; FAILURES.len()],
     withheld: [Counter; WITHHELD.len()],
     pub(crate) succeeded: Counter,
+    hedges: [Counter; 3],
+}
+
+/// What came of a request beside another one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hedged {
+    Sent,
+    Won,
+    Withheld,
 }
 
 const FAILURES: [&str; 6] = ["connect-failure", "refused-stream", "reset", "timeout", "code", "grpc-code"];
@@ -393,6 +408,11 @@ impl RetryMetrics {
     /// Counts a try after one that failed so.
     pub(crate) fn made(&self, failure: Failure) {
         count(&self.made, &FAILURES, failure.as_str());
+    }
+
+    /// Counts a request beside another one.
+    pub(crate) fn hedged(&self, result: Hedged) {
+        self.hedges[result as usize].inc();
     }
 
     /// Counts one that was not made.
@@ -466,6 +486,7 @@ impl ClusterMetrics {
                 made: FAILURES.map(|reason| self.families.again.with(&[&self.name, reason])),
                 withheld: WITHHELD.map(|reason| self.families.again_withheld.with(&[&self.name, reason])),
                 succeeded: self.families.again_succeeded.with(&[&self.name]),
+                hedges: ["sent", "won", "withheld"].map(|result| self.families.hedges.with(&[&self.name, result])),
             })
         })
     }

@@ -19,6 +19,7 @@ use outrigger_traffic::{AdaptiveLimit, ConcurrencyBounds, Criticality, Decision,
 use outrigger_wire::head::Head;
 
 use crate::connection::Downstream;
+use crate::exchange::hedge::Hedge;
 use crate::metrics::Families;
 
 /// How often the state of limits is told to the metrics.
@@ -33,6 +34,7 @@ pub(crate) struct Resilience {
     /// Callers' deadlines count.
     pub(crate) deadlines: bool,
     pub(crate) retry: Option<RetryPolicy>,
+    pub(crate) hedge: Option<Hedge>,
     /// The listener's, then the route's own.
     pub(crate) rate_limits: Vec<Arc<Limiter>>,
     criticality: Criticality,
@@ -50,10 +52,13 @@ impl Resilience {
         let deadlines = timeouts.is_some_and(|timeouts| timeouts.deadlines == Deadlines::Honour);
         let retry = config.and_then(|config| config.retry.as_ref()).map(RetryPolicy::of);
         let priority = config.and_then(|config| config.priority.clone()).unwrap_or_default();
+        let hedge = config.and_then(|config| config.hedge.as_ref());
+        let hedge = hedge.map(|hedge| Hedge { after: hedge.after.into(), most: hedge.max });
         let any = backend_request.is_some()
             || idle.is_some()
             || deadlines
             || retry.is_some()
+            || hedge.is_some()
             || !rate_limits.is_empty()
             || limited;
         let criticality = match priority.level {
@@ -63,7 +68,16 @@ impl Resilience {
         };
         let criticality_header = priority.header;
         any.then(|| {
-            Box::new(Self { backend_request, idle, deadlines, retry, rate_limits, criticality, criticality_header })
+            Box::new(Self {
+                backend_request,
+                idle,
+                deadlines,
+                retry,
+                hedge,
+                rate_limits,
+                criticality,
+                criticality_header,
+            })
         })
     }
 

@@ -132,6 +132,19 @@ impl Link {
     }
 }
 
+impl Link {
+    /// The body of a response whose head has come on this connection.
+    pub(crate) fn resume(&mut self, parked: Parked) -> Source<'_> {
+        match (self, parked) {
+            (_, Parked::H2(body)) => body.map_or(Source::Empty, |body| Source::h2(body, None)),
+            (Self::H1(connection), Parked::H1) => {
+                Source::h1(&connection.io, &mut connection.input, &mut connection.decoder)
+            }
+            (Self::H2(..), Parked::H1) => Source::Empty,
+        }
+    }
+}
+
 /// One request's use of a connection.
 pub(crate) struct Up<'a> {
     pub(crate) sink: Sink<'a>,
@@ -145,6 +158,14 @@ pub(crate) enum Got {
     Informational,
     /// The response, whose body is framed so. The second is whether the connection may carry another request.
     Response(Framing, bool),
+}
+
+/// The rest of a response whose head has come, apart from its connection.
+pub(crate) enum Parked {
+    /// It is read from the connection.
+    H1,
+    /// It is a stream of its own, if there is any.
+    H2(Option<h2::RecvStream>),
 }
 
 /// Where a response comes from.
@@ -215,6 +236,14 @@ impl<'a> Receiver<'a> {
         match self {
             Self::H1(receiver) => Source::h1(receiver.io, receiver.input, receiver.decoder),
             Self::H2 { body, expected, .. } => h2_source(body, expected),
+        }
+    }
+
+    /// Lets go of the connection once the head has come; [`Link::resume`] goes on.
+    pub(crate) fn park(self) -> Parked {
+        match self {
+            Self::H1(_) => Parked::H1,
+            Self::H2 { body, .. } => Parked::H2(body),
         }
     }
 

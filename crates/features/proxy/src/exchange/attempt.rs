@@ -16,7 +16,7 @@ use super::note::{grpc_status, is_grpc};
 use super::{After, Exchange, Incoming, Try};
 use crate::body::{Broken, Sink, Source, Waiting, poll_pump};
 use crate::error::Reason;
-use crate::pool::Lease;
+use crate::pool::{Lease, Report};
 use crate::upstream::{Ask, Got, Receiver, Up};
 use crate::watch::Order;
 use crate::{headers, upgrade};
@@ -91,6 +91,23 @@ impl Exchange {
             upgrade::translate(incoming.request, ask, over_http2, incoming.responder.is_http2(), response);
             return self.tunnel(sink, receiver, incoming, response).await;
         }
+        let begun = Begun { source: receiver.into_source(), sink, sending, body, reusable };
+        let (after, reusable) = self.pass_on(begun, incoming, ask, response, &report).await?;
+        *lease.parts().1 = reusable;
+        Ok(Try::Done(after))
+    }
+
+    /// Gives the client an answer whose head has come, while the rest of the request goes on. Returns what becomes of the
+    /// client's connection, and whether the endpoint's may carry another request.
+    pub(super) async fn pass_on(
+        &mut self,
+        begun: Begun<'_>,
+        incoming: &mut Incoming<'_>,
+        ask: Ask,
+        response: &mut Head,
+        report: &Report,
+    ) -> Result<(After, bool), Reason> {
+        let Begun { mut source, mut sink, mut sending, body, reusable } = begun;
         if response.status() == 101 {
             return Err(Reason::Protocol("it switched protocols unasked"));
         }
@@ -113,7 +130,6 @@ impl Exchange {
         // A drained connection ends with this response, and so does one on which bytes of a tunnel may have been sent.
         let mut keep_client = self.watched.order() == Order::None && ask != Ask::Connect;
         let mut down = incoming.responder.respond(response, body, &mut keep_client).map_err(|_| Reason::ClientGone)?;
-        let mut source = receiver.into_source();
         let mut relay = |this: &mut Self, cx: &mut Context<'_>| {
             let mut waiting = None;
             let outcome = poll_pump(cx, &mut source, &mut down, |count| this.sent += count as u64, &mut waiting);
@@ -157,14 +173,12 @@ impl Exchange {
         self.grpc_status = grpc_status(response, &source);
         report.ended(self.grpc_status);
         let whole = sending == Sending::Done || (sending == Sending::Held && incoming.source.is_ended());
-        reusable &= whole;
-        drop((source, sink));
-        *lease.parts().1 = reusable;
-        Ok(Try::Done(match (whole, keep_client) {
+        let after = match (whole, keep_client) {
             (false, _) => After::Linger,
             (true, true) => After::Go,
             (true, false) => After::Close,
-        }))
+        };
+        Ok((after, reusable && whole))
     }
 
     /// Sends the request and waits for the response's head.
@@ -308,9 +322,21 @@ impl Exchange {
     }
 }
 
+/// An answer whose head has come, and the request it is for.
+pub(super) struct Begun<'a> {
+    /// Where the answer comes from, and how it is framed.
+    pub(super) source: Source<'a>,
+    pub(super) body: Framing,
+    /// Where the request goes, and how far it is.
+    pub(super) sink: Sink<'a>,
+    pub(super) sending: Sending,
+    /// The connection may carry another request.
+    pub(super) reusable: bool,
+}
+
 /// How far the request's sending is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sending {
+pub(super) enum Sending {
     On,
     Done,
     /// It waits for the endpoint's consent.

@@ -74,7 +74,7 @@ impl Exchange {
                 request_id: &line.request_id,
                 user_agent: &line.user_agent,
                 retried: self.retried,
-                attempts: self.tries.as_ref().map_or(0, |tries| tries.attempts),
+                attempts: self.tries.as_ref().map_or(0, |tries| tries.attempts + tries.hedges),
                 withheld: self.tries.as_ref().and_then(|tries| tries.withheld),
                 trace: self.trace.as_ref().map(|traced| traced.trace),
                 grpc_status: self.grpc_status,

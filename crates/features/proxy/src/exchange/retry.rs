@@ -18,6 +18,7 @@ use outrigger_wire::h1::Framing;
 use outrigger_wire::head::{FieldId, Head};
 
 use super::attempt::may_be_repeated;
+use super::hedge::Hedge;
 use super::note::is_grpc;
 use super::protect::{CallersDeadline, Waiting};
 use super::{After, Exchange, Incoming, Sent};
@@ -35,6 +36,8 @@ const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
 pub(crate) struct Tries {
     /// Tries made, and where to.
     pub(super) attempts: u32,
+    /// Further requests that were sent beside one that let itself be waited for.
+    pub(super) hedges: u32,
     pub(super) tried: Vec<SocketAddr>,
     /// Why another one was not made.
     pub(super) withheld: Option<Withheld>,
@@ -58,6 +61,7 @@ impl Tries {
     pub(super) fn of(resilience: &Resilience, end: Option<Instant>, callers: Option<CallersDeadline>) -> Box<Self> {
         Box::new(Self {
             attempts: 0,
+            hedges: 0,
             tried: Vec::new(),
             withheld: None,
             wait: None,
@@ -72,7 +76,7 @@ impl Tries {
 }
 
 /// The route's part of a snapshot. A method of the exchange would hold all of it.
-fn resilience(snapshot: &LocalSnapshot, route: Option<u32>) -> Option<&Resilience> {
+pub(super) fn resilience(snapshot: &LocalSnapshot, route: Option<u32>) -> Option<&Resilience> {
     snapshot.routes.route(route?)?.resilience.as_deref()
 }
 
@@ -90,11 +94,14 @@ impl Exchange {
         let snapshot = Rc::clone(&self.snapshot);
         let resilience = resilience(&snapshot, self.route).ok_or(Reason::NoRoute)?;
         let retry = resilience.retry.as_ref();
-        if let Some(retry) = retry {
+        let hedge = resilience.hedge.filter(|_| Hedge::is_for(incoming.request, framing, ask));
+        if retry.is_some() || hedge.is_some() {
             pool.cluster.retry_budget.request(Instant::now());
-            if !matches!(framing, Framing::Empty) {
-                incoming.source.keep_all(retry.max_body);
-            }
+        }
+        if let Some(retry) = retry
+            && !matches!(framing, Framing::Empty)
+        {
+            incoming.source.keep_all(retry.max_body);
         }
         loop {
             let end = self.begin_try(resilience, incoming.request)?;
@@ -102,7 +109,10 @@ impl Exchange {
                 let number = self.tries.as_ref().map_or(1, |tries| tries.attempts);
                 incoming.request.set(ATTEMPT_COUNT, itoa::Buffer::new().format(number).as_bytes());
             }
-            let outcome = self.send(pool, way, incoming, framing, ask, response).await;
+            let outcome = match hedge {
+                Some(hedge) => Box::pin(self.send_hedged(hedge, retry, pool, way, incoming, response)).await,
+                None => self.send(pool, way, incoming, framing, ask, response).await,
+            };
             let wait = match outcome {
                 Ok(Sent::Done(after)) => {
                     let Some(tries) = &self.tries else { return Ok(after) };

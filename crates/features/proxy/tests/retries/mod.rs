@@ -270,3 +270,98 @@ async fn an_answer_in_which_nothing_moves_is_cut() {
     proxy.stop().await;
     assert!(std::fs::read_to_string(&path).unwrap().contains("\"flags\":\"SI\""));
 }
+
+/// An application that answers with its name, after so long; how many requests it saw, and how many of these were given up.
+fn named(name: &'static str, after: Duration) -> (App, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (seen, given_up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (Arc::clone(&seen), Arc::clone(&given_up));
+    let app = App::talking(move |mut stream| {
+        while read_request(&mut stream).is_some() {
+            counts.0.fetch_add(1, SeqCst);
+            stream.set_read_timeout(Some(after)).unwrap();
+            if stream.peek(&mut [0]).is_ok() {
+                // Nothing may come before the answer but the end.
+                counts.1.fetch_add(1, SeqCst);
+                return;
+            }
+            stream.set_read_timeout(None).unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    (app, seen, given_up)
+}
+
+#[tokio::test]
+async fn the_first_answer_wins_and_the_other_is_given_up() {
+    let (slow, slow_seen, slow_given_up) = named("slow", Duration::from_secs(10));
+    let (fast, fast_seen, fast_given_up) = named("fast", Duration::from_millis(1));
+    let route = "hedge: { after: 50ms }, timeouts: { request: 20s }";
+    let cluster = "loadBalancing: { policy: RoundRobin }";
+    let proxy = Proxy::start_on(&config(route, &[slow.port, fast.port], cluster), 1).await;
+    while slow_seen.load(SeqCst) < 2 {
+        let answer = ask(proxy.port, GET.to_owned()).await;
+        assert!(answer.ends_with("fast"), "{answer}");
+    }
+    harness::until("the slow ones are given up", || slow_given_up.load(SeqCst) == slow_seen.load(SeqCst)).await;
+    assert_eq!(fast_given_up.load(SeqCst), 0);
+    let count = |result| proxy.metric(&format!("outrigger_hedges_total{{cluster=\"app\",result=\"{result}\"}}"));
+    assert!(count("sent") >= 2.0 && count("won") >= 2.0, "{} {}", count("sent"), count("won"));
+    // What may not be done twice goes to one only, however long that takes.
+    let before = slow_seen.load(SeqCst) + fast_seen.load(SeqCst);
+    let hedged = count("sent");
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let mut patient: Vec<_> = (0..2).map(|_| Client::connect(proxy.port)).collect();
+    patient.iter_mut().for_each(|client| client.send(post));
+    let both = || slow_seen.load(SeqCst) + fast_seen.load(SeqCst) - before;
+    harness::until("both are there", || both() == 2).await;
+    // The one that is at the slow one has waited long enough when a later one has been sent twice.
+    while count("sent") == hedged {
+        assert!(ask(proxy.port, GET.to_owned()).await.ends_with("fast"));
+    }
+    let posted = proxy.metric("outrigger_retries_total{cluster=\"app\",reason=\"reset\"}");
+    assert_eq!(posted, 0.0);
+    harness::until("only the POST waits there", || slow_seen.load(SeqCst) == slow_given_up.load(SeqCst) + 1).await;
+    drop(patient);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn the_first_one_wins_when_it_is_the_first_to_answer() {
+    let (first, first_seen, first_given_up) = named("first", Duration::from_millis(400));
+    let (second, second_seen, second_given_up) = named("second", Duration::from_secs(10));
+    let cluster = "loadBalancing: { policy: RoundRobin }";
+    let proxy = Proxy::start_on(&config("hedge: { after: 100ms }", &[first.port, second.port], cluster), 1).await;
+    let mut won_by_first = 0;
+    while second_seen.load(SeqCst) < 2 {
+        let answer = ask(proxy.port, GET.to_owned()).await;
+        assert!(answer.ends_with("first"), "{answer}");
+        won_by_first += 1;
+    }
+    harness::until("the others are given up", || second_given_up.load(SeqCst) == second_seen.load(SeqCst)).await;
+    assert_eq!((first_given_up.load(SeqCst), first_seen.load(SeqCst)), (0, won_by_first));
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn hedges_are_kept_within_the_budget() {
+    let (app, seen, _) = named("slow", Duration::from_millis(60));
+    let constraint = "retryConstraint: { budget: { percent: 10, interval: 1h }, minRetryRate: { count: 0 } }";
+    let proxy = Proxy::start_on(&config("hedge: { after: 5ms, max: 3 }", &[app.port], constraint), 1).await;
+    let port = proxy.port;
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut client = Client::connect(port);
+                (0..5).for_each(|_| assert!(client.ask(GET).ends_with("slow")));
+            })
+        })
+        .collect();
+    tokio::task::spawn_blocking(|| clients.into_iter().for_each(|client| client.join().unwrap())).await.unwrap();
+    let seen = seen.load(SeqCst);
+    assert!(seen > 100 && seen <= 110, "{seen} for 100 requests");
+    proxy.metrics_have("outrigger_hedges_total{cluster=\"app\",result=\"withheld\"}").await;
+    proxy.stop().await;
+}

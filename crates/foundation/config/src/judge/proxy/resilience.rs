@@ -13,6 +13,9 @@ pub(super) fn route_rules(route: &Route, at: &ConfigPath, judge: &mut Judge<'_>)
     if let Some(retry) = &route.retry {
         retry_rules(retry, &at.key("retry"), judge);
     }
+    if let Some(hedge) = &route.hedge {
+        judge.not_zero(&at.key("hedge").key("after"), hedge.after);
+    }
     rate_limit_rules(&route.rate_limits, &at.key("rateLimits"), judge);
 }
 

@@ -98,6 +98,24 @@ impl Default for Retry {
     }
 }
 
+/// Requests that are sent to a second endpoint when the first lets its answer be waited for; the first good answer is taken
+/// and the others are given up. Only those without a body whose method is idempotent, or that have an `Idempotency-Key`, and
+/// within the cluster's `retryConstraint`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hedge {
+    /// How long to wait before each further one: about what all but few answers take.
+    pub after: Duration,
+    /// So many further ones.
+    #[serde(default = "default_hedges")]
+    #[schemars(range(min = 1, max = 3))]
+    pub max: u32,
+}
+
+fn default_hedges() -> u32 {
+    1
+}
+
 /// How a request fails without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -4,7 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
-use super::resilience::{Priority, RateLimit, Retry, RouteTimeouts};
+use super::resilience::{Hedge, Priority, RateLimit, Retry, RouteTimeouts};
 use crate::{Duration, Name, SpiffePattern};
 
 /// Which requests go where.
@@ -32,6 +32,9 @@ pub struct Route {
     /// Whether failed requests are sent again; absent means that only what no endpoint has seen is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Whether another endpoint is asked, too, when one lets its answer be waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
     /// How many requests pass in a time. All of these must allow a request, and the listener's too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<RateLimit>,
@@ -51,6 +54,7 @@ impl Route {
             backend_refs: Vec::new(),
             timeouts: RouteTimeouts::default(),
             retry: None,
+            hedge: None,
             rate_limits: Vec::new(),
             priority: None,
         }
@@ -195,6 +199,7 @@ impl GrpcRoute {
             backend_refs: self.backend_refs.clone(),
             timeouts: self.timeouts.clone(),
             retry: self.retry.clone(),
+            hedge: None,
             rate_limits: self.rate_limits.clone(),
             priority: self.priority.clone(),
         }
