@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::admin::AdminArgs;
 use crate::init::{self, InitArgs};
 use crate::output;
 use crate::shop::ShopArgs;
@@ -58,6 +59,8 @@ pub(crate) enum Command {
     Validate(ValidateArgs),
     /// Print the effective config with every default filled in and secrets masked
     Config(ConfigArgs),
+    /// Show how the endpoints of a running Outrigger are: health, requests under way, latency
+    Clusters(LiveArgs),
     /// Print the config's JSON Schema, or its reference as Markdown
     Schema(SchemaArgs),
     /// Print a completion script for a shell
@@ -118,6 +121,15 @@ pub(crate) struct ConfigArgs {
     #[command(flatten)]
     pub(crate) config: ConfigFile,
     /// `text` is YAML
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LiveArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// `text` is a table
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }

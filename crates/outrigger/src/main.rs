@@ -6,6 +6,7 @@
 mod admin;
 mod check;
 mod cli;
+mod clusters;
 mod demo;
 mod init;
 mod keeper;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Tap(args) => tap::tap(&args),
         Command::Validate(args) => check::validate(&args),
         Command::Config(args) => check::effective(&args),
+        Command::Clusters(args) => clusters::clusters(&args),
         Command::Schema(args) => check::schema(args.format),
         Command::Completion(args) => cli::completion(args.shell),
         Command::Version => output::print(&format!("outrigger {}\n", output::VERSION)).map(|()| 0),

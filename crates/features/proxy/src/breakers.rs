@@ -31,6 +31,11 @@ pub(crate) struct Held {
 }
 
 impl Breakers {
+    /// Connections there are.
+    pub(crate) fn connections(&self) -> u32 {
+        self.connections.load(Relaxed)
+    }
+
     fn count(&self, breaker: Breaker) -> &AtomicU32 {
         match breaker {
             Breaker::Pending => &self.pending,

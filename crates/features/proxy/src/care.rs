@@ -53,7 +53,7 @@ impl Cluster {
         let terms = self.terms();
         let members = self.members();
         let starting = members.starting_until(&terms.balancing).filter(|until| *until + SLOW_START_STEP > now);
-        let mut changed = starting.is_some();
+        let mut changed = self.is_stale() | starting.is_some();
         let mut next = starting.map(|_| now + SLOW_START_STEP);
         match &terms.outliers {
             Some(config) => {

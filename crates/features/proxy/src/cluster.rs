@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use outrigger_config::{
-    CircuitBreakers, Cluster as ClusterConfig, Direction, Endpoints, LoadBalancing, OutlierDetection,
+    CircuitBreakers, Cluster as ClusterConfig, Direction, Endpoints, HealthCheck, LoadBalancing, OutlierDetection,
 };
 use outrigger_http::Resolver;
 use outrigger_runtime::Backoff;
@@ -59,6 +59,12 @@ pub(crate) struct Cluster {
     pub(crate) care: Arc<tokio::sync::Mutex<Care>>,
     /// Wakes that task.
     pub(crate) alarm: Arc<Notify>,
+    /// Something was found out that asks for a new plan.
+    stale: AtomicBool,
+    /// Counts changes of terms and endpoints.
+    version: watch::Sender<u64>,
+    /// Held by the one task that checks endpoints' health.
+    pub(crate) checking: Arc<tokio::sync::Mutex<()>>,
     /// What its endpoints have at once.
     pub(crate) breakers: Breakers,
     /// Inbound listeners send to it.
@@ -73,6 +79,7 @@ pub(crate) struct Terms {
     endpoints: Endpoints,
     pub(crate) balancing: LoadBalancing,
     pub(crate) outliers: Option<OutlierDetection>,
+    pub(crate) checks: Arc<[HealthCheck]>,
     pub(crate) breakers: CircuitBreakers,
     pub(crate) zone: Option<String>,
 }
@@ -86,6 +93,7 @@ impl Terms {
             endpoints,
             balancing: std::mem::take(&mut fixed.load_balancing),
             outliers: fixed.outlier_detection.take(),
+            checks: std::mem::take(&mut fixed.health_checks).into(),
             breakers: std::mem::take(&mut fixed.circuit_breakers),
             zone: zone.map(str::to_owned),
         };
@@ -129,6 +137,9 @@ impl Cluster {
             changed: Arc::default(),
             care: Arc::default(),
             alarm: Arc::default(),
+            stale: AtomicBool::new(false),
+            version: watch::channel(0).0,
+            checking: Arc::default(),
             breakers: Breakers::default(),
             inbound: AtomicBool::new(false),
             toward: false,
@@ -154,6 +165,7 @@ impl Cluster {
         self.changed.notify_waiters();
         self.changed.notify_one();
         self.alarm.notify_one();
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// Takes on a list of endpoints.
@@ -164,6 +176,9 @@ impl Cluster {
         let changed = peers.is_some();
         let peers = peers.unwrap_or_else(|| Arc::clone(&self.current.load().peers));
         self.store(peers, now);
+        if changed {
+            self.version.send_modify(|version| *version += 1);
+        }
         changed
     }
 
@@ -175,6 +190,22 @@ impl Cluster {
 
     fn store(&self, peers: Arc<[Arc<Peer>]>, now: Instant) {
         self.current.store(Arc::new(Members::plan(peers, &self.terms.load(), now)));
+    }
+
+    /// Asks for a new plan, for something was found out.
+    pub(crate) fn look_again(&self) {
+        self.stale.store(true, Relaxed);
+        self.alarm.notify_one();
+    }
+
+    /// Whether somebody asked for a new plan.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.swap(false, Relaxed)
+    }
+
+    /// Tells of changes of terms and endpoints.
+    pub(crate) fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 
     pub(crate) fn terms(&self) -> Arc<Terms> {
@@ -253,7 +284,7 @@ impl Cluster {
     /// Whether more is to be done for it, as time goes on, than a request does.
     pub(crate) fn needs_care(&self) -> bool {
         let terms = self.terms.load();
-        terms.balancing.slow_start.is_some() || terms.outliers.is_some()
+        terms.balancing.slow_start.is_some() || terms.outliers.is_some() || !terms.checks.is_empty()
     }
 
     /// Keeps the addresses of names fresh until dropped, or until there are no names any more. Cancel-safe.
@@ -344,6 +375,11 @@ impl Clusters {
     pub(crate) fn limited(&self) -> Vec<Arc<Cluster>> {
         let known = self.known();
         known.clusters.values().filter_map(Weak::upgrade).filter(|cluster| cluster.adaptive.is_some()).collect()
+    }
+
+    /// All that are in use.
+    pub(crate) fn all(&self) -> Vec<Arc<Cluster>> {
+        self.known().clusters.values().filter_map(Weak::upgrade).collect()
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

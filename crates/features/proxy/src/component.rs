@@ -32,8 +32,8 @@ use crate::resilience::{Limiters, TELL_EVERY};
 use crate::route::RouteTable;
 use crate::snapshot::{Listener, ListenerSnapshot, Places, Tracing};
 use crate::tap::{self, Taps};
-use crate::tls;
 use crate::worker::Worker;
+use crate::{state, tls};
 
 /// How long the start waits for the first answer of DNS.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
@@ -51,7 +51,8 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
     let shared = Arc::new(Shared {
         identities,
         resolver,
-        clusters: Clusters::default(),
+        clusters: Arc::default(),
+        state_route: Mutex::default(),
         access_logs: AccessLogs::default(),
         limiters: Limiters::default(),
         places: Arc::new(Places::new(ProxyLimits::default().max_connections)),
@@ -71,7 +72,9 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
 struct Shared {
     identities: Identities,
     resolver: Resolver,
-    clusters: Clusters,
+    clusters: Arc<Clusters>,
+    /// Answers `/clusters`.
+    state_route: Mutex<Weak<AdminRoute>>,
     access_logs: AccessLogs,
     limiters: Limiters,
     /// Connections of both directions.
@@ -84,6 +87,16 @@ struct Shared {
 }
 
 impl Shared {
+    /// Adds `GET /clusters`, unless the other direction has.
+    fn state_route(&self, ctx: &Context) -> Arc<AdminRoute> {
+        let mut kept = self.state_route.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.upgrade().unwrap_or_else(|| {
+            let route = Arc::new(state::register(&ctx.admin, &self.clusters, &ctx.workers));
+            *kept = Arc::downgrade(&route);
+            route
+        })
+    }
+
     /// Adds `GET /tap`, unless the other direction has.
     fn tap_route(&self, ctx: &Context, families: &Families) -> Arc<AdminRoute> {
         let mut kept = self.tap_route.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,12 +189,14 @@ struct Running<'a> {
     untrusted: Vec<String>,
     tracing: Option<Arc<Tracing>>,
     _tap_route: Arc<AdminRoute>,
+    _state_route: Arc<AdminRoute>,
 }
 
 impl<'a> Running<'a> {
     fn new(component: &'a DirectionComponent, ctx: Context) -> Self {
         let families = Families::new(&ctx.registry);
         let tap_route = component.shared.tap_route(&ctx, &families);
+        let state_route = component.shared.state_route(&ctx);
         Self {
             component,
             ctx,
@@ -194,6 +209,7 @@ impl<'a> Running<'a> {
             untrusted: Vec::new(),
             tracing: None,
             _tap_route: tap_route,
+            _state_route: state_route,
         }
     }
 
@@ -405,6 +421,8 @@ impl<'a> Running<'a> {
             let weak = Arc::downgrade(cluster);
             if !self.cared_for.iter().any(|known| known.ptr_eq(&weak)) {
                 self.resolving.spawn(Cluster::care_for(weak.clone(), self.families.clone()));
+                let identities = self.component.shared.identities.clone();
+                self.resolving.spawn(Cluster::check_health(weak.clone(), identities, self.families.clone()));
                 self.cared_for.push(weak);
             }
         }

@@ -23,6 +23,8 @@ use crate::outlier::{Tally, Thresholds};
 
 /// Why an endpoint is not used, as bits: it failed too often.
 pub(crate) const EJECTED: u32 = 1;
+/// A health check failed; each check has its bit.
+pub(crate) const UNHEALTHY: u32 = 0xff00;
 
 /// An endpoint.
 pub(crate) struct Peer {
@@ -37,6 +39,8 @@ pub(crate) struct Peer {
     pub(crate) tally: Tally,
     /// Until when it is ejected, and why.
     pub(crate) ejection: ArcSwapOption<Ejection>,
+    /// What a health check found.
+    pub(crate) unhealthy: ArcSwapOption<String>,
 }
 
 /// Milliseconds since the process's first look at the clock, and one.
@@ -57,6 +61,7 @@ impl Peer {
             flags: AtomicU32::new(0),
             tally: Tally::default(),
             ejection: ArcSwapOption::empty(),
+            unhealthy: ArcSwapOption::empty(),
         }
     }
 
@@ -64,7 +69,10 @@ impl Peer {
     pub(crate) fn set(&self, flag: u32, on: bool) {
         if on {
             self.flags.fetch_or(flag, Relaxed);
-        } else if self.flags.fetch_and(!flag, Relaxed) == flag {
+            return;
+        }
+        let before = self.flags.fetch_and(!flag, Relaxed);
+        if before != 0 && before & !flag == 0 {
             self.since.store(millis(Instant::now()), Relaxed);
         }
     }
@@ -75,6 +83,10 @@ impl Peer {
 
     pub(crate) fn priority(&self) -> u32 {
         self.priority.load(Relaxed)
+    }
+
+    pub(crate) fn zone(&self) -> Option<String> {
+        self.zone.load().as_ref().map(|zone| zone.as_str().to_owned())
     }
 
     /// Whether nothing is known that speaks against it.

@@ -48,6 +48,7 @@ pub(crate) struct Families {
     ejected: GaugeFamily,
     endpoints: GaugeFamily,
     panic: GaugeFamily,
+    checks: CounterFamily,
     upstream_cut: CounterFamily,
     retries: CounterFamily,
     again: CounterFamily,
@@ -209,6 +210,11 @@ impl Families {
                 "Endpoints of clusters whose health is watched: all, and those that are healthy.",
                 &["cluster", "state"],
             ),
+            checks: registry.counter(
+                "outrigger_health_checks_total",
+                "Health checks of endpoints, by result.",
+                &["cluster", "result"],
+            ),
             panic: registry.gauge(
                 "outrigger_cluster_panic",
                 "1 while so few endpoints are healthy that the others are used too.",
@@ -302,6 +308,11 @@ impl Families {
     /// Counts a time that all was lent.
     pub(crate) fn reclaimed(&self) {
         self.buffer_cuts.with(&[]).inc();
+    }
+
+    /// Counts a health check.
+    pub(crate) fn checked(&self, cluster: &str, good: bool) {
+        self.checks.with(&[cluster, if good { "success" } else { "failure" }]).inc();
     }
 
     pub(crate) fn care(&self, name: &str) -> CareMetrics {

@@ -29,6 +29,7 @@ use crate::error::Reason;
 use crate::members::Measure;
 use crate::metrics::ClusterMetrics;
 use crate::shared::Place;
+use crate::state::Seen;
 use crate::tls::PerGeneration;
 use crate::transport::Transport;
 use crate::upstream::{Link, Speech};
@@ -377,6 +378,24 @@ impl Pool {
         {
             self.cluster.alarm.notify_one();
         }
+    }
+
+    /// What is seen of the endpoints that had requests.
+    pub(crate) fn sight(&self, now: Instant) -> Vec<(SocketAddr, Seen)> {
+        let local = self.local.borrow();
+        let decay = local.members().measure.decay;
+        let seen = |endpoint: &Rc<Endpoint>| {
+            let seen = Seen {
+                under_way: endpoint.under_way.get(),
+                open: endpoint.open.get(),
+                answers: endpoint.answers.get(),
+                failed: endpoint.failed_answers.get(),
+                latency: endpoint.latency.latency(now, decay),
+                avoided: endpoint.is_avoided(now),
+            };
+            (endpoint.address, seen)
+        };
+        local.used().map(seen).collect()
     }
 
     /// How many endpoints there are.

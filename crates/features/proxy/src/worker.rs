@@ -23,6 +23,7 @@ use crate::listener::LocalListener;
 use crate::metrics::{Families, NumberHasher};
 use crate::pool::Pool;
 use crate::socket::OwnCall;
+use crate::state::Sight;
 use crate::watch::Clock;
 use crate::{buffer, splice};
 
@@ -100,6 +101,20 @@ impl Worker {
         drop(tasks);
         CURRENT.set(Rc::downgrade(&worker));
         worker
+    }
+
+    /// This thread's worker, if there is one.
+    pub(crate) fn existing() -> Option<Rc<Self>> {
+        CURRENT.with_borrow(Weak::upgrade)
+    }
+
+    /// What it knows of endpoints.
+    pub(crate) fn sight(&self) -> Sight {
+        let (pools, originals) = (self.pools.borrow(), self.originals.borrow());
+        let now = Instant::now();
+        let all = pools.values().chain(originals.values());
+        all.flat_map(|pool| pool.sight(now).into_iter().map(|(address, seen)| ((pool.cluster.id, address), seen)))
+            .collect()
     }
 
     /// The pool of a cluster.

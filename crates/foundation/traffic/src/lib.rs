@@ -11,6 +11,7 @@ mod chance;
 mod concurrency;
 mod deadline;
 pub mod filter;
+pub mod health;
 pub mod outlier;
 mod rate_limit;
 mod retry;

@@ -301,6 +301,13 @@ impl Proxy {
         self.ended().await;
     }
 
+    /// What the admin API answers, which is JSON.
+    pub(crate) async fn admin(&self, path: &str) -> serde_json::Value {
+        let handler = self.standalone.admin.handler(path).unwrap();
+        let request = outrigger_runtime::AdminRequest { query: String::new(), headers: http::HeaderMap::new() };
+        serde_json::from_slice(&handler(request).await.into_body().whole().unwrap()).unwrap()
+    }
+
     /// All metrics as text.
     pub(crate) fn metrics(&self) -> String {
         let mut bytes = Vec::new();

@@ -105,8 +105,15 @@ async fn one_that_cannot_be_reached_is_ejected_for_that() {
     let detection = "      outlierDetection: { consecutiveLocalOriginFailures: 1 }";
     let proxy = Proxy::start_on(&config(&endpoints, &format!("{ONE_AFTER_THE_OTHER}{detection}"), ""), 1).await;
     assert_eq!(ask(&proxy, 4).await.get("good"), Some(&4), "no request is lost by it");
+    let state = proxy.admin("/clusters").await;
+    assert_eq!(state["clusters"][0]["endpoints"][1]["answers"], 4, "{state:#}");
     let cause = "outrigger_outlier_ejections_total{cluster=\"app\",cause=\"consecutive_local_origin_failures\"} 1";
     proxy.metrics_have(cause).await;
+    let state = proxy.admin("/clusters").await;
+    let endpoint = &state["clusters"][0]["endpoints"][0];
+    assert_eq!(endpoint["health"], "ejected", "{state:#}");
+    assert_eq!(endpoint["reason"], "consecutive_local_origin_failures");
+    assert!(endpoint["backInSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
     proxy.stop().await;
 }
 
@@ -172,4 +179,94 @@ async fn few_wait_for_a_connection() {
     drop(first);
     proxy.metrics_have("outrigger_upstream_connections_active{cluster=\"app\"} 0").await;
     proxy.stop().await;
+}
+
+/// A server that answers gRPC's health check as a test says: 1 is serving, 2 is not.
+fn grpc_server(state: &Arc<AtomicU16>) -> u16 {
+    let state = Arc::clone(state);
+    let answer = move |_: usize,
+                       request: http::Request<h2::RecvStream>,
+                       mut respond: h2::server::SendResponse<bytes::Bytes>| {
+        let status = state.load(SeqCst) as u8;
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        let head = http::Response::builder().header("content-type", "application/grpc").body(()).expect("a plain head");
+        let mut stream = respond.send_response(head, false).expect("the client is there");
+        stream.send_data(bytes::Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, status]), false).expect("it is open");
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        stream.send_trailers(trailers).expect("it is open");
+    };
+    crate::multiplex::http2_server(answer, h2::server::Builder::new)
+}
+
+const FAST: &str = "interval: 50ms, noTrafficInterval: 50ms, healthyThreshold: 2, unhealthyThreshold: 2";
+
+/// The health of the cluster's endpoints, as the metrics have it.
+async fn healthy(proxy: &Proxy, count: usize) {
+    proxy.metrics_have(&format!("outrigger_cluster_endpoints{{cluster=\"app\",state=\"healthy\"}} {count}")).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_its_health_check_gets_nothing_until_it_is_well() {
+    let (good, bad) = (Moody::new("good", 200, ""), Moody::new("bad", 200, ""));
+    let endpoints = format!("{}, {}", good.endpoint(), bad.endpoint());
+    let check = format!("      healthChecks: [{{ type: HTTP, http: {{ path: /healthz }}, {FAST} }}]");
+    let with = format!("{ONE_AFTER_THE_OTHER}{check}");
+    let proxy = Proxy::start_on(&config(&endpoints, &with, ""), 2).await;
+    healthy(&proxy, 2).await;
+    bad.status.store(503, SeqCst);
+    healthy(&proxy, 1).await;
+    assert_eq!(ask(&proxy, 20).await.get("good"), Some(&20), "nothing goes to the other one");
+    assert!(bad.app.seen().iter().any(|request| request.starts_with("GET /healthz HTTP/1.1\r\n")));
+    bad.status.store(200, SeqCst);
+    healthy(&proxy, 2).await;
+    assert_eq!(ask(&proxy, 20).await.get("bad"), Some(&10));
+    // A check that is gone takes its verdict along.
+    bad.status.store(500, SeqCst);
+    healthy(&proxy, 1).await;
+    proxy.reload(&config(&endpoints, ONE_AFTER_THE_OTHER, ""));
+    healthy(&proxy, 2).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn when_nobody_passes_the_check_all_are_used() {
+    let apps = ["a", "b"].map(|name| Moody::new(name, 404, ""));
+    let endpoints = apps.each_ref().map(Moody::endpoint).join(", ");
+    let check = format!("{ONE_AFTER_THE_OTHER}      healthChecks: [{{ type: HTTP, {FAST} }}]");
+    let proxy = Proxy::start_on(&config(&endpoints, &check, ""), 1).await;
+    healthy(&proxy, 0).await;
+    proxy.metrics_have("outrigger_cluster_panic{cluster=\"app\"} 1").await;
+    assert_eq!(ask(&proxy, 10).await.len(), 2);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn health_is_asked_by_grpc_and_by_tcp() {
+    let state = Arc::new(AtomicU16::new(1));
+    let port = grpc_server(&state);
+    let check = format!("      healthChecks: [{{ type: GRPC, grpc: {{ service: shop.Orders }}, {FAST} }}]");
+    let proxy = Proxy::start_on(&config(&format!("\"127.0.0.1:{port}\""), &check, ""), 1).await;
+    healthy(&proxy, 1).await;
+    state.store(2, SeqCst);
+    healthy(&proxy, 0).await;
+    state.store(1, SeqCst);
+    healthy(&proxy, 1).await;
+    proxy.stop().await;
+
+    let pong = App::talking(|mut stream| {
+        use std::io::{Read, Write};
+        let mut ping = [0; 4];
+        if stream.read_exact(&mut ping).is_ok() && &ping == b"PING" {
+            let _ = stream.write_all(b"+PONG\r\n");
+        }
+    });
+    let dead = free_port();
+    let endpoints = format!("\"127.0.0.1:{}\", \"127.0.0.1:{dead}\"", pong.port);
+    for (tcp, count) in [("tcp: { send: PING, receive: PONG }", 1), ("tcp: { send: PING, receive: NEVER }", 0)] {
+        let check = format!("      healthChecks: [{{ type: TCP, {tcp}, timeout: 300ms, {FAST} }}]");
+        let proxy = Proxy::start_on(&config(&endpoints, &check, ""), 1).await;
+        healthy(&proxy, count).await;
+        proxy.stop().await;
+    }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::{balancing, needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
-use crate::{Cluster, ClusterTls, Config, ConfigPath, Direction, Listener, Proxy};
+use crate::{Cluster, ClusterTls, Config, ConfigPath, Direction, HealthCheckType, Listener, Proxy};
 
 pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
     if let Some(tls) = &cluster.tls {
@@ -32,6 +32,7 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
         let message = "`maxIdle` is more than `circuitBreakers.maxConnections`, so it is never reached";
         judge.warning("conflict", &max_idle, message, "lower `maxIdle`, or raise `maxConnections`");
     }
+    health_checks(cluster, &at.key("healthChecks"), judge);
     if let Some(outliers) = &cluster.outlier_detection {
         let at = at.key("outlierDetection");
         judge.not_zero(&at.key("interval"), outliers.interval);
@@ -69,6 +70,54 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
     let listed: Vec<_> = listed.collect();
     judge.unique("endpoint", "keep one of them", listed);
     balancing::rules(config, cluster, at, judge);
+}
+
+fn health_checks(cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
+    if cluster.original_destination && !cluster.health_checks.is_empty() {
+        let message = "`healthChecks` have no effect: nobody knows the endpoints of this cluster beforehand";
+        judge.warning("unused", at, message, "remove them, or list `endpoints`");
+    }
+    if cluster.health_checks.len() > 8 {
+        judge.error("value", at, "a cluster has at most 8 health checks", "remove some");
+    }
+    for (index, check) in cluster.health_checks.iter().enumerate() {
+        let at = at.index(index);
+        for (key, time) in
+            [("interval", check.interval), ("timeout", check.timeout), ("noTrafficInterval", check.no_traffic_interval)]
+        {
+            judge.not_zero(&at.key(key), time);
+        }
+        for (key, kind, given) in [
+            ("http", HealthCheckType::Http, check.http.is_some()),
+            ("grpc", HealthCheckType::Grpc, check.grpc.is_some()),
+            ("tcp", HealthCheckType::Tcp, check.tcp.is_some()),
+        ] {
+            if given && check.kind != kind && !judge.checked.is_blurred(&at.key("type")) {
+                let message = format!("`{key}` does not belong to this `type`");
+                judge.error("conflict", &at.key(key), message, "remove it, or change the `type`");
+            }
+        }
+        if let Some(http) = &check.http {
+            let at = at.key("http");
+            if !http.path.starts_with('/') || !http.path.bytes().all(|byte| byte.is_ascii_graphic()) {
+                let message = format!("`{}` is not a path", judge.shown(&at.key("path"), &http.path));
+                judge.error("value", &at.key("path"), message, "begin it with `/`, and write a space as `%20`");
+            }
+            if http.hostname.as_ref().is_some_and(|host| !host.bytes().all(|byte| byte.is_ascii_graphic())) {
+                judge.error(
+                    "value",
+                    &at.key("hostname"),
+                    "`hostname` is not a host",
+                    "write a name such as `shop.example`",
+                );
+            }
+            let wrong = |status: &u16| !(200..600).contains(status);
+            if http.expected_statuses.is_empty() || http.expected_statuses.iter().any(wrong) {
+                let message = "`expectedStatuses` must be statuses from 200 to 599";
+                judge.error("value", &at.key("expectedStatuses"), message, "write `[200]`");
+            }
+        }
+    }
 }
 
 fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: &mut Judge<'_>) {

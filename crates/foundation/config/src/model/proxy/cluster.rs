@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::balancing::LoadBalancing;
 use super::endpoint::Endpoints;
 use super::listener::default_tcp_keepalive;
-use super::protection::{CircuitBreakers, OutlierDetection};
+use super::protection::{CircuitBreakers, HealthCheck, OutlierDetection};
 use super::resilience::{AdaptiveConcurrency, RetryConstraint};
 use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion};
 
@@ -60,6 +60,10 @@ pub struct Cluster {
     /// over, for some seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<OutlierDetection>,
+    /// Endpoints are checked before a request finds out. One that fails a check gets no requests, unless too few are left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub health_checks: Vec<HealthCheck>,
     /// What its endpoints may have at once.
     #[serde(default)]
     pub circuit_breakers: CircuitBreakers,
@@ -94,6 +98,7 @@ impl Cluster {
             proxy_protocol: None,
             load_balancing: LoadBalancing::default(),
             outlier_detection: None,
+            health_checks: Vec::new(),
             circuit_breakers: CircuitBreakers::default(),
             pool: Pool::default(),
             retry_constraint: RetryConstraint::default(),

@@ -91,3 +91,131 @@ impl Default for CircuitBreakers {
         Self { max_connections: 2048, max_pending_requests: None, max_requests: None }
     }
 }
+
+/// A check of each endpoint, made over the cluster's own TLS. An endpoint that was not checked yet counts as healthy.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthCheck {
+    /// How it is checked.
+    #[serde(rename = "type")]
+    pub kind: HealthCheckType,
+    /// With `type: HTTP`: what is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpHealthCheck>,
+    /// With `type: GRPC`: what is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcHealthCheck>,
+    /// With `type: TCP`: what is sent and expected; absent means that a connection is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpHealthCheck>,
+    /// From one check of an endpoint to the next.
+    #[serde(default = "HealthCheck::default_interval")]
+    pub interval: Duration,
+    /// In percent: an interval is shorter or longer by up to so much, so that endpoints are not checked all at once.
+    #[serde(default = "HealthCheck::default_jitter")]
+    #[schemars(range(min = 0, max = 100))]
+    pub interval_jitter_percent: u32,
+    /// A check that takes longer has failed.
+    #[serde(default = "HealthCheck::default_timeout")]
+    pub timeout: Duration,
+    /// So many successes in a row make an unhealthy endpoint healthy.
+    #[serde(default = "HealthCheck::default_healthy")]
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_threshold: u32,
+    /// So many failures in a row make a healthy endpoint unhealthy.
+    #[serde(default = "HealthCheck::default_unhealthy")]
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_threshold: u32,
+    /// The interval while nobody sends requests to the cluster.
+    #[serde(default = "HealthCheck::default_no_traffic")]
+    pub no_traffic_interval: Duration,
+}
+
+impl HealthCheck {
+    fn default_interval() -> Duration {
+        Duration::from_secs(10)
+    }
+    fn default_jitter() -> u32 {
+        10
+    }
+    fn default_timeout() -> Duration {
+        Duration::from_secs(1)
+    }
+    fn default_healthy() -> u32 {
+        2
+    }
+    fn default_unhealthy() -> u32 {
+        3
+    }
+    fn default_no_traffic() -> Duration {
+        Duration::from_secs(60)
+    }
+}
+
+/// How an endpoint is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum HealthCheckType {
+    /// By a request; HTTP/2 where the cluster's `protocol` is `http2`, else HTTP/1.1.
+    #[serde(rename = "HTTP")]
+    Http,
+    /// By the call `grpc.health.v1.Health/Check`.
+    #[serde(rename = "GRPC")]
+    Grpc,
+    /// By a connection.
+    #[serde(rename = "TCP")]
+    Tcp,
+}
+
+/// What a check by HTTP asks.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HttpHealthCheck {
+    /// The path, with a query if it needs one.
+    #[schemars(length(min = 1))]
+    pub path: String,
+    /// The `Host`; absent means the endpoint's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The method.
+    pub method: HealthCheckMethod,
+    /// Statuses that mean health.
+    pub expected_statuses: Vec<u16>,
+}
+
+impl Default for HttpHealthCheck {
+    fn default() -> Self {
+        Self { path: "/".to_owned(), hostname: None, method: HealthCheckMethod::Get, expected_statuses: vec![200] }
+    }
+}
+
+/// The method of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HealthCheckMethod {
+    /// With an answer's body, which is not read.
+    Get,
+    /// Without one.
+    Head,
+    /// With an empty body.
+    Options,
+}
+
+/// What a check by gRPC asks.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GrpcHealthCheck {
+    /// The service whose health is asked for; empty means the server's.
+    pub service: String,
+}
+
+/// What a check by TCP sends and expects.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TcpHealthCheck {
+    /// What is sent once connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send: Option<String>,
+    /// What the answer must contain, within its first 4 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receive: Option<String>,
+}
