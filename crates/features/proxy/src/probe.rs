@@ -54,7 +54,7 @@ impl Cluster {
             }
             HealthCheckType::Http if http2 => {
                 let stream = self.reach_for_check(address, Speech::Http2, identities).await?;
-                let request = self.request(http.method.as_str(), &host, &http.path);
+                let request = self.request(method(http.method), &host, &http.path);
                 let answer = ask_http2(stream, request, Bytes::new()).await?;
                 expected(&http, answer.status)
             }
@@ -129,17 +129,11 @@ fn broken(error: std::io::Error) -> String {
     format!("the connection broke: {error}")
 }
 
-trait AsStr {
-    fn as_str(self) -> &'static str;
-}
-
-impl AsStr for HealthCheckMethod {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Options => "OPTIONS",
-        }
+fn method(method: HealthCheckMethod) -> &'static str {
+    match method {
+        HealthCheckMethod::Get => "GET",
+        HealthCheckMethod::Head => "HEAD",
+        HealthCheckMethod::Options => "OPTIONS",
     }
 }
 
@@ -173,7 +167,7 @@ async fn converse(stream: &mut impl Stream, send: Option<&str>, receive: Option<
 
 /// The status of an answer over HTTP/1.
 async fn ask_http1(mut stream: impl Stream, check: &HttpHealthCheck, host: &str) -> Result<u16, String> {
-    let (method, path) = (check.method.as_str(), &check.path);
+    let (method, path) = (method(check.method), &check.path);
     let request =
         format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(broken)?;

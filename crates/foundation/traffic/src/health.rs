@@ -69,7 +69,8 @@ mod tests {
                 before = Some(good);
                 if let Some(change) = health.observe(good, thresholds) {
                     prop_assert!(change != last && change == good);
-                    prop_assert!(row >= if good { healthy } else { unhealthy });
+                    let least = if good { healthy } else { unhealthy };
+                    prop_assert!(row >= least);
                     last = change;
                 }
             }
