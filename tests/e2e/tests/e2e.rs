@@ -37,6 +37,8 @@ mod intercept;
 mod metrics;
 #[path = "e2e/openssl.rs"]
 mod openssl;
+#[path = "e2e/published.rs"]
+mod published;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/resilience.rs"]

@@ -62,6 +62,15 @@ impl Prometheus {
         }
     }
 
+    /// Whether Prometheus understands a query, whatever it yields.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(&self, query: &str) -> Result<()> {
+        let answer = request("GET", &format!("{}/api/v1/query?query={}", self.address, encoded(query)), &[], "")?;
+        answer.ok().map(drop)
+    }
+
     /// Trace ids of the exemplars that Prometheus has of a query's series.
     ///
     /// # Errors
