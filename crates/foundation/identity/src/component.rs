@@ -13,6 +13,7 @@ use outrigger_config::{Config, Identity, SpiffePattern};
 use outrigger_runtime::{Backoff, BoxError, BoxFuture, Component, Context, FileWatcher, Status, StopPhase};
 use outrigger_telemetry::{CounterFamily, GaugeFamily, Registry};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::error::{Error, chain, date, span};
@@ -20,6 +21,9 @@ use crate::handle::Identities;
 use crate::material::Material;
 use crate::snapshot::Snapshot;
 use crate::source::{Found, Source};
+
+/// By then most starts are over.
+const START_IS_OVER: Duration = Duration::from_millis(50);
 
 /// Waits between tries of a source that fails, beside changes of its files.
 const RETRY_FIRST: Duration = Duration::from_millis(400);
@@ -94,6 +98,8 @@ fn check_peers(section: &Identity, config: &Config) -> Result<(), Error> {
 async fn run(component: &IdentityComponent, ctx: Context) -> Result<(), BoxError> {
     let mut config = ctx.config.clone();
     let metrics = Metrics::new(&ctx.registry);
+    let mut gathering = JoinSet::new();
+    gathering.spawn(gather_entropy());
     loop {
         let section = config.borrow_and_update().identity.clone();
         let Some(section) = section else {
@@ -110,6 +116,14 @@ async fn run(component: &IdentityComponent, ctx: Context) -> Result<(), BoxError
             () = keeper.keep(watcher) => {}
         }
     }
+}
+
+/// Has the library gather entropy, which it does once in a process and takes some 20 ms of CPU for: when the start is
+/// over, rather than while the first client waits for its handshake.
+async fn gather_entropy() {
+    tokio::time::sleep(START_IS_OVER).await;
+    // Should it fail here, it is tried again, and told, where it is wanted.
+    let _ = tokio::task::spawn_blocking(|| aws_lc_rs::rand::fill(&mut [0])).await;
 }
 
 /// Resolves when the section differs from `known`. Cancel-safe.
