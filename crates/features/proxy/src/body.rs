@@ -74,6 +74,21 @@ pub(crate) struct KeptSource<'a> {
     beyond: bool,
 }
 
+/// A whole body that was kept, counted until dropped.
+pub(crate) struct KeptBody(Vec<u8>);
+
+impl KeptBody {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for KeptBody {
+    fn drop(&mut self) {
+        buffer::give_back(self.0.capacity());
+    }
+}
+
 /// Where a body comes from.
 pub(crate) enum Source<'a> {
     /// There is none.
@@ -153,8 +168,25 @@ impl<'a> Source<'a> {
 
     /// Keeps up to `most` bytes of the body as it goes on, so that all of it can be sent again.
     pub(crate) fn keep_all(&mut self, most: usize) {
+        if let Self::Kept(source) = self {
+            source.most = source.most.max(most);
+            return;
+        }
         let inner = std::mem::replace(self, Self::Empty);
         *self = Self::Kept(Box::new(KeptSource { inner, kept: Vec::new(), again: 0, most, beyond: false }));
+    }
+
+    /// Takes all of the body out of what was kept; `None` when it did not come whole, or is larger.
+    pub(crate) fn take_kept(&mut self) -> Option<KeptBody> {
+        match self {
+            Self::Kept(source) if !source.beyond && source.inner.is_ended() => {
+                source.beyond = true;
+                source.again = 0;
+                Some(KeptBody(std::mem::take(&mut source.kept)))
+            }
+            Self::Kept(_) => None,
+            _ => Some(KeptBody(Vec::new())),
+        }
     }
 
     /// Whether all of the body can be sent again.

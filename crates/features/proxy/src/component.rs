@@ -470,7 +470,8 @@ impl<'a> Running<'a> {
         }
         let mut routes = RouteTable::of(config, all, &self.component.passthrough, |name| clusters.get(name).cloned());
         let limiters = &self.component.shared.limiters;
-        routes.guard(config, |route, limits| limiters.obtain(&config.name, route, limits, &self.families));
+        let limits = |route: &str, limits: &[_]| limiters.obtain(&config.name, route, limits, &self.families);
+        routes.guard(config, limits, |name| clusters.get(name).cloned());
         Ok(ListenerSnapshot {
             generation: self.component.shared.generation.fetch_add(1, Relaxed),
             protocol: config.protocol,

@@ -36,10 +36,11 @@ mod refuse;
 mod retry;
 mod trace;
 
+pub(crate) use note::is_grpc;
 pub(crate) use refuse::own_response;
 
 use filters::Filtered;
-use note::{Line, is_grpc};
+use note::Line;
 use retry::Tries;
 use trace::Traced;
 

@@ -106,6 +106,7 @@ mod limits;
 mod listener;
 mod members;
 mod metrics;
+mod mirror;
 mod origination;
 mod outlier;
 mod permissive;

@@ -55,6 +55,7 @@ pub(crate) struct Families {
     again_withheld: CounterFamily,
     again_succeeded: CounterFamily,
     hedges: CounterFamily,
+    mirrored: CounterFamily,
     rate_limits: CounterFamily,
     rate_limit_evictions: CounterFamily,
     rate_limit_fullness: GaugeFamily,
@@ -245,6 +246,11 @@ impl Families {
                 "Requests sent beside one whose answer let itself be waited for: sent, won, or withheld by the budget.",
                 &["cluster", "result"],
             ),
+            mirrored: registry.counter(
+                "outrigger_mirrored_requests_total",
+                "Copies of requests for a cluster: sent, failed, or not made because the body was too large or too many were under way.",
+                &["cluster", "result"],
+            ),
             rate_limits: registry.counter(
                 "outrigger_rate_limit_requests_total",
                 "Requests that a rate limit looked at, by what it said; the listener's own has no route.",
@@ -364,6 +370,7 @@ impl Families {
             families: self.clone(),
             retry: OnceCell::new(),
             shed: OnceCell::new(),
+            mirrored: OnceCell::new(),
         }
     }
 }
@@ -387,6 +394,7 @@ pub(crate) struct ClusterMetrics {
     families: Families,
     retry: OnceCell<Box<RetryMetrics>>,
     shed: OnceCell<Box<[Counter; 3]>>,
+    mirrored: OnceCell<Box<[Counter; 4]>>,
 }
 
 impl ClusterMetrics {
@@ -402,6 +410,15 @@ pub(crate) struct RetryMetrics {
     withheld: [Counter; WITHHELD.len()],
     pub(crate) succeeded: Counter,
     hedges: [Counter; 3],
+}
+
+/// What came of a request's copy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mirrored {
+    Sent,
+    Failed,
+    BodyTooLarge,
+    TooMany,
 }
 
 /// What came of a request beside another one.
@@ -481,6 +498,13 @@ impl ClusterMetrics {
     /// Counts a request that a circuit breaker refused.
     pub(crate) fn refused(&self, breaker: &str) {
         self.refusals.with(&[&self.name, breaker]).inc();
+    }
+
+    /// Counts a copy of a request.
+    pub(crate) fn mirrored(&self, result: Mirrored) {
+        let of = |result| self.families.mirrored.with(&[&self.name, result]);
+        let counters = self.mirrored.get_or_init(|| Box::new(["sent", "failed", "body", "busy"].map(of)));
+        counters[result as usize].inc();
     }
 
     /// Counts a request that was refused because too many waited.

@@ -21,6 +21,7 @@ use outrigger_wire::head::Head;
 use crate::connection::Downstream;
 use crate::exchange::hedge::Hedge;
 use crate::metrics::Families;
+use crate::mirror::Mirror;
 
 /// How often the state of limits is told to the metrics.
 pub(crate) const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +36,7 @@ pub(crate) struct Resilience {
     pub(crate) deadlines: bool,
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) hedge: Option<Hedge>,
+    pub(crate) mirror: Option<Mirror>,
     /// The listener's, then the route's own.
     pub(crate) rate_limits: Vec<Arc<Limiter>>,
     criticality: Criticality,
@@ -44,7 +46,12 @@ pub(crate) struct Resilience {
 
 impl Resilience {
     /// What a route asks for; `None` when it is nothing. `limited` is whether a cluster of it limits requests at once.
-    pub(crate) fn of(config: Option<&RouteConfig>, rate_limits: Vec<Arc<Limiter>>, limited: bool) -> Option<Box<Self>> {
+    pub(crate) fn of(
+        config: Option<&RouteConfig>,
+        rate_limits: Vec<Arc<Limiter>>,
+        limited: bool,
+        mirror: Option<Mirror>,
+    ) -> Option<Box<Self>> {
         let some = |limit: outrigger_config::Duration| (!limit.is_zero()).then_some(Duration::from(limit));
         let timeouts = config.map(|config| &config.timeouts);
         let backend_request = timeouts.and_then(|timeouts| some(timeouts.backend_request));
@@ -59,6 +66,7 @@ impl Resilience {
             || deadlines
             || retry.is_some()
             || hedge.is_some()
+            || mirror.is_some()
             || !rate_limits.is_empty()
             || limited;
         let criticality = match priority.level {
@@ -74,6 +82,7 @@ impl Resilience {
                 deadlines,
                 retry,
                 hedge,
+                mirror,
                 rate_limits,
                 criticality,
                 criticality_header,

@@ -18,6 +18,7 @@ use outrigger_traffic::filter::Filters;
 use outrigger_traffic::route::{self, Found, Request};
 
 use crate::cluster::{Cluster, PASSTHROUGH};
+use crate::mirror::Mirror;
 use crate::resilience::{Limiter, Resilience};
 
 /// A compiled route.
@@ -260,7 +261,12 @@ impl RouteTable {
 
     /// Gives the routes of requests what they do beyond sending each once. `limits` finds the rate limits of a route of
     /// this name, or of the listener itself (`""`).
-    pub(crate) fn guard(&mut self, listener: &Listener, limits: impl Fn(&str, &[RateLimit]) -> Vec<Arc<Limiter>>) {
+    pub(crate) fn guard(
+        &mut self,
+        listener: &Listener,
+        limits: impl Fn(&str, &[RateLimit]) -> Vec<Arc<Limiter>>,
+        cluster: impl Fn(&str) -> Option<Arc<Cluster>>,
+    ) {
         let calls: Vec<RouteConfig> = listener.grpc_routes.iter().map(GrpcRoute::as_route).collect();
         let configs: HashMap<&str, &RouteConfig> =
             listener.routes.iter().chain(&calls).map(|route| (route.name.as_str(), route)).collect();
@@ -270,7 +276,10 @@ impl RouteTable {
             let mut rate_limits = of_listener.clone();
             rate_limits.extend(config.into_iter().flat_map(|config| limits(&config.name, &config.rate_limits)));
             let limited = route.backends.iter().any(|one| one.cluster.adaptive.is_some());
-            route.resilience = Resilience::of(config, rate_limits, limited);
+            let mirror =
+                config.and_then(|config| config.filters.iter().find_map(|filter| filter.request_mirror.as_ref()));
+            let mirror = mirror.and_then(|mirror| Some(Mirror::of(mirror, cluster(&mirror.backend_ref.name)?)));
+            route.resilience = Resilience::of(config, rate_limits, limited, mirror);
         }
     }
 

@@ -193,6 +193,13 @@ impl Worker {
         self.random.borrow_mut()
     }
 
+    /// Runs something that nobody waits for, until it ends or the worker does. What calls it bounds how many there are.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.tasks.borrow_mut();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_local(task);
+    }
+
     /// Any number.
     pub(crate) fn random(&self) -> u32 {
         self.random.borrow_mut().next()

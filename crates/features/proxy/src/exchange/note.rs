@@ -233,7 +233,7 @@ pub(super) fn grpc_status(response: &Head, source: &Source<'_>) -> Option<u8> {
 }
 
 /// Whether a message is gRPC's, which needs HTTP/2 all the way; gRPC-Web is made to do without.
-pub(super) fn is_grpc(head: &Head) -> bool {
+pub(crate) fn is_grpc(head: &Head) -> bool {
     let kind = head.get(FieldId::ContentType).unwrap_or_default();
     kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
 }

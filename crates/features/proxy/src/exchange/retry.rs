@@ -23,6 +23,7 @@ use super::note::is_grpc;
 use super::protect::{CallersDeadline, Waiting};
 use super::{After, Exchange, Incoming, Sent};
 use crate::error::Reason;
+use crate::mirror::MOST_BODY;
 use crate::pool::{Pool, Way};
 use crate::resilience::Resilience;
 use crate::snapshot::LocalSnapshot;
@@ -81,8 +82,36 @@ pub(super) fn resilience(snapshot: &LocalSnapshot, route: Option<u32>) -> Option
 }
 
 impl Exchange {
-    /// Sends the request as often as its route allows and its failures ask for.
+    /// Sends the request as often as its route allows and its failures ask for, and a copy where the route has a mirror.
     pub(super) async fn send_again(
+        &mut self,
+        pool: &Rc<Pool>,
+        way: Way,
+        incoming: &mut Incoming<'_>,
+        framing: Framing,
+        ask: Ask,
+        response: &mut Head,
+    ) -> Result<After, Reason> {
+        let snapshot = Rc::clone(&self.snapshot);
+        let mirror = resilience(&snapshot, self.route).and_then(|resilience| resilience.mirror.as_ref());
+        let worker = Rc::clone(&self.downstream.local.worker);
+        let mirror = mirror.filter(|mirror| ask == Ask::Answer && mirror.takes(worker.random()));
+        let copy = mirror.map(|mirror| {
+            if !matches!(framing, Framing::Empty) {
+                incoming.source.keep_all(MOST_BODY);
+            }
+            let mut request = Box::new(Head::default());
+            request.copy_from(incoming.request);
+            (mirror, request)
+        });
+        let outcome = self.send_often(pool, way, incoming, framing, ask, response).await;
+        if let Some((mirror, request)) = copy {
+            mirror.send(&worker, self.downstream.ends, request, framing, incoming.source.take_kept());
+        }
+        outcome
+    }
+
+    async fn send_often(
         &mut self,
         pool: &Rc<Pool>,
         way: Way,

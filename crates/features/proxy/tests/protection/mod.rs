@@ -208,3 +208,54 @@ async fn the_limit_grows_while_answers_come_in_time_and_is_told() {
     tokio::task::spawn_blocking(|| clients.into_iter().for_each(|client| client.join().unwrap())).await.unwrap();
     proxy.stop().await;
 }
+
+#[tokio::test]
+async fn a_mirror_gets_copies_and_nobody_waits_for_it() {
+    // The mirror never answers, and so it is never waited for.
+    let (app, mirror) = (App::answering(OK), App::new(|request| request.contains("x-answer").then(|| OK.to_owned())));
+    let written = |share: &str| {
+        let route =
+            format!("filters: [{{ type: RequestMirror, requestMirror: {{ backendRef: {{ name: mirror }}{share} }} }}]");
+        config("", &route, &app, "# plain")
+            + &format!("    - {{ name: mirror, endpoints: [\"127.0.0.1:{}\"] }}\n", mirror.port)
+    };
+    let proxy = Proxy::start_on(&written(""), 1).await;
+    let post = |body: &str| {
+        format!("POST /x?y=z HTTP/1.1\r\nHost: a\r\nx-answer: 1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let large = "x".repeat(70_000);
+    let mut client = Client::connect(proxy.port);
+    for request in [post("hello"), get("x-answer: 1\r\n"), get("x-silent: 1\r\n"), post(&large)] {
+        assert_eq!(status(&client.ask(&request)), "200");
+    }
+    harness::until("the copies are there", || mirror.seen().len() == 3).await;
+    let mut seen = mirror.seen();
+    seen.sort();
+    assert!(seen[2].starts_with("POST /x?y=z HTTP/1.1\r\n") && seen[2].ends_with("hello"), "{seen:?}");
+    assert!(seen[2].contains("Host: a\r\n"), "the host stays: {seen:?}");
+    proxy.metrics_have("outrigger_mirrored_requests_total{cluster=\"mirror\",result=\"sent\"} 2").await;
+    proxy.metrics_have("outrigger_mirrored_requests_total{cluster=\"mirror\",result=\"body\"} 1").await;
+    assert_eq!(app.seen().len(), 4);
+    proxy.reload(&written(", percent: 0"));
+    let rule = |name: &str| format!("GET / HTTP/1.1\r\nHost: a\r\nx-answer: {name}\r\n\r\n");
+    harness::until("no copies are made", || {
+        let before = mirror.seen().len();
+        (0..20).for_each(|_| assert_eq!(status(&client.ask(&rule("none"))), "200"));
+        mirror.seen().len() == before
+    })
+    .await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_mirror_that_hangs_holds_a_bounded_number_of_copies() {
+    let (app, mirror) = (App::answering(OK), App::new(|_| None));
+    let route = "filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: mirror } } }]";
+    let written = config("", route, &app, "# plain")
+        + &format!("    - {{ name: mirror, endpoints: [\"127.0.0.1:{}\"] }}\n", mirror.port);
+    let proxy = Proxy::start_on(&written, 1).await;
+    let mut client = Client::connect(proxy.port);
+    (0..80).for_each(|_| assert_eq!(status(&client.ask(&get(""))), "200"));
+    proxy.metrics_have("outrigger_mirrored_requests_total{cluster=\"mirror\",result=\"busy\"} 16").await;
+    proxy.stop().await;
+}

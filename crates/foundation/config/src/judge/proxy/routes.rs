@@ -25,6 +25,7 @@ pub(super) fn route_rules(
     route_filters(route, at, judge);
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(route, at, judge);
+    mirror_rules(proxy, listener, route, at, judge);
     let matches = at.key("matches");
     for (index, one) in route.matches.iter().enumerate() {
         match_rules(config, listener, one, &matches.index(index), judge);
@@ -72,6 +73,35 @@ pub(super) fn carrying_rules(
 ) {
     backend_rules(proxy, listener, backend_refs, at, judge);
     no_filters(backend_refs, at, judge);
+}
+
+fn mirror_rules(proxy: &Proxy, listener: &Listener, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let home = ConfigPath::from("proxy.clusters");
+    let clusters = proxy.clusters.iter().enumerate();
+    let known: Vec<_> = clusters.map(|(i, cluster)| (home.index(i).key("name"), cluster.name.as_str())).collect();
+    for (index, filter) in route.filters.iter().enumerate() {
+        let Some(mirror) = &filter.request_mirror else { continue };
+        let at = at.key("filters").index(index).key("requestMirror");
+        let name = at.key("backendRef").key("name");
+        if judge.known("cluster", &name, &mirror.backend_ref.name, &known, &home) {
+            sends_to_itself(proxy, listener, &mirror.backend_ref.name, &name, judge);
+        }
+        if let Some(fraction) = &mirror.fraction {
+            let at = at.key("fraction");
+            if mirror.percent.is_some() {
+                judge.error(
+                    "conflict",
+                    &at,
+                    "`percent` and `fraction` both say how many are copied",
+                    "keep one of them",
+                );
+            }
+            if fraction.numerator > fraction.denominator {
+                let message = "more requests than there are cannot be copied";
+                judge.error("value", &at.key("numerator"), message, "make it at most `denominator`");
+            }
+        }
+    }
 }
 
 fn backend_rules(

@@ -4,6 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::resilience::RequestMirror;
 use crate::{Duration, HeaderMatch};
 
 /// One thing that is done with a route's requests and answers: `type`, and the member of that name.
@@ -34,6 +35,9 @@ pub struct Filter {
     /// Lets requests wait or fail, to see what their clients make of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultInjection>,
+    /// Sends copies of requests to another cluster, whose answers nobody sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_mirror: Option<RequestMirror>,
 }
 
 /// What a filter does.
@@ -55,6 +59,8 @@ pub enum FilterType {
     DirectResponse,
     /// `fault`.
     Fault,
+    /// `requestMirror`.
+    RequestMirror,
 }
 
 impl FilterType {
@@ -68,6 +74,7 @@ impl FilterType {
             Self::Cors => "cors",
             Self::DirectResponse => "directResponse",
             Self::Fault => "fault",
+            Self::RequestMirror => "requestMirror",
         }
     }
 
@@ -81,13 +88,14 @@ impl FilterType {
             Self::Cors => "CORS",
             Self::DirectResponse => "DirectResponse",
             Self::Fault => "Fault",
+            Self::RequestMirror => "RequestMirror",
         }
     }
 }
 
 impl Filter {
     /// Its members, by their keys, and whether they are given.
-    pub fn members(&self) -> [(&'static str, bool); 7] {
+    pub fn members(&self) -> [(&'static str, bool); 8] {
         [
             ("requestHeaderModifier", self.request_header_modifier.is_some()),
             ("responseHeaderModifier", self.response_header_modifier.is_some()),
@@ -96,6 +104,7 @@ impl Filter {
             ("cors", self.cors.is_some()),
             ("directResponse", self.direct_response.is_some()),
             ("fault", self.fault.is_some()),
+            ("requestMirror", self.request_mirror.is_some()),
         ]
     }
 }

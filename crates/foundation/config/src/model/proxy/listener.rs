@@ -82,6 +82,12 @@ impl Listener {
         self.carrying_backend_refs().chain(self.connect_routes.iter().flat_map(|route| &route.backend_refs))
     }
 
+    /// Clusters that get copies of requests.
+    pub fn mirrors(&self) -> impl Iterator<Item = &Name> {
+        let filters = self.routes.iter().flat_map(|route| &route.filters);
+        filters.filter_map(|filter| Some(&filter.request_mirror.as_ref()?.backend_ref.name))
+    }
+
     /// All backends but those of CONNECT, whose destination is in the request.
     pub fn carrying_backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
         let http = self.routes.iter().map(|route| &route.backend_refs);

@@ -70,7 +70,7 @@ impl Proxy {
 }
 
 fn names(listener: &Listener, cluster: &Cluster) -> bool {
-    listener.backend_refs().any(|backend| backend.name == cluster.name)
+    listener.backend_refs().map(|backend| &backend.name).chain(listener.mirrors()).any(|name| *name == cluster.name)
 }
 
 /// Bounds on what all clients may use together.

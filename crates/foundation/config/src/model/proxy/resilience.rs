@@ -351,3 +351,43 @@ impl Default for AdaptiveConcurrency {
         }
     }
 }
+
+/// Copies of requests, sent once the request itself is answered. One with a body beyond 64 KiB is not copied, and no more
+/// than 64 at once per worker are under way. Copies do not wait for each other, and are not tried again.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestMirror {
+    /// Where copies go.
+    pub backend_ref: MirrorBackend,
+    /// Of how many requests, in percent; absent, like `fraction`, means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<u32>,
+    /// Of how many requests, as a fraction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fraction: Option<Fraction>,
+}
+
+/// The cluster that gets copies.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MirrorBackend {
+    /// Its name.
+    pub name: Name,
+}
+
+/// A share of all.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Fraction {
+    /// So many.
+    pub numerator: u32,
+    /// Of so many.
+    #[serde(default = "default_denominator")]
+    #[schemars(range(min = 1))]
+    pub denominator: u32,
+}
+
+fn default_denominator() -> u32 {
+    100
+}
