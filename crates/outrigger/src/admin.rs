@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer's head.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of an answer that is taken as a whole.
+const LARGEST_ANSWER: usize = 64 << 20;
+
 /// Which Outrigger to ask.
 #[derive(Debug, Args)]
 pub(crate) struct AdminArgs {
@@ -39,6 +42,13 @@ pub(crate) struct AdminArgs {
     /// The config file that says where its admin API listens [default: /etc/outrigger/outrigger.yaml, if there is one]
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+impl AdminArgs {
+    /// The config file, for commands that can do with that alone.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| PathBuf::from(CONFIG))
+    }
 }
 
 /// A running Outrigger, to be asked.
@@ -62,6 +72,18 @@ impl Admin {
     /// Where it is asked.
     pub(crate) fn place(&self) -> impl fmt::Display + '_ {
         &self.address
+    }
+
+    /// An answer as a whole; JSON, where there is a choice.
+    pub(crate) fn get(&self, path: &str) -> anyhow::Result<String> {
+        self.runtime.block_on(async {
+            let (_connection, response) = self.ask(path, "application/json").await?;
+            let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect();
+            let late = || format!("what listens at {} does not go on", self.address);
+            let body = tokio::time::timeout(ANSWER_TIMEOUT, body).await.with_context(late)?;
+            let bytes = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?.to_bytes();
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        })
     }
 
     /// An answer piece by piece: `begun` when it begins, then `piece` for each, until one says that it is enough, or there

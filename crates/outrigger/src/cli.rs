@@ -8,9 +8,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::admin::AdminArgs;
+use crate::expect::{self, TestArgs};
+use crate::explain::{self, ExplainArgs};
 use crate::init::{self, InitArgs};
 use crate::output;
 use crate::shop::ShopArgs;
+use crate::tables::TableArgs;
 use crate::tap::{self, TapArgs};
 
 const EXIT_CODES: &str = "\
@@ -55,6 +58,16 @@ pub(crate) enum Command {
     /// Show a running Outrigger's requests as they end: those that match
     #[command(after_help = tap::HELP)]
     Tap(Box<TapArgs>),
+    /// Tell what becomes of a request, and why: route, filters, cluster, endpoints
+    #[command(after_help = explain::HELP)]
+    Explain(Box<ExplainArgs>),
+    /// Run the `tests` of a config: requests, and what is expected to become of them
+    #[command(after_help = expect::HELP)]
+    Test(TestArgs),
+    /// Show the routes of a running Outrigger, and how often each was taken
+    Routes(TableArgs),
+    /// Show the listeners of a running Outrigger, and their connections
+    Listeners(TableArgs),
     /// Check a config file; reports all mistakes at once
     Validate(ValidateArgs),
     /// Print the effective config with every default filled in and secrets masked

@@ -8,12 +8,15 @@ mod check;
 mod cli;
 mod clusters;
 mod demo;
+mod expect;
+mod explain;
 mod init;
 mod keeper;
 mod output;
 mod shop;
 mod sidecar;
 mod table;
+mod tables;
 mod tap;
 
 use std::process::ExitCode;
@@ -34,6 +37,10 @@ fn main() -> ExitCode {
         Command::Init(args) => init::init(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Tap(args) => tap::tap(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Test(args) => expect::run(&args),
+        Command::Routes(args) => tables::routes(&args),
+        Command::Listeners(args) => tables::listeners(&args),
         Command::Validate(args) => check::validate(&args),
         Command::Config(args) => check::effective(&args),
         Command::Clusters(args) => clusters::clusters(&args),

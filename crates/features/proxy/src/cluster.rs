@@ -371,6 +371,11 @@ impl Clusters {
         cluster
     }
 
+    /// The cluster of this name that is in use.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.known().clusters.get(name).and_then(Weak::upgrade)
+    }
+
     /// Clusters that limit requests at once.
     pub(crate) fn limited(&self) -> Vec<Arc<Cluster>> {
         let known = self.known();

@@ -13,18 +13,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use outrigger_config::{
-    Cluster as ClusterConfig, Config, Direction, DotSegments, EscapedSlashes, Listener as ListenerConfig,
-    ListenerTlsMode, PathNormalization, Proxy, ProxyLimits,
+    Cluster as ClusterConfig, Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Proxy, ProxyLimits,
 };
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
 use outrigger_runtime::{AdminRoute, BoxError, BoxFuture, Component, Context, FileWatcher, SocketError, StopPhase};
 use outrigger_telemetry::trace::SpanQueue;
-use outrigger_wire::path;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::access_log::{AccessLog, AccessLogs};
+use crate::ask;
 use crate::cluster::{Cluster, Clusters};
 use crate::listener;
 use crate::metrics::Families;
@@ -60,6 +59,8 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
         spans,
         taps: Taps::new(),
         tap_route: Mutex::default(),
+        ask_routes: Mutex::default(),
+        listeners: Arc::default(),
     });
     let component = |direction| -> Box<dyn Component> {
         let (shared, passthrough) = (Arc::clone(&shared), Cluster::passthrough(direction));
@@ -84,6 +85,10 @@ struct Shared {
     taps: Arc<Taps>,
     /// Keeps `GET /tap` as long as either direction runs.
     tap_route: Mutex<Weak<AdminRoute>>,
+    /// The same for what is asked of the data plane as it is.
+    ask_routes: Mutex<Weak<Vec<AdminRoute>>>,
+    /// All that were opened, by both directions.
+    listeners: Arc<Mutex<Vec<Weak<Listener>>>>,
 }
 
 impl Shared {
@@ -95,6 +100,25 @@ impl Shared {
             *kept = Arc::downgrade(&route);
             route
         })
+    }
+
+    /// Adds `GET /explain`, `/listeners` and `/routes`, unless the other direction has.
+    fn ask_routes(&self, ctx: &Context) -> Arc<Vec<AdminRoute>> {
+        let mut kept = self.ask_routes.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.upgrade().unwrap_or_else(|| {
+            let (clusters, listeners) = (Arc::clone(&self.clusters), Arc::clone(&self.listeners));
+            let known = move || listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let routes = Arc::new(ask::register(ctx, move || Arc::clone(&clusters), known));
+            *kept = Arc::downgrade(&routes);
+            routes
+        })
+    }
+
+    /// Notes a listener, for operators who ask.
+    fn note_listener(&self, listener: &Arc<Listener>) {
+        let mut known = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|listener| listener.strong_count() > 0);
+        known.push(Arc::downgrade(listener));
     }
 
     /// Adds `GET /tap`, unless the other direction has.
@@ -190,6 +214,7 @@ struct Running<'a> {
     tracing: Option<Arc<Tracing>>,
     _tap_route: Arc<AdminRoute>,
     _state_route: Arc<AdminRoute>,
+    _ask_routes: Arc<Vec<AdminRoute>>,
 }
 
 impl<'a> Running<'a> {
@@ -197,6 +222,7 @@ impl<'a> Running<'a> {
         let families = Families::new(&ctx.registry);
         let tap_route = component.shared.tap_route(&ctx, &families);
         let state_route = component.shared.state_route(&ctx);
+        let ask_routes = component.shared.ask_routes(&ctx);
         Self {
             component,
             ctx,
@@ -210,6 +236,7 @@ impl<'a> Running<'a> {
             tracing: None,
             _tap_route: tap_route,
             _state_route: state_route,
+            _ask_routes: ask_routes,
         }
     }
 
@@ -478,7 +505,7 @@ impl<'a> Running<'a> {
             detect_timeout: config.detect_timeout.into(),
             proxy_protocol: config.proxy_protocol,
             redirected: config.redirected,
-            path: path_policy(&config.path),
+            path: outrigger_traffic::explain::path_policy(&config.path),
             forwarded: config.forwarded.clone(),
             tcp_keepalive: config.tcp_keepalive.into(),
             routes,
@@ -501,6 +528,7 @@ impl<'a> Running<'a> {
         let owner = format!("listener `{}`", config.name);
         let sockets = self.ctx.sockets.listen_tcp_shared(&owner, config.address, self.ctx.workers.count())?;
         let listener = Listener::new(config, snapshot, &self.component.shared.places, sockets.len());
+        self.component.shared.note_listener(&listener);
         let workers = self.ctx.workers.count();
         // There may be more than workers, when a process before us had more: each has clients in its backlog.
         for (index, socket) in sockets.into_iter().enumerate() {
@@ -594,22 +622,6 @@ async fn certificates_changed(watcher: &mut Option<FileWatcher>) {
     match watcher {
         Some(watcher) => watcher.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-fn path_policy(config: &PathNormalization) -> path::PathPolicy {
-    path::PathPolicy {
-        dot_segments: match config.dot_segments {
-            DotSegments::Resolve => path::DotSegments::Resolve,
-            DotSegments::Refuse => path::DotSegments::Refuse,
-            DotSegments::Keep => path::DotSegments::Keep,
-        },
-        merge_slashes: config.merge_slashes,
-        escaped_slashes: match config.escaped_slashes {
-            EscapedSlashes::Keep => path::EscapedSlashes::Keep,
-            EscapedSlashes::Unescape => path::EscapedSlashes::Unescape,
-            EscapedSlashes::Refuse => path::EscapedSlashes::Refuse,
-        },
     }
 }
 

@@ -86,6 +86,7 @@
 
 mod access_log;
 mod ahead;
+mod ask;
 mod balance;
 mod body;
 mod breakers;

@@ -10,6 +10,7 @@ mod budget;
 mod chance;
 mod concurrency;
 mod deadline;
+pub mod explain;
 pub mod filter;
 pub mod health;
 pub mod outlier;

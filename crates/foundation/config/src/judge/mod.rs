@@ -9,6 +9,7 @@ mod proxy;
 mod runtime;
 mod secrets;
 mod sockets;
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -27,6 +28,7 @@ pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Prob
     logs::rules(config, &mut judge);
     secrets::rules(config, &mut judge);
     sockets::rules(config, &mut judge);
+    tests::rules(config, &mut judge);
     judge.problems
 }
 

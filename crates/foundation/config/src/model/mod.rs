@@ -10,6 +10,7 @@ mod metrics;
 mod proxy;
 mod runtime;
 mod secrets;
+mod test;
 mod tracing;
 
 pub use identity::*;
@@ -18,6 +19,7 @@ pub use metrics::*;
 pub use proxy::*;
 pub use runtime::*;
 pub use secrets::*;
+pub use test::*;
 pub use tracing::*;
 
 use schemars::JsonSchema;
@@ -48,4 +50,7 @@ pub struct Config {
     /// The exporter: the application's metrics, gathered and exposed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
+    /// What the routes are expected to do, for `outrigger test`; a process that runs does not look at it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tests: Vec<RouteTest>,
 }

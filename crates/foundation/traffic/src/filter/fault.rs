@@ -69,6 +69,14 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// The failure of a request that certainly fails.
+    pub fn certainly(&self, request: &Head) -> Option<Abort> {
+        let all = self.abort.filter(|(_, share)| share.0 >= 1 << 32).map(|(abort, _)| abort)?;
+        self.headers.iter().all(|field| field.holds(request)).then_some(all)
+    }
+}
+
 /// As gRPC maps the statuses of HTTP ([mapping]).
 ///
 /// [mapping]: https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
