@@ -22,6 +22,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
+    // The program without what makes a daemon of it.
+    ("dnsmasq", "dnsmasq-base"),
     ("h2load", "nghttp2-client"),
     ("nghttpd", "nghttp2-server"),
     // The programs without what makes a daemon of them.

@@ -6,6 +6,7 @@
 //! and how they are balanced; when DNS is down the last good addresses are kept.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -29,6 +30,10 @@ use crate::resilience;
 /// A name whose record lives for ever is still asked for again.
 const LONGEST_TTL: Duration = Duration::from_secs(300);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
+/// Addresses that a cluster takes from DNS. Whoever answers for a name must not be able to fill our memory.
+const MOST_RESOLVED: usize = 1000;
+/// A name is asked for again up to so much before its time is over, so that not all are asked for at once.
+const EARLIER: f64 = 0.1;
 /// Route and cluster, as metrics and logs call them, of connections to destinations that nobody told us of.
 pub(crate) const PASSTHROUGH: &str = "passthrough";
 
@@ -297,7 +302,7 @@ impl Cluster {
                 Ok(valid_until) => {
                     backoff.reset();
                     this.resolution.send_if_modified(|known| known.replace(Ok(())) != Some(Ok(())));
-                    valid_until.saturating_duration_since(Instant::now()).clamp(SHORTEST_TTL, LONGEST_TTL)
+                    earlier(valid_until.saturating_duration_since(Instant::now())).clamp(SHORTEST_TTL, LONGEST_TTL)
                 }
                 Err(error) => {
                     let known = this.members().peers.len();
@@ -329,14 +334,31 @@ impl Cluster {
             addresses.sort_unstable();
             list.extend(addresses.into_iter().map(|address| Listed::of(endpoint, address)));
         }
-        let endpoints = list.len();
+        let (answered, endpoints) = (list.len(), list.len().min(MOST_RESOLVED));
+        list.truncate(MOST_RESOLVED);
         if self.list(list) {
+            if answered > endpoints {
+                let cluster = &self.name;
+                tracing::warn!(
+                    component = "proxy",
+                    cluster,
+                    answered,
+                    taken = endpoints,
+                    "DNS answered more addresses than are taken"
+                );
+            }
             tracing::info!(component = "proxy", cluster = self.name, endpoints, "endpoints resolved");
             self.resolution.send_modify(|known| *known = Some(Ok(())));
             self.alarm.notify_one();
         }
         Ok(valid_until)
     }
+}
+
+/// A little earlier.
+fn earlier(wait: Duration) -> Duration {
+    let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+    wait.mul_f64(1.0 - EARLIER * chance)
 }
 
 /// All clusters that are in use, by both directions.

@@ -4,6 +4,7 @@ mod ahead;
 mod balancing;
 mod connect;
 mod corpus;
+mod dns;
 mod faults;
 mod filters;
 mod floods;

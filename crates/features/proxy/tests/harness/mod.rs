@@ -253,21 +253,32 @@ impl Proxy {
     /// Starts the inbound component on so many workers.
     pub(crate) async fn start_on(config: &str, workers: usize) -> Self {
         let (_unused, identities) = IdentityComponent::new();
-        Self::launch(config, identities, 0, workers).await
+        Self::launch(config, identities, 0, workers, Resolver::from_system()).await
+    }
+
+    /// Starts the inbound component on one worker, with a resolver of its own.
+    pub(crate) async fn start_resolving(config: &str, resolver: Resolver) -> Self {
+        let (_unused, identities) = IdentityComponent::new();
+        Self::launch(config, identities, 0, 1, resolver).await
     }
 
     /// Starts the component of a direction: 0 inbound, 1 outbound. `PORT` in the config becomes a free port.
     pub(crate) async fn start_with(config: &str, identities: Identities, direction: usize) -> Self {
-        Self::launch(config, identities, direction, 2).await
+        Self::launch(config, identities, direction, 2, Resolver::from_system()).await
     }
 
-    async fn launch(config: &str, identities: Identities, direction: usize, workers: usize) -> Self {
+    async fn launch(
+        config: &str,
+        identities: Identities,
+        direction: usize,
+        workers: usize,
+        resolver: Resolver,
+    ) -> Self {
         let port = free_port();
         let config = parse(&config.replace("PORT", &port.to_string()));
         let (ctx, mut standalone) = Context::standalone(config, workers);
         let registry = ctx.registry.clone();
-        let component =
-            outrigger_proxy::components(identities, Resolver::from_system(), SpanQueue::new()).remove(direction);
+        let component = outrigger_proxy::components(identities, resolver, SpanQueue::new()).remove(direction);
         let mut running = JoinSet::new();
         running.spawn(async move { component.run(ctx).await });
         tokio::select! {
@@ -451,7 +462,7 @@ proxy:
                 backend.port
             );
         let identities = frontend_identity.identities.clone();
-        let frontend = Proxy::launch(&config, identities, 1, workers).await;
+        let frontend = Proxy::launch(&config, identities, 1, workers, Resolver::from_system()).await;
         Self { backend, frontend, frontend_config: config, backend_config, authority, workloads, _keepers: keepers }
     }
 
