@@ -45,7 +45,7 @@ pub(crate) fn translate(request: &Head, ask: Ask, from_http2: bool, to_http2: bo
             }
         }
         // Neither is there in HTTP/2 ([RFC 8441], 5.1).
-        (Ask::Upgrade, false, true) => response.remove_named("sec-websocket-accept"),
+        (Ask::Upgrade, _, true) => response.remove_named("sec-websocket-accept"),
         (Ask::Connect, ..) => {
             crate::headers::strip_hop_by_hop(response);
             // No framing: what follows is the tunnel ([RFC 9110], 9.3.6).

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use anyhow::ensure;
 use outrigger_e2e::{
-    Application, Authority, CLIENT_ID, Envoy, Leaf, Outrigger, SERVER_ID, eventually, free_port, identity, request,
-    run, start_outrigger, tool,
+    Application, Authority, CLIENT_ID, Envoy, Leaf, Outrigger, SERVER_ID, Sidecars, Spoken, Way, eventually, free_port,
+    identity, peer_server, request, run, run_peer, start_outrigger, tool,
 };
 
 const STRANGER: &str = "spiffe://shop.example/ns/shop/sa/stranger";
@@ -257,4 +257,31 @@ fn an_envoy_of_another_name_is_not_spoken_to() {
         ensure!(log.contains(&format!("peer presented {STRANGER}")), "{log}");
         Ok(())
     });
+}
+
+#[test]
+fn sockets_reach_envoy_on_the_connection_that_requests_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let (port, server) = (free_port(), free_port());
+    let _server = peer_server("websocket_server.py", server, folder.path());
+    let home = folder.path().join("envoy");
+    fs::create_dir(&home).unwrap();
+    // Extended CONNECT (RFC 8441) is off unless Envoy is told.
+    let more =
+        "upgrade_configs: [{ upgrade_type: websocket }]\n          http2_protocol_options: { allow_connect: true }";
+    let text = format!(
+        "{}\n  clusters:\n  - name: server\n    connect_timeout: 5s\n    load_assignment: {}\n",
+        listener(port, "", more),
+        assignment("server", server)
+    );
+    let _envoy = Envoy::start(&home, port, &text);
+    let way = Sidecars::start(folder.path(), Way::Plain, Spoken::HTTP2, port);
+    for test in ["messages", "fragments", "pings", "closing", "large"] {
+        run_peer("websocket_client.py", &[&way.at.to_string(), test])
+            .unwrap_or_else(|error| panic!("{test}: {error:#}"));
+    }
+    // By HTTP/1 each of the eight would have had one of its own.
+    let series = "outrigger_upstream_connections_total{cluster=\"server\",result=\"ok\"}";
+    let connections = way.first.metric(series).unwrap();
+    assert!(connections < 4.0, "{connections}");
 }

@@ -105,8 +105,10 @@ pub(crate) fn to_request(head: &Head, secure: bool, ask: Ask, kin: bool) -> Resu
         let protocol = head.get(FieldId::Upgrade).and_then(|protocol| str::from_utf8(protocol).ok()).ok_or(bad(()))?;
         request.extensions_mut().insert(Protocol::from(protocol));
         *request.method_mut() = Method::CONNECT;
-        // HTTP/2 does without it ([RFC 8441], 5).
-        request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+        if kin {
+            // HTTP/2 does without it ([RFC 8441], 5). Others may need it: Envoy asks its HTTP/1 endpoints with none but this.
+            request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+        }
     }
     if kin {
         names::tell(head, request.headers_mut());
