@@ -27,11 +27,10 @@ use tokio::task::JoinSet;
 /// Where `run` finds its config when it is told nothing else.
 const CONFIG: &str = "/etc/outrigger/outrigger.yaml";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer's head.
+/// An answer's head; of a whole answer, all of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Bytes of an answer that is taken as a whole.
-const LARGEST_ANSWER: usize = 64 << 20;
+/// Bytes of the largest whole answer.
+const MOST_BODY: usize = 64 << 20;
 
 /// Which Outrigger to ask.
 #[derive(Debug, Args)]
@@ -74,16 +73,32 @@ impl Admin {
         &self.address
     }
 
+    /// Runs what asks it.
+    pub(crate) fn run<F: Future>(&self, work: F) -> F::Output {
+        self.runtime.block_on(work)
+    }
+
+    /// A whole answer. `accept` is the media type that is wanted.
+    pub(crate) async fn fetch(&self, path: &str, accept: &str) -> anyhow::Result<Bytes> {
+        let whole = async {
+            let (_connection, response) = self.ask(path, accept).await?;
+            match Limited::new(response.into_body(), MOST_BODY).collect().await {
+                Ok(body) => Ok(body.to_bytes()),
+                Err(error) => bail!("the answer to {path} broke off: {error}"),
+            }
+        };
+        let late = || format!("the Outrigger at {} did not answer in {} s", self.address, ANSWER_TIMEOUT.as_secs());
+        tokio::time::timeout(ANSWER_TIMEOUT, whole).await.with_context(late)?
+    }
+
     /// An answer as a whole; JSON, where there is a choice.
     pub(crate) fn get(&self, path: &str) -> anyhow::Result<String> {
-        self.runtime.block_on(async {
-            let (_connection, response) = self.ask(path, "application/json").await?;
-            let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect();
-            let late = || format!("what listens at {} does not go on", self.address);
-            let body = tokio::time::timeout(ANSWER_TIMEOUT, body).await.with_context(late)?;
-            let bytes = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?.to_bytes();
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        })
+        Ok(String::from_utf8_lossy(&self.run(self.fetch(path, "application/json"))?).into_owned())
+    }
+
+    /// A whole answer in JSON.
+    pub(crate) fn json(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.get(path)?)?)
     }
 
     /// An answer piece by piece: `begun` when it begins, then `piece` for each, until one says that it is enough, or there

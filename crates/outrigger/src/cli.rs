@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::admin::AdminArgs;
+use crate::connections::{self, ConnectionsArgs};
 use crate::expect::{self, TestArgs};
 use crate::explain::{self, ExplainArgs};
 use crate::init::{self, InitArgs};
@@ -15,6 +16,7 @@ use crate::output;
 use crate::shop::ShopArgs;
 use crate::tables::TableArgs;
 use crate::tap::{self, TapArgs};
+use crate::top::{self, TopArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -68,6 +70,12 @@ pub(crate) enum Command {
     Routes(TableArgs),
     /// Show the listeners of a running Outrigger, and their connections
     Listeners(TableArgs),
+    /// Show a running Outrigger's rate, success and latency by route, cluster or peer, live
+    #[command(after_help = top::HELP)]
+    Top(TopArgs),
+    /// List a running Outrigger's open connections: clients, peers, age, requests, state
+    #[command(after_help = connections::HELP)]
+    Connections(ConnectionsArgs),
     /// Check a config file; reports all mistakes at once
     Validate(ValidateArgs),
     /// Print the effective config with every default filled in and secrets masked
@@ -188,8 +196,13 @@ pub(crate) enum SchemaFormat {
     Markdown,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     text.parse::<outrigger_config::Duration>().map(Duration::from).map_err(|error| error.to_string())
+}
+
+/// A name as the config takes them, which a query can hold as it is.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    text.parse::<outrigger_config::Name>().map(|name| name.to_string()).map_err(|error| error.to_string())
 }
 
 /// Prints the completion script of a shell.

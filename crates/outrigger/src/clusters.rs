@@ -1,24 +1,15 @@
 //! `outrigger clusters`: how a running Outrigger's endpoints are, as a table.
 
-use anyhow::Context;
 use serde_json::Value;
 
 use crate::admin::Admin;
 use crate::cli::{Format, LiveArgs};
 use crate::output;
+use crate::table::{Align, Table};
 
 /// Prints the clusters and their endpoints.
 pub(crate) fn clusters(args: &LiveArgs) -> anyhow::Result<u8> {
-    let mut answer = Vec::new();
-    Admin::new(&args.admin)?.stream(
-        "/clusters",
-        || Ok(()),
-        |piece| {
-            answer.extend_from_slice(piece);
-            Ok(true)
-        },
-    )?;
-    let state: Value = serde_json::from_slice(&answer).context("the admin API's answer is not JSON")?;
+    let state = Admin::new(&args.admin)?.json("/clusters")?;
     match args.format {
         Format::Json => output::print(&format!("{state:#}\n"))?,
         Format::Text => output::print(&table(&state))?,
@@ -32,7 +23,7 @@ const HEADINGS: [&str; 12] = [
 
 /// Columns as wide as they need to be; one row for each endpoint.
 fn table(state: &Value) -> String {
-    let mut rows = vec![HEADINGS.map(str::to_owned)];
+    let mut table = Table::new(&HEADINGS.map(|name| (name, Align::Left)));
     for cluster in state["clusters"].as_array().into_iter().flatten() {
         let mut name = text(&cluster["name"]);
         if cluster["panic"] == true {
@@ -43,11 +34,11 @@ fn table(state: &Value) -> String {
             let mut row = [const { String::new() }; 12];
             (row[0], row[1]) = (name.clone(), if endpoints.is_empty() { "none" } else { "" }.to_owned());
             row[11] = text(&cluster["problem"]);
-            rows.push(row);
+            table.row(row.to_vec());
         }
-        rows.extend(endpoints.iter().map(|endpoint| {
+        for endpoint in endpoints {
             let back = endpoint["backInSeconds"].as_f64().map(|seconds| format!(", back in {seconds} s"));
-            [
+            table.row(vec![
                 name.clone(),
                 text(&endpoint["address"]),
                 text(&endpoint["weight"]),
@@ -60,20 +51,10 @@ fn table(state: &Value) -> String {
                 text(&endpoint["answers"]),
                 endpoint["successRate"].as_f64().map(|rate| format!("{:.1}%", rate * 100.0)).unwrap_or_default(),
                 text(&endpoint["reason"]) + &back.unwrap_or_default(),
-            ]
-        }));
-    }
-    let mut widths = [0; HEADINGS.len()];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            ]);
         }
     }
-    let line = |row: &[String; 12]| {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    table.text()
 }
 
 fn text(value: &Value) -> String {

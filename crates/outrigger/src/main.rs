@@ -7,6 +7,7 @@ mod admin;
 mod check;
 mod cli;
 mod clusters;
+mod connections;
 mod demo;
 mod expect;
 mod explain;
@@ -18,6 +19,7 @@ mod sidecar;
 mod table;
 mod tables;
 mod tap;
+mod top;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         Command::Test(args) => expect::run(&args),
         Command::Routes(args) => tables::routes(&args),
         Command::Listeners(args) => tables::listeners(&args),
+        Command::Top(args) => top::top(&args),
+        Command::Connections(args) => connections::connections(&args),
         Command::Validate(args) => check::validate(&args),
         Command::Config(args) => check::effective(&args),
         Command::Clusters(args) => clusters::clusters(&args),

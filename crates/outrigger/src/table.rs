@@ -13,6 +13,50 @@ pub(crate) enum Align {
     Right,
 }
 
+/// A table that is known as a whole.
+pub(crate) struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these columns.
+    pub(crate) fn new(columns: &[(&'static str, Align)]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells.into_iter().map(|cell| shown(&cell).into_owned()).collect());
+    }
+
+    /// The lines, the first with the columns' names.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let mut widths: Vec<usize> = head.iter().map(|name| width(name)).collect();
+        for row in &self.rows {
+            for (most, cell) in widths.iter_mut().zip(row) {
+                *most = (*most).max(width(cell));
+            }
+        }
+        let line = |cells: &Vec<String>| {
+            let mut line = String::new();
+            for ((cell, (_, align)), width) in cells.iter().zip(&self.columns).zip(&widths) {
+                pad(&mut line, cell, *width, *align);
+                line.push_str("  ");
+            }
+            line.truncate(line.trim_end().len());
+            line
+        };
+        std::iter::once(&head).chain(&self.rows).map(line).collect()
+    }
+
+    /// The lines, each ended.
+    pub(crate) fn text(&self) -> String {
+        self.lines().into_iter().fold(String::new(), |text, line| text + &line + "\n")
+    }
+}
+
 /// Adds a cell of a width.
 pub(crate) fn pad(line: &mut String, cell: &str, wide: usize, align: Align) {
     let blanks = wide.saturating_sub(width(cell));
@@ -58,7 +102,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_acts_on_the_terminal() {
+    fn columns_are_aligned_and_nothing_acts_on_the_terminal() {
+        let mut table = Table::new(&[("NAME", Align::Left), ("N", Align::Right), ("LAST", Align::Left)]);
+        table.row(vec!["a".into(), "10".into(), "x\x1b[31m".into()]);
+        table.row(vec!["ünüberlang".into(), "7".into(), String::new()]);
+        assert_eq!(table.text(), "NAME         N  LAST\na           10  x\\u{1b}[31m\nünüberlang   7\n");
         assert_eq!(shown("plain"), "plain");
         assert_eq!(shown("a\u{202e}b\r\n"), "a\\u{202e}b\\u{d}\\u{a}");
     }

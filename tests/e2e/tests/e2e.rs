@@ -9,6 +9,8 @@ mod access_log;
 mod admin;
 #[path = "e2e/cli.rs"]
 mod cli;
+#[path = "e2e/connections.rs"]
+mod connections;
 #[path = "e2e/curl.rs"]
 mod curl;
 #[path = "e2e/databases.rs"]
@@ -49,6 +51,8 @@ mod supervise;
 mod tap;
 #[path = "e2e/tls.rs"]
 mod tls;
+#[path = "e2e/top.rs"]
+mod top;
 #[path = "e2e/traces.rs"]
 mod traces;
 #[path = "e2e/websocket.rs"]

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::access_log::{AccessLog, AccessLogs};
 use crate::ask;
 use crate::cluster::{Cluster, Clusters};
+use crate::connections;
 use crate::listener;
 use crate::metrics::Families;
 use crate::resilience::{Limiters, TELL_EVERY};
@@ -58,7 +59,7 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
         generation: AtomicU64::new(0),
         spans,
         taps: Taps::new(),
-        tap_route: Mutex::default(),
+        live_routes: Mutex::default(),
         ask_routes: Mutex::default(),
         listeners: Arc::default(),
     });
@@ -83,8 +84,8 @@ struct Shared {
     generation: AtomicU64,
     spans: SpanQueue,
     taps: Arc<Taps>,
-    /// Keeps `GET /tap` as long as either direction runs.
-    tap_route: Mutex<Weak<AdminRoute>>,
+    /// Keeps what tells of traffic as it goes, as long as either direction runs.
+    live_routes: Mutex<Weak<Vec<AdminRoute>>>,
     /// The same for what is asked of the data plane as it is.
     ask_routes: Mutex<Weak<Vec<AdminRoute>>>,
     /// All that were opened, by both directions.
@@ -121,16 +122,19 @@ impl Shared {
         known.push(Arc::downgrade(listener));
     }
 
-    /// Adds `GET /tap`, unless the other direction has.
-    fn tap_route(&self, ctx: &Context, families: &Families) -> Arc<AdminRoute> {
-        let mut kept = self.tap_route.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Adds `GET /tap` and `/connections`, unless the other direction has.
+    fn live_routes(&self, ctx: &Context, families: &Families) -> Arc<Vec<AdminRoute>> {
+        let mut kept = self.live_routes.lock().unwrap_or_else(PoisonError::into_inner);
         kept.upgrade().unwrap_or_else(|| {
             let handler = tap::handler(Arc::clone(&self.taps), families.clone());
             let about =
                 "requests as they end, one JSON object a line; ?status=5xx&path=/api&headers, see `outrigger tap`";
-            let route = Arc::new(ctx.admin.register("/tap", about, handler));
-            *kept = Arc::downgrade(&route);
-            route
+            let tap = ctx.admin.register("/tap", about, handler);
+            let about = "open connections, the oldest first, as JSON; ?listener=NAME&limit=N";
+            let open = ctx.admin.register("/connections", about, connections::handler(ctx.workers.clone()));
+            let routes = Arc::new(vec![tap, open]);
+            *kept = Arc::downgrade(&routes);
+            routes
         })
     }
 }
@@ -212,7 +216,7 @@ struct Running<'a> {
     /// Clusters whose files for TLS cannot be used, and why.
     untrusted: Vec<String>,
     tracing: Option<Arc<Tracing>>,
-    _tap_route: Arc<AdminRoute>,
+    _live_routes: Arc<Vec<AdminRoute>>,
     _state_route: Arc<AdminRoute>,
     _ask_routes: Arc<Vec<AdminRoute>>,
 }
@@ -220,7 +224,7 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     fn new(component: &'a DirectionComponent, ctx: Context) -> Self {
         let families = Families::new(&ctx.registry);
-        let tap_route = component.shared.tap_route(&ctx, &families);
+        let live_routes = component.shared.live_routes(&ctx, &families);
         let state_route = component.shared.state_route(&ctx);
         let ask_routes = component.shared.ask_routes(&ctx);
         Self {
@@ -234,7 +238,7 @@ impl<'a> Running<'a> {
             cared_for: Vec::new(),
             untrusted: Vec::new(),
             tracing: None,
-            _tap_route: tap_route,
+            _live_routes: live_routes,
             _state_route: state_route,
             _ask_routes: ask_routes,
         }

@@ -119,6 +119,14 @@ pub(crate) async fn connection(
     let local_ = Rc::clone(local);
     let downstream =
         Rc::new(Downstream { local: local_, remote, ends, secure, kin, outrigger, original, peer, peer_number });
+    if let Some(about) = watched.about() {
+        let speaks = match speech {
+            Speech::Http1 => "HTTP/1",
+            Speech::Http2 => "HTTP/2",
+            Speech::Tcp => "TCP",
+        };
+        about.knows(&downstream, speaks);
+    }
     match speech {
         Speech::Http1 => {
             let limits = Limits {

@@ -95,6 +95,7 @@ mod care;
 mod cluster;
 mod component;
 mod connection;
+mod connections;
 mod dial;
 mod error;
 mod exchange;

@@ -126,6 +126,7 @@ impl LocalListener {
     ) {
         let snapshot = self.snapshot();
         let registered = self.worker.clock.register(self.shared.id, &snapshot.limits);
+        registered.watched.accepted(remote);
         let local = Rc::clone(self);
         connections.spawn_local(async move {
             let _place = place;

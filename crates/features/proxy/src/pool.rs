@@ -398,6 +398,12 @@ impl Pool {
         local.used().map(seen).collect()
     }
 
+    /// Connections there are, and how many of them wait for a request.
+    pub(crate) fn open_and_idle(&self) -> (u32, u32) {
+        let idle: usize = self.local.borrow().used().map(|endpoint| endpoint.idle.borrow().len()).sum();
+        (self.open.get(), u32::try_from(idle).unwrap_or(u32::MAX))
+    }
+
     /// How many endpoints there are.
     pub(crate) fn endpoints(&self) -> usize {
         self.local.borrow().len()

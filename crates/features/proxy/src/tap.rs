@@ -118,9 +118,9 @@ impl Taps {
     }
 
     /// Tells a request that has ended to all who want it.
-    pub(crate) fn tell(&self, worker: &Worker, entry: &Entry<'_>, grpc_status: Option<u8>, heads: Option<&Heads>) {
+    pub(crate) fn tell(&self, worker: &Worker, entry: &Entry<'_>, heads: Option<&Heads>) {
         let reason = entry.reason.map(|reason| reason.to_string()).unwrap_or_default();
-        let told = told(entry, grpc_status, heads, &reason);
+        let told = told(entry, heads, &reason);
         for tap in self.all.load().iter() {
             let share = tap.query.share;
             if !tap.query.filter.wants(&told) || (share < 1.0 && f64::from(worker.random()) >= share * 2f64.powi(32)) {
@@ -130,9 +130,6 @@ impl Taps {
             entry.write(&mut line);
             // Reopened for what only a tap tells.
             line.truncate(line.len() - b"}\n".len());
-            if let Some(status) = grpc_status {
-                let _ = write!(line, ",\"grpc_status\":{status}");
-            }
             if let Some(heads) = heads.filter(|_| tap.query.headers) {
                 self.masks.write(&mut line, "request_headers", &heads.request);
                 if let Some(response) = &heads.response {
@@ -264,7 +261,7 @@ fn missed(count: u64) -> String {
     format!("{{\"missed\":{count}}}\n")
 }
 
-fn told<'a>(entry: &Entry<'a>, grpc_status: Option<u8>, heads: Option<&'a Heads>, reason: &'a str) -> Told<'a> {
+fn told<'a>(entry: &Entry<'a>, heads: Option<&'a Heads>, reason: &'a str) -> Told<'a> {
     Told {
         route: entry.route,
         cluster: entry.cluster,
@@ -273,7 +270,7 @@ fn told<'a>(entry: &Entry<'a>, grpc_status: Option<u8>, heads: Option<&'a Heads>
         path: entry.path,
         method: entry.method,
         status: entry.code,
-        grpc_status,
+        grpc_status: entry.grpc_status,
         duration: entry.duration,
         peer: entry.peer,
         flags: entry.flags(),
@@ -477,7 +474,7 @@ mod tests {
         for (query, wanted) in
             [("status=5xx&route=all&flag=UF&reason=connect&min-latency=3ms", true), ("flag=UT", false)]
         {
-            let told = told(&entry, None, None, &reason);
+            let told = told(&entry, None, &reason);
             assert_eq!(TapQuery::parse(query).unwrap().filter.wants(&told), wanted, "{query}");
         }
     }

@@ -92,6 +92,9 @@ impl Carried {
 
         let mut there = Relay::new(io, &tunnel.io, std::mem::take(input));
         let mut back = Relay::new(&tunnel.io, io, Buffer::default());
+        if let Some(about) = self.watched.about() {
+            about.tunnels();
+        }
         self.watched.be_patient();
         let watched = &self.watched;
         let (received, sent) = (&mut self.received, &mut self.sent);
@@ -178,7 +181,7 @@ impl Drop for Carried {
                 ..Entry::of(self.downstream.remote)
             };
             if tapped {
-                self.snapshot.taps.tell(&local.worker, &entry, None, None);
+                self.snapshot.taps.tell(&local.worker, &entry, None);
             }
             if let Some(log) = &self.snapshot.access_log {
                 local.worker.log(log, &entry);

@@ -9,10 +9,11 @@
 //! credit, waiting takes from it, and bytes that move give back. So one that trickles is cut as
 //! surely as one that stops, and one that is slow but goes on is not.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::hash::BuildHasherDefault;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -22,6 +23,7 @@ use outrigger_config::ListenerLimits;
 use tokio::sync::Notify;
 
 use crate::body::Waiting;
+use crate::connections::{About, State};
 use crate::metrics::NumberHasher;
 
 /// Deadlines this close together are met together.
@@ -83,6 +85,8 @@ pub(crate) struct Watched {
     pub(crate) handled: Cell<u64>,
     /// It is drained, but is given a moment for its last request.
     pub(crate) draining_soon: Cell<bool>,
+    /// Whose it is, for operators; streams of HTTP/2 are not told apart.
+    about: OnceCell<Box<About>>,
 }
 
 impl Watched {
@@ -94,6 +98,16 @@ impl Watched {
             Phase::Head => after(now, self.header_timeout),
             Phase::Busy => None,
         });
+    }
+
+    /// Makes it one that operators are told of.
+    pub(crate) fn accepted(&self, client: SocketAddr) {
+        let _ = self.about.set(About::new(client));
+    }
+
+    /// What is known of the client, if it is one that operators are told of.
+    pub(crate) fn about(&self) -> Option<&About> {
+        self.about.get().map(|about| &**about)
     }
 
     /// What the connection is doing.
@@ -339,6 +353,7 @@ impl Clock {
             waker: RefCell::default(),
             handled: Cell::new(0),
             draining_soon: Cell::new(false),
+            about: OnceCell::new(),
         });
         watched.enter(Phase::Head, Instant::now());
         self.connections.borrow_mut().insert(number, Rc::clone(&watched));
@@ -350,6 +365,25 @@ impl Clock {
         for watched in self.connections.borrow().values().filter(|watched| watched.listener == listener) {
             watched.give(order);
         }
+    }
+
+    /// How clients' connections are, the oldest first, at most so many; and how many there are. Listeners are named by
+    /// their numbers; those without a name are left out.
+    pub(crate) fn states(&self, most: usize, name: impl Fn(u64) -> Option<String>) -> (usize, Vec<State>) {
+        let connections = self.connections.borrow();
+        let mut all: Vec<_> = connections
+            .iter()
+            .filter_map(|(number, watched)| Some((*number, watched, watched.about()?)))
+            .filter_map(|(number, watched, about)| Some((number, watched, about, name(watched.listener)?)))
+            .collect();
+        // Numbers are given in the order of coming.
+        all.sort_unstable_by_key(|(number, ..)| *number);
+        let (total, now) = (all.len(), Instant::now());
+        all.truncate(most);
+        let state = |(_, watched, about, name): (_, &Rc<Watched>, &About, _)| {
+            about.state(name, watched.phase(), watched.handled.get(), now)
+        };
+        (total, all.into_iter().map(state).collect())
     }
 
     /// Cuts so many connections, first those that hold memory longest without going on. Returns how many there were.

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::access_log::{AccessLog, Buffer, Entry};
 use crate::cluster::Cluster;
 use crate::connection::Downstream;
+use crate::connections::Open;
 use crate::error::Reason;
 use crate::listener::LocalListener;
 use crate::metrics::{Families, NumberHasher};
@@ -115,6 +116,25 @@ impl Worker {
         let all = pools.values().chain(originals.values());
         all.flat_map(|pool| pool.sight(now).into_iter().map(|(address, seen)| ((pool.cluster.id, address), seen)))
             .collect()
+    }
+
+    /// What is open here: of one listener or of all, at most so many connections.
+    pub(crate) fn open(&self, listener: Option<&str>, most: usize) -> Open {
+        let names: HashMap<u64, String> = self
+            .listeners
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|one| listener.is_none_or(|name| one.shared.name == name))
+            .map(|one| (one.shared.id, one.shared.name.clone()))
+            .collect();
+        let (total, told) = self.clock.states(most, |number| names.get(&number).cloned());
+        let (pools, originals) = (self.pools.borrow(), self.originals.borrow());
+        let pools = pools.values().chain(originals.values()).map(|pool| {
+            let (open, idle) = pool.open_and_idle();
+            (pool.cluster.name.to_string(), open, idle)
+        });
+        Open { total, told, pools: pools.collect() }
     }
 
     /// The pool of a cluster.

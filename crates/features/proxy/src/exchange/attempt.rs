@@ -283,6 +283,9 @@ impl Exchange {
         self.keep_response(response);
         incoming.source.become_tunnel();
         let (mut there, mut back) = (false, false);
+        if let Some(about) = self.watched.about() {
+            about.tunnels();
+        }
         self.watched.be_patient();
         let outcome = poll_fn(|cx| {
             let (mut on_endpoint, mut on_client) = (None, None);

@@ -87,7 +87,7 @@ impl Exchange {
                 chance: local.worker.random(),
             };
             if tapped {
-                self.snapshot.taps.tell(&local.worker, &entry, self.grpc_status, line.heads.as_deref());
+                self.snapshot.taps.tell(&local.worker, &entry, line.heads.as_deref());
             }
             if let Some(log) = &self.snapshot.access_log {
                 local.worker.log(log, &entry);

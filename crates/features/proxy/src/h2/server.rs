@@ -53,6 +53,10 @@ enum Ending {
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, snapshot: &ListenerSnapshot, io: Replay) {
+    if let Some(about) = watched.about() {
+        // Where it was not agreed on, the first bytes told.
+        about.knows(&downstream, "HTTP/2");
+    }
     let bounds = &snapshot.limits;
     let local = &downstream.local;
     let guard = Guard::new(bounds.max_control_frames);
