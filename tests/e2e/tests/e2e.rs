@@ -45,6 +45,8 @@ mod published;
 mod reload;
 #[path = "e2e/resilience.rs"]
 mod resilience;
+#[path = "e2e/routing.rs"]
+mod routing;
 #[path = "e2e/supervise.rs"]
 mod supervise;
 #[path = "e2e/tap.rs"]
