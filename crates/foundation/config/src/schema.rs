@@ -78,7 +78,7 @@ pub fn markdown_reference() -> String {
         "- `${NAME}` in a value is the environment variable NAME, `${NAME:-default}` has a value for when it is unset or empty, ",
         "and `$$` is one `$`. An unset variable without a default is an error. Keys are never filled in, ",
         "and a variable's value never becomes structure. `${{` is left as it is.\n",
-        "- Anchors, aliases and merge keys (`<<`) work as in YAML; a file has one document and at most 1 MiB.\n",
+        "- Anchors, aliases and merge keys (`<<`) work as in YAML; a file has one document and at most 16 MiB.\n",
         "- A file mode is octal and in quotes: `\"0400\"`.\n",
     ));
     out.push_str("\n## Forms of values\n\n| Type | Form |\n|---|---|\n");

@@ -3,7 +3,7 @@
 //! In: a key's hash and the time. Out: whether a request of it may pass, what is left, and when the
 //! next may. Promise: over all threads together a key gets no more than its rate and burst; the table
 //! never grows: when too many keys are limited at once, the one that is nearest to being unlimited is
-//! forgotten, which lets that one pass too early. Of new keys in a full table about one in two million is
+//! forgotten, which lets that one pass too early. Of new keys in a full table fewer than one in a hundred thousand is
 //! taken for another; in an emptier one fewer.
 //!
 //! GCRA (the generic cell rate algorithm, of ATM) keeps one number for a key: the time at which its
@@ -253,7 +253,7 @@ mod tests {
             let now = begin + Duration::from_micros(*number);
             limit.check(limit.hash([&number.to_be_bytes()[..]]), now).allowed
         };
-        // Of two million new keys about one meets another with the same 24 bits in its bucket.
+        // Of millions of new keys a few meet another with the same 24 bits in their bucket.
         let refused = (0..10_000_000_u64).filter(|number| !passes(number)).count();
         assert!(refused < 100, "{refused} new keys were refused");
         assert_eq!((limit.bytes(), bytes), (128 * 1024, 128 * 1024));

@@ -14,10 +14,12 @@ use super::{Entry, Node, Scalar, Span, Value, syntax};
 use crate::ConfigPath;
 use crate::diagnostic::Problem;
 
-/// The largest file.
-pub(crate) const MAX_BYTES: usize = 1 << 20;
+/// The largest file: a hundred clusters of a thousand endpoints each take a third of it.
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// The most values of a file, anchors expanded.
-const MAX_NODES: usize = 50_000;
+const MAX_NODES: usize = 500_000;
+/// The most values that anchors keep and aliases repeat: a few lines could ask for any number.
+const MAX_REPEATED: usize = 50_000;
 /// The deepest nesting, anchors expanded; the model needs 10.
 const MAX_DEPTH: usize = 32;
 /// The most keys of one mapping.
@@ -52,6 +54,7 @@ pub(crate) fn parse(text: &str, environment: Environment<'_>) -> Result<Parsed, 
         events: Parser::new_from_str_with_options(text, options),
         anchors: HashMap::new(),
         nodes: 0,
+        repeated: 0,
         filled: 0,
         problems: Vec::new(),
         unread: Vec::new(),
@@ -73,6 +76,7 @@ struct Builder<'a> {
     events: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Anchor>,
     nodes: usize,
+    repeated: usize,
     filled: usize,
     problems: Vec<Problem>,
     unread: Vec<ConfigPath>,
@@ -155,8 +159,9 @@ impl<'a> Builder<'a> {
             _ => (0, self.stand_in(span, path), 0),
         };
         if anchor > 0 {
-            self.count(self.nodes - nodes_before, span)?;
-            let copy = Anchor { node: node.clone(), nodes: self.nodes - nodes_before, depth: height };
+            let nodes = self.nodes - nodes_before;
+            self.repeat(nodes, span)?;
+            let copy = Anchor { node: node.clone(), nodes, depth: height };
             self.anchors.insert(anchor, copy);
         }
         Ok((node, height))
@@ -269,7 +274,7 @@ impl<'a> Builder<'a> {
             return Ok((self.stand_in(span, path), 0));
         };
         let (node, nodes, height) = (anchor.node.clone(), anchor.nodes, anchor.depth);
-        self.count(nodes, span)?;
+        self.repeat(nodes, span)?;
         if depth + height > MAX_DEPTH {
             let problem =
                 Problem::error("limit", span, path.clone(), format!("aliases nest values more than {MAX_DEPTH} deep"));
@@ -371,8 +376,17 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         let message = format!("the config has more than {MAX_NODES} values, those that aliases repeat included");
+        Err(Problem::error("limit", span, ConfigPath::root(), message).fatal("make it smaller"))
+    }
+
+    fn repeat(&mut self, nodes: usize, span: Span) -> Result<(), Box<Problem>> {
+        self.repeated += nodes;
+        if self.repeated <= MAX_REPEATED {
+            return self.count(nodes, span);
+        }
+        let message = format!("anchors and aliases repeat more than {MAX_REPEATED} values");
         Err(Problem::error("limit", span, ConfigPath::root(), message)
-            .fatal("make it smaller; look for aliases of aliases"))
+            .fatal("write some of them out; look for aliases of aliases"))
     }
 
     fn span(&self, at: &Mark) -> Span {
