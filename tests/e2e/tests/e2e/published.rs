@@ -1,5 +1,7 @@
 //! What is published for others to use: the dashboard and the rules ask for metrics that there are.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! gRPC through two sidecars: calls made again, deadlines spent on the way, limits told in gRPC's terms.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
-
 use outrigger_e2e::{free_port, peer_server, run_peer, start_outrigger};
 
 /// A sidecar's config: a route with these members, which leads to a port.
