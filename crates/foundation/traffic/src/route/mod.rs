@@ -52,14 +52,18 @@ impl<'a> Request<'a> {
 
 /// A target's path and query.
 pub fn split_target(target: &str) -> (&str, &str) {
-    target.split_once('?').unwrap_or((target, ""))
+    match memchr::memchr(b'?', target.as_bytes()) {
+        Some(at) => (&target[..at], &target[at + 1..]),
+        None => (target, ""),
+    }
 }
 
 /// A host without its port.
 pub fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        // A bracket behind the colon means that the colon is part of an IPv6 address.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => name,
+    let digits = host.bytes().rev().take_while(u8::is_ascii_digit).count();
+    match host[..host.len() - digits].strip_suffix(':') {
+        // Another colon before it means that both are part of an IPv6 address without brackets.
+        Some(name) if !name.ends_with(':') => name,
         _ => host,
     }
 }
