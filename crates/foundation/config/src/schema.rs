@@ -4,6 +4,7 @@
 //! for readers. Promise: both say what the parser does, for the parser checks against
 //! this very schema; a test fails when a committed copy drifts.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use schemars::generate::SchemaSettings;
@@ -88,13 +89,15 @@ pub fn markdown_reference() -> String {
             let _ = writeln!(out, "| {name} | {} |", cell(description(definition)));
         }
     }
-    Reference { schema: &schema, out: &mut out }.section("", &schema, 0);
+    Reference { schema: &schema, out: &mut out, told: HashMap::new() }.section("", &schema, 0);
     out
 }
 
 struct Reference<'a> {
     schema: &'a Json,
     out: &'a mut String,
+    /// Where a mapping was told that others have, too.
+    told: HashMap<*const Json, String>,
 }
 
 impl<'a> Reference<'a> {
@@ -102,6 +105,11 @@ impl<'a> Reference<'a> {
     fn section(&mut self, path: &str, object: &'a Json, depth: usize) {
         let Some(properties) = object.get("properties").and_then(Json::as_object) else { return };
         let heading = if path.is_empty() { "Top level".to_owned() } else { format!("`{path}`") };
+        if let Some(first) = self.told.get(&std::ptr::from_ref(object)) {
+            let _ = write!(self.out, "\n{} {heading}\n\nAs `{first}`, above.\n", "#".repeat(depth.clamp(0, 2) + 2));
+            return;
+        }
+        self.told.insert(object, path.to_owned());
         let _ = write!(self.out, "\n{} {heading}\n\n{}\n", "#".repeat(depth.clamp(0, 2) + 2), description(object));
         if properties.is_empty() {
             self.out.push_str("\nIt has no keys: write `{}`.\n");
