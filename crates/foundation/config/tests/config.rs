@@ -181,7 +181,7 @@ fn hostile_files_end_soon() {
         ("deep block", (0..200).map(|i| format!("{}a:\n", " ".repeat(i))).collect(), "nested too deep"),
         ("itself", "runtime: &a\n  workers: *a\n".to_owned(), "the value it stands in"),
         ("many keys", (0..5_000).map(|i| format!("k{i}: 1\n")).collect(), "more than 1000 keys"),
-        ("many values", format!("admin: [{}]", "1,".repeat(600_000)), "more than 500000 values"),
+        ("many values", format!("admin: [{}]", "1,".repeat(1_100_000)), "more than 1000000 values"),
         ("long key", format!("{}: 1", "k".repeat(1000)), "a key is longer"),
         ("variables", format!("admin: [{}]", "\"${BIG}\",".repeat(2000)), "variables fill in more than"),
         ("unknown keys", (0..900).map(|i| format!("k{i}: 1\n")).collect(), "not listed"),

@@ -17,7 +17,7 @@ use crate::diagnostic::Problem;
 /// The largest file: a hundred clusters of a thousand endpoints each take a third of it.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// The most values of a file, anchors expanded.
-const MAX_NODES: usize = 500_000;
+const MAX_NODES: usize = 1_000_000;
 /// The most values that anchors keep and aliases repeat: a few lines could ask for any number.
 const MAX_REPEATED: usize = 50_000;
 /// The deepest nesting, anchors expanded; the model needs 10.
