@@ -106,7 +106,7 @@ impl Exporter {
         match &self.transport {
             Transport::Http { client, url } => self.over_http(client, url, body).await,
             Transport::Grpc(client) => match client.call(METHOD, &self.headers, &body).await {
-                Ok(answer) => Ok(partial_success(&answer)),
+                Ok(answer) => Ok(self.refused(&answer)),
                 Err(error) => Err(self.of_grpc(&error)),
             },
         }
@@ -120,7 +120,7 @@ impl Exporter {
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         let response = client.send(request).await.map_err(|error| self.of_http(&error))?;
         match response.status() {
-            status if status.is_success() => Ok(partial_success(response.body())),
+            status if status.is_success() => Ok(self.refused(response.body())),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
@@ -129,15 +129,14 @@ impl Exporter {
                 Err(Failure::Later { reason, wait: retry_after(&response), distrusted: false })
             }
             status => {
-                let text = String::from_utf8_lossy(response.body());
-                let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect();
-                Err(Failure::Refused(self.mask(format!("{status} {}", text.trim()))))
+                let text = self.shown(&String::from_utf8_lossy(response.body()));
+                Err(Failure::Refused(format!("{status} {}", text.trim())))
             }
         }
     }
 
     fn of_http(&self, error: &HttpError) -> Failure {
-        let (reason, distrusted) = (self.mask(error.to_string()), error.stage() == Stage::Tls);
+        let (reason, distrusted) = (self.shown(&error.to_string()), error.stage() == Stage::Tls);
         if error.retryable() || distrusted {
             return Failure::Later { reason, wait: None, distrusted };
         }
@@ -148,14 +147,22 @@ impl Exporter {
         match error {
             GrpcError::Http(error) => self.of_http(error),
             error if error.retryable() => {
-                Failure::Later { reason: self.mask(error.to_string()), wait: None, distrusted: false }
+                Failure::Later { reason: self.shown(&error.to_string()), wait: None, distrusted: false }
             }
-            error => Failure::Refused(self.mask(error.to_string())),
+            error => Failure::Refused(self.shown(&error.to_string())),
         }
     }
 
-    fn mask(&self, text: String) -> String {
-        self.secrets.iter().fold(text, |text, secret| text.replace(secret, MASK))
+    /// What a collector says of spans that it did not want.
+    fn refused(&self, answer: &[u8]) -> Refused {
+        let Refused { count, message } = partial_success(answer);
+        Refused { count, message: self.shown(&message) }
+    }
+
+    /// A text from outside, fit for one line of a log. Masked before it is cut, or half a secret might remain.
+    fn shown(&self, text: &str) -> String {
+        let masked = self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, MASK));
+        masked.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect()
     }
 }
 
@@ -196,10 +203,7 @@ fn partial_success(message: &[u8]) -> Refused {
     for field in fields(partial) {
         match field {
             (1, Value::Number(count)) => refused.count = count,
-            (2, Value::Bytes(text)) => {
-                let text = String::from_utf8_lossy(text);
-                refused.message = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect();
-            }
+            (2, Value::Bytes(text)) => refused.message = String::from_utf8_lossy(text).into_owned(),
             _ => {}
         }
     }
@@ -265,6 +269,29 @@ mod tests {
             partial_success(&answer[..cut]);
         }
         assert_eq!(partial_success(&[0xff; 40]), Refused::default());
+    }
+
+    #[tokio::test]
+    async fn header_values_are_shown_nowhere_not_even_in_part() {
+        let text =
+            "otlp: { endpoint: \"http://localhost:4318\", headers: { x-key: s3cret-of-ours } }\nserviceName: shop\n";
+        let text = format!("telemetry:\n  tracing:\n    {}", text.trim_end().replace('\n', "\n    "));
+        let loaded = outrigger_config::parse("x.yaml", &text, &|_| None).unwrap();
+        let tracing = loaded.config.telemetry.tracing.clone().unwrap();
+        let exporter = Exporter::new(&tracing, &Resolver::from_system()).await.unwrap();
+        for before in SHOWN - 20..SHOWN + 5 {
+            let told = format!("{}s3cret-of-ours and on", "x".repeat(before));
+            let mut partial = vec![0x12, 0x80 | (told.len() & 0x7f) as u8, (told.len() >> 7) as u8];
+            partial.extend_from_slice(told.as_bytes());
+            let mut answer = vec![0x0a, 0x80 | (partial.len() & 0x7f) as u8, (partial.len() >> 7) as u8];
+            answer.extend_from_slice(&partial);
+            let status = GrpcError::Status { method: "/x".to_owned(), code: 3, message: told.clone() };
+            for shown in
+                [exporter.shown(&told), exporter.refused(&answer).message, exporter.of_grpc(&status).to_string()]
+            {
+                assert!(shown.contains("xxx") && !shown.contains("s3"), "{shown}");
+            }
+        }
     }
 
     #[test]

@@ -30,8 +30,8 @@ use crate::target::{self, Target};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-/// So much of what a server says of a failure is kept.
-const MOST_MESSAGE: usize = 300;
+/// Bytes of an answer's headers, and so of what a server says of a failure.
+const MAX_HEAD: u32 = 16 << 10;
 /// Bytes before each message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
@@ -74,7 +74,7 @@ pub enum GrpcError {
         ///
         /// [status code]: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
         code: u32,
-        /// What the server said of it, cut and without control characters.
+        /// What the server said of it, without control characters; whole, so that it can be masked before it is cut.
         message: String,
     },
 }
@@ -280,7 +280,10 @@ impl GrpcClient {
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
         let mut builder = http2::Builder::new(self.drivers.clone());
-        builder.initial_stream_window_size(256 << 10).initial_connection_window_size(256 << 10);
+        builder
+            .max_header_list_size(MAX_HEAD)
+            .initial_stream_window_size(256 << 10)
+            .initial_connection_window_size(256 << 10);
         let (sender, connection) = builder
             .handshake(TokioIo::new(stream))
             .await
@@ -339,7 +342,7 @@ fn said(headers: &HeaderMap) -> String {
         }
     }
     let text = String::from_utf8_lossy(&decoded);
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST_MESSAGE).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Whether a server that answers so may answer otherwise later.

@@ -9,6 +9,7 @@ use outrigger_config::FaultInjection;
 use outrigger_wire::head::Head;
 
 use crate::Random;
+use crate::outlier::grpc_as_http;
 use crate::route::FieldCondition;
 
 /// What requests suffer.
@@ -47,7 +48,7 @@ impl Fault {
         let abort = config.abort.as_ref().map(|abort| {
             let both = match (abort.http_status, abort.grpc_status) {
                 (Some(status), _) => Abort { status, grpc_status: grpc_of(status) },
-                (None, grpc) => Abort { status: http_of(grpc.unwrap_or(14)), grpc_status: grpc.unwrap_or(14) },
+                (None, grpc) => Abort { status: grpc_as_http(grpc.unwrap_or(14)), grpc_status: grpc.unwrap_or(14) },
             };
             (both, Share::of(abort.percentage))
         });
@@ -88,23 +89,6 @@ fn grpc_of(status: u16) -> u8 {
         404 => 12,
         429 | 502 | 503 | 504 => 14,
         _ => 2,
-    }
-}
-
-/// As gRPC's gateways map the other way.
-fn http_of(status: u8) -> u16 {
-    match status {
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
     }
 }
 
