@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_identity::{Identities, Snapshot};
 use outrigger_traffic::outlier::grpc_as_http;
-use outrigger_traffic::{Asked, retry_after};
+use outrigger_traffic::retry_after;
 use outrigger_wire::head::{FieldId, Head};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
@@ -661,10 +661,7 @@ impl Report {
             }
         };
         self.took(status >= 500);
-        let rest = || match retry_after(response.get_named("retry-after")?, SystemTime::now())? {
-            Asked::After(rest) => Some(rest),
-            Asked::Never => None,
-        };
+        let rest = || retry_after(response.get_named("retry-after")?, SystemTime::now())?.wait();
         let rest = if self.alarm.is_some() && matches!(status, 429 | 503) { rest() } else { None };
         self.count(status, rest);
     }

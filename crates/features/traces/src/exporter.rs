@@ -6,17 +6,17 @@
 //!
 //! [OTLP]: https://opentelemetry.io/docs/specs/otlp/
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, StatusCode, Uri};
 use outrigger_config::{MASK, Otlp, OtlpProtocol, Tracing};
-use outrigger_http::{Client, ClientOptions, GrpcClient, GrpcError, GrpcOptions, HttpError, Resolver, Stage};
+use outrigger_http::{
+    Client, ClientOptions, GrpcClient, GrpcError, GrpcOptions, HttpError, Resolver, Stage, client_tls,
+};
 use outrigger_telemetry::trace::{Drained, export_request};
-use rustls::ClientConfig;
+use outrigger_traffic::retry_after;
 
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const PATH: &str = "/v1/traces";
@@ -68,7 +68,11 @@ impl Exporter {
     pub(crate) async fn new(config: &Tracing, resolver: &Resolver) -> Result<Self, Failure> {
         let Otlp { endpoint, protocol, headers, ca_file, timeout } = &config.otlp;
         let tls = match ca_file.clone().filter(|_| endpoint.starts_with("https")) {
-            Some(path) => Some(roots(path).await?),
+            Some(path) => Some(client_tls(path).await.map_err(|reason| Failure::Later {
+                reason,
+                wait: None,
+                distrusted: true,
+            })?),
             None => None,
         };
         let url: Uri =
@@ -126,7 +130,7 @@ impl Exporter {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT => {
                 let reason = format!("the collector answered {}", response.status());
-                Err(Failure::Later { reason, wait: retry_after(&response), distrusted: false })
+                Err(Failure::Later { reason, wait: asked_wait(&response), distrusted: false })
             }
             status => {
                 let text = self.shown(&String::from_utf8_lossy(response.body()));
@@ -176,19 +180,8 @@ fn with_path(url: Uri) -> Result<Uri, Failure> {
     Uri::from_parts(parts).map_err(|error| Failure::Refused(error.to_string()))
 }
 
-async fn roots(path: PathBuf) -> Result<Arc<ClientConfig>, Failure> {
-    let later = |reason: String| Failure::Later { reason, wait: None, distrusted: true };
-    let loaded =
-        tokio::task::spawn_blocking(move || outrigger_identity::client_config_with_roots(Some(path.as_path())));
-    loaded.await.map_err(|error| later(error.to_string()))?.map_err(|error| later(error.to_string()))
-}
-
-fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
-    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok(),
-    }
+fn asked_wait(response: &Response<Bytes>) -> Option<Duration> {
+    retry_after(response.headers().get(RETRY_AFTER)?.as_bytes(), SystemTime::now())?.wait()
 }
 
 /// What an `ExportTraceServiceResponse` says of spans that were not wanted. One that cannot be read says nothing.

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,16 @@ fn refused(failures: usize, last: Option<(SocketAddr, io::Error)>) -> Failure {
         }
     };
     Failure::before_sending(Stage::Connect, detail)
+}
+
+/// TLS to servers that chain to a PEM bundle, which is read off the async threads.
+///
+/// # Errors
+/// Why the bundle cannot be used, as text.
+pub async fn client_tls(ca_file: PathBuf) -> Result<Arc<ClientConfig>, String> {
+    let loaded =
+        tokio::task::spawn_blocking(move || outrigger_identity::client_config_with_roots(Some(ca_file.as_path())));
+    loaded.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 /// The TLS handshake. Cancel-safe: the stream is lost.

@@ -15,6 +15,7 @@ mod resolver;
 mod target;
 
 pub use client::{Client, ClientOptions};
+pub use connect::client_tls;
 pub use error::{HttpError, Stage};
 pub use grpc::{GrpcClient, GrpcError, GrpcOptions};
 pub use resolver::{ResolveError, Resolved, Resolver, ResolverOptions};

@@ -49,6 +49,16 @@ pub enum Asked {
     Never,
 }
 
+impl Asked {
+    /// How long to wait, for those who come again in any case.
+    pub fn wait(self) -> Option<Duration> {
+        match self {
+            Self::After(wait) => Some(wait),
+            Self::Never => None,
+        }
+    }
+}
+
 /// What is known of a request whose try failed.
 #[derive(Debug, Clone, Copy)]
 pub struct Question {

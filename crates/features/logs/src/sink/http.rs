@@ -6,15 +6,15 @@
 //! it does not want stand alone; those are given up, counted and told.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use outrigger_config::{HttpSink as HttpConfig, MASK};
-use outrigger_http::{Client, ClientOptions, HttpError, Resolver, Stage};
+use outrigger_http::{Client, ClientOptions, HttpError, Resolver, Stage, client_tls};
 use outrigger_runtime::Backoff;
+use outrigger_traffic::retry_after;
 
 use super::{RETRY, SinkParts};
 use crate::queue::Piece;
@@ -121,7 +121,7 @@ impl HttpSink {
         loop {
             let tls = match self.config.ca_file.clone() {
                 None => Ok(None),
-                Some(path) => roots(path).await.map(Some),
+                Some(path) => client_tls(path).await.map(Some),
             };
             match tls {
                 Ok(tls) => {
@@ -183,12 +183,6 @@ impl HttpSink {
     }
 }
 
-async fn roots(path: PathBuf) -> Result<std::sync::Arc<rustls::ClientConfig>, String> {
-    let loaded =
-        tokio::task::spawn_blocking(move || outrigger_identity::client_config_with_roots(Some(path.as_path())));
-    loaded.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
-}
-
 fn judge(answer: Result<Response<Bytes>, HttpError>, mask: impl Fn(String) -> String) -> Verdict {
     let response = match answer {
         Ok(response) => response,
@@ -217,20 +211,15 @@ fn judge(answer: Result<Response<Bytes>, HttpError>, mask: impl Fn(String) -> St
         | StatusCode::PROXY_AUTHENTICATION_REQUIRED
         | StatusCode::REQUEST_TIMEOUT
         | StatusCode::TOO_EARLY
-        | StatusCode::TOO_MANY_REQUESTS => Verdict::Again(reason, retry_after(&response)),
+        | StatusCode::TOO_MANY_REQUESTS => Verdict::Again(reason, asked_wait(&response)),
         status if status.is_client_error() => Verdict::Never(reason),
-        _ => Verdict::Again(reason, retry_after(&response)),
+        _ => Verdict::Again(reason, asked_wait(&response)),
     }
 }
 
 /// `Retry-After`: seconds, or a date.
-fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
-    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = httpdate::parse_http_date(value).ok()?;
-    Some(at.duration_since(SystemTime::now()).unwrap_or_default())
+fn asked_wait(response: &Response<Bytes>) -> Option<Duration> {
+    retry_after(response.headers().get(RETRY_AFTER)?.as_bytes(), SystemTime::now())?.wait()
 }
 
 /// The beginning of a text from outside, fit for one line of a log.
