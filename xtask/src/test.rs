@@ -13,15 +13,15 @@ use anyhow::{Context, Result, bail};
 use crate::args::Args;
 use crate::command::{Cmd, cargo};
 use crate::ui::{self, Outcome};
-use crate::{check, elf, fuzz, image, instructions, setup};
+use crate::{check, cluster, elf, fuzz, image, instructions, setup};
 
 pub(crate) const USAGE: &str = "cargo xtask test [--fast] [--only STAGE]...
 
-Stages, in order: setup, check, unit, fuzz, release, instructions, image, e2e, demo.
+Stages, in order: setup, check, unit, fuzz, release, instructions, image, e2e, cluster, demo.
 
   --fast         setup's part for `check`, then check and unit only
-  --only STAGE   this stage only (may be repeated); `instructions`, `image`, `e2e` and `demo` use the last
-                 release executable";
+  --only STAGE   this stage only (may be repeated); `instructions`, `image`, `e2e`, `cluster` and `demo`
+                 use the last release executable, and `cluster` its image";
 
 /// The largest the stripped executable may be.
 const MAX_SIZE: u64 = 25_000_000;
@@ -39,8 +39,9 @@ const STAGES: &[Stage] = &[
     Stage { name: "fuzz", fast: false, run: fuzz::seeds },
     Stage { name: "release", fast: false, run: release },
     Stage { name: "instructions", fast: false, run: instructions::check },
-    Stage { name: "image", fast: false, run: image::run },
+    Stage { name: "image", fast: false, run: || image::run(image::Variant::Release) },
     Stage { name: "e2e", fast: false, run: || e2e(&executable("release"), Vec::new()) },
+    Stage { name: "cluster", fast: false, run: in_pods },
     Stage { name: "demo", fast: false, run: demo },
 ];
 
@@ -123,12 +124,17 @@ fn e2e(executable: &PathBuf, arguments: Vec<String>) -> Result<()> {
     }
     ui::step("e2e: the executable against real servers", || {
         cargo("test")
-            .args(["--package", "outrigger-e2e", "--locked", "--"])
+            .args(["--package", "outrigger-e2e", "--locked", "--lib", "--test", "e2e", "--"])
             .args(arguments)
             .env("OUTRIGGER_BIN", executable)
             .with_tools()
             .run()
     })
+}
+
+/// The image that is shipped, in the pods of a real cluster.
+fn in_pods() -> Result<()> {
+    cluster::tests(&cluster::Cluster::shared(), image::Variant::Release, Vec::new())
 }
 
 /// The README's demo with its output piped, as CI sees it; it checks itself.

@@ -17,6 +17,7 @@ use crate::shop::ShopArgs;
 use crate::tables::TableArgs;
 use crate::tap::{self, TapArgs};
 use crate::top::{self, TopArgs};
+use crate::wait::{self, WaitArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -54,6 +55,9 @@ pub(crate) enum Command {
     /// Redirect the pod's TCP connections to Outrigger, by nftables rules; runs once, with NET_ADMIN
     #[command(after_help = init::HELP)]
     Init(Box<InitArgs>),
+    /// Wait until a running Outrigger is ready: the barrier before the application
+    #[command(after_help = wait::HELP)]
+    Wait(WaitArgs),
     /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
     #[command(after_help = KEEPER_HELP)]
     Keeper(KeeperArgs),

@@ -1,7 +1,10 @@
 //! `outrigger init`: redirects a pod's connections to Outrigger, once, before it starts.
 //!
-//! In: flags. Out: rules in the kernel, or as text, or a proof of them; an exit code that says
-//! whose turn it is. The work is in `outrigger-intercept`.
+//! In: flags, perhaps a command of Outrigger to go on with. Out: rules in the kernel, or as text, or a proof of them; an
+//! exit code that says whose turn it is; or the command in our place, without any privilege. The work is in
+//! `outrigger-intercept`.
+
+use std::ffi::OsString;
 
 use clap::{Args, ValueEnum};
 use outrigger_intercept::{
@@ -10,18 +13,23 @@ use outrigger_intercept::{
 use serde_json::{Value, json};
 
 use crate::cli::Format;
-use crate::output;
+use crate::{output, privileges};
 
 pub(crate) const HELP: &str = "\
 Runs in the pod's network namespace with the capability NET_ADMIN and nothing else, such as in an init container,
 and ends. A second run replaces the rules in one step. Lists are separated by commas, and flags may be repeated.
 What leaves out wins over what includes. Never redirected: UDP, ICMP, localhost, a pod's own calls to itself.
 
+With a command, such as `outrigger init -- run -c FILE`, Outrigger makes the rules in its own container and needs no init
+container: afterwards it becomes the first user of --proxy-uid, gives up every capability in every set, and goes on with
+the command. For that it starts as root (`runAsUser: 0`) of another group (`runAsGroup: 65532`) and with NET_ADMIN,
+SETUID and SETPCAP alone. Nothing from outside is read before.
+
 Exit codes:
   0  done; with --verify: all that could be tried is proved
   1  the rules could not be changed
   2  the command line is wrong
-  3  the capability NET_ADMIN is missing
+  3  the capability NET_ADMIN is missing; with a command: SETUID or SETPCAP, or the group is root's
   4  the kernel lacks nf_tables, or its NAT
   5  the table `inet outrigger` was made by somebody else
   6  with --verify: a connection was not redirected as it should be, or none could be tried";
@@ -42,6 +50,9 @@ pub(crate) struct InitArgs {
     /// How results are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Go on with this command of Outrigger, as the user of --proxy-uid and without any privilege
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "action")]
+    command: Vec<OsString>,
     /// What to redirect
     #[arg(long, value_enum, default_value_t = Directions::Both)]
     direction: Directions,
@@ -132,7 +143,7 @@ pub(crate) fn init(args: &InitArgs) -> anyhow::Result<u8> {
         Ok(code) => Ok(code),
         Err(failure) => {
             let code = match failure {
-                Failure::Rules(Error::Privilege) => 3,
+                Failure::Rules(Error::Privilege) | Failure::Privileges(_) => 3,
                 Failure::Rules(Error::NoNftables(_) | Error::NoNat { .. }) => 4,
                 Failure::Rules(Error::Foreign) => 5,
                 Failure::Rules(Error::TooMany(_)) | Failure::Conflict(_) => 2,
@@ -155,6 +166,8 @@ enum Failure {
     Rules(#[from] Error),
     #[error("{0}")]
     Conflict(String),
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
     #[error(transparent)]
     Output(#[from] anyhow::Error),
 }
@@ -183,7 +196,13 @@ fn act(args: &InitArgs) -> Result<u8, Failure> {
     };
     let value = json!({ "result": result, "table": format!("inet {TABLE}"), "rules": ruleset.len() });
     say(json, &value, &format!("rules: {said}, {} in the table `inet {TABLE}`\n", ruleset.len()))?;
-    Ok(0)
+    if args.command.is_empty() {
+        return Ok(0);
+    }
+    let user = args.proxy_uids.first().copied().filter(|uid| *uid != 0);
+    let user = user.ok_or_else(|| Failure::Conflict("--proxy-uid names root, as whom nothing may go on".to_owned()))?;
+    privileges::drop_all(user)?;
+    match privileges::execute_self(&args.command)? {}
 }
 
 /// Tells the proofs: 0 when what could be tried is proved, 6 otherwise.

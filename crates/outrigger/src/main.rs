@@ -14,12 +14,14 @@ mod explain;
 mod init;
 mod keeper;
 mod output;
+mod privileges;
 mod shop;
 mod sidecar;
 mod table;
 mod tables;
 mod tap;
 mod top;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Run(args) => sidecar::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Init(args) => init::init(&args),
+        Command::Wait(args) => wait::wait(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Tap(args) => tap::tap(&args),
         Command::Explain(args) => explain::run(&args),

@@ -30,8 +30,8 @@ pub use place::{Place, Pods};
 pub use pods::{APPLICATION, Inside, Namespace, Node, PROXY, Pod, PodOutrigger, listen_on};
 pub use process::{Process, run, tool};
 pub use servers::{
-    Bao, Envoy, Mariadb, Nghttpd, Nginx, Otelcol, Postgres, Prometheus, Redis, Span, is_listening, mariadb,
-    peer_server, psql, redis, run_peer, start_peer,
+    ApiServer, Bao, Envoy, KubeNamespace, Mariadb, Nghttpd, Nginx, Otelcol, Postgres, Prometheus, Redis, Span,
+    is_listening, mariadb, outrigger_image, peer_server, psql, redis, run_peer, start_peer,
 };
 pub use sidecars::{CLIENT_ID, SERVER_ID, Sidecars, Spoken, Way, identity};
 pub use wait::{eventually, eventually_within};

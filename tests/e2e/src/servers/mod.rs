@@ -4,6 +4,7 @@
 //! it serves, on free ports, and ends with its guard.
 
 mod bao;
+mod cluster;
 mod databases;
 mod envoy;
 mod nghttpd;
@@ -17,6 +18,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use anyhow::{Context, Result};
 
 pub use bao::Bao;
+pub use cluster::{ApiServer, KubeNamespace, outrigger_image};
 pub use databases::{Mariadb, Postgres, Redis, mariadb, psql, redis};
 pub use envoy::Envoy;
 pub use nghttpd::Nghttpd;

@@ -361,3 +361,35 @@ fn a_taken_proxy_port_names_listener_and_holder() {
     told.unwrap();
     assert_eq!(process.stop().code(), Some(0));
 }
+
+#[test]
+fn wait_holds_back_until_outrigger_is_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let (admin, health) = (free_port(), free_port());
+    let secret = folder.path().join("secret.json");
+    let config = format!(
+        "admin: {{ listen: \"127.0.0.1:{admin}\", health: \"127.0.0.1:{health}\" }}\n\
+         secrets:\n  providers: [{{ name: here, file: {{ directory: {0} }} }}]\n  \
+         files: [{{ path: {0}/out, template: '{{{{ with secret \"secret\" }}}}{{{{ .Data.data.value }}}}{{{{ end }}}}' }}]\n",
+        folder.path().display()
+    );
+    let (path, name) = write(folder.path(), &config);
+    // Nobody there, then somebody who is not ready, and why.
+    let nobody = outrigger(&["wait", "-c", &name, "--timeout", "100ms"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("is Outrigger running?"), "{}", text(&nobody.stderr));
+    let _running = Process::start("outrigger", outrigger_command().arg("run").arg("-c").arg(&path), folder.path());
+    eventually("the reason to be told", || {
+        let unready = outrigger(&["wait", "-c", &name, "--timeout", "100ms", "--format", "json"]);
+        let told: Value = serde_json::from_str(&text(&unready.stdout))?;
+        ensure!(unready.status.code() == Some(1) && told["ready"] == false);
+        ensure!(told["error"].as_str().is_some_and(|error| error.contains("secrets")), "{told}");
+        Ok(())
+    });
+    // One that waits goes on when the secret comes.
+    let mut waiting = outrigger_command().args(["wait", "-c", &name, "--timeout", "20s"]).spawn().unwrap();
+    assert!(waiting.try_wait().unwrap().is_none());
+    std::fs::write(&secret, "{ \"value\": \"x\" }").unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
+    assert_eq!(outrigger(&["wait", "--timeout", "soon"]).status.code(), Some(2));
+}

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use outrigger_e2e::{
-    APPLICATION, Application, Authority, Namespace, Node, PROXY, Pod, PodOutrigger, Process, eventually, request, run,
-    tool,
+    APPLICATION, Application, Authority, Namespace, Node, PROXY, Pod, PodOutrigger, Process, eventually,
+    outrigger_command, request, run, tool,
 };
 use serde_json::Value;
 
@@ -739,4 +739,58 @@ fn a_proxy_that_the_rules_do_not_know_does_not_call_itself_for_ever() {
         Ok(())
     });
     assert!(frontend.process.log().contains("--proxy-uid"), "{}", frontend.process.log());
+}
+
+/// What the kernel says of a process.
+fn status(id: u32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn outrigger_makes_the_rules_itself_and_keeps_no_privilege() {
+    let node = Node::new();
+    let pod = node.pod();
+    let folder = tempfile::tempdir().unwrap();
+    run(tool("chmod").arg("755").arg(folder.path())).unwrap();
+    let config = folder.path().join("outrigger.yaml");
+    std::fs::write(&config, "proxy: { listeners: [{ name: out, direction: outbound, address: \"0.0.0.0:15001\", redirected: true, protocol: auto }] }\n").unwrap();
+    let mut outrigger = outrigger_command();
+    outrigger.args(["init", "--direction", "outbound", "--", "run", "--config"]).arg(&config);
+    // As a container's runtime starts it: root with few capabilities, and the group of --proxy-uid.
+    let started = |capabilities: &str, group: &str| {
+        let mut command = tool("ip");
+        command.args(["netns", "exec", &pod.namespace.name, "setpriv", "--regid", group, "--clear-groups"]);
+        command.args([
+            "--inh-caps",
+            &format!("-all,{capabilities}"),
+            "--bounding-set",
+            &format!("-all,{capabilities}"),
+        ]);
+        command.arg("--").arg(outrigger.get_program()).args(outrigger.get_args());
+        command
+    };
+    for (capabilities, group, says) in [
+        ("+net_admin,+setuid,+setpcap", "0", "runAsGroup"),
+        ("+net_admin,+setpcap", "65532", "SETUID"),
+        ("+net_admin,+setuid", "65532", "SETPCAP"),
+        ("+setuid,+setpcap", "65532", "NET_ADMIN"),
+    ] {
+        let output = started(capabilities, group).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), error.contains(says)), (Some(3), true), "{capabilities} {group}: {error}");
+    }
+    let process = Process::start("outrigger", &mut started("+net_admin,+setuid,+setpcap", "65532"), folder.path());
+    pod.namespace.enter(PROXY, || {
+        eventually("Outrigger to become ready", || request("GET", "http://127.0.0.1:15021/readyz", &[], "")?.ok())
+    });
+    for set in ["CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb"] {
+        assert_eq!(status(process.id(), set), "0000000000000000", "{set}");
+    }
+    for id in ["Uid", "Gid"] {
+        assert_eq!(status(process.id(), id), [PROXY.to_string().as_str(); 4].join(" "));
+    }
+    assert_eq!(status(process.id(), "NoNewPrivs"), "1");
+    assert!(!rules(&pod.namespace).is_empty(), "the rules are there");
 }

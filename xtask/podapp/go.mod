@@ -1,0 +1,3 @@
+module outrigger/podapp
+
+go 1.24

@@ -1,0 +1,175 @@
+// The application, the client and the prober of pods in tests: one static executable, of the standard library alone.
+//
+//	app serve [-port N] [-name S] [-startup D]   HTTP/1 and HTTP/2 without TLS: /          NAME RELEASE
+//	                                             /fetch?url=U   what U answered to the application, or 502 and why
+//	                                             /exit?code=N   ends with it
+//	                                             gRPC's health service: always SERVING
+//	app get [-for D] URL                         tries until it is answered with 200; prints the body
+//	app load -url U [-rate N] [-workers N]       requests at a rate until SIGTERM, then one line of JSON of counts
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+func main() {
+	verbs := map[string]func([]string){"serve": serve, "get": get, "load": load}
+	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "usage: app serve|get|load")
+		os.Exit(2)
+	}
+	verbs[os.Args[1]](os.Args[2:])
+}
+
+func release() string {
+	text, _ := os.ReadFile("/etc/release")
+	return strings.TrimSpace(string(text))
+}
+
+func serve(args []string) {
+	f := flag.NewFlagSet("serve", flag.ExitOnError)
+	port := f.Int("port", 8080, "")
+	name := f.String("name", "app", "")
+	startup := f.Duration("startup", 0, "wait before listening")
+	f.Parse(args)
+	time.Sleep(*startup)
+	client := &http.Client{Timeout: 5 * time.Second}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s\n", *name, release()) })
+	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
+		answer, err := client.Get(r.URL.Query().Get("url"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer answer.Body.Close()
+		w.Header().Set("server-seen", answer.Header.Get("server"))
+		w.WriteHeader(answer.StatusCode)
+		io.Copy(w, answer.Body)
+	})
+	mux.HandleFunc("/exit", func(w http.ResponseWriter, r *http.Request) {
+		code, _ := strconv.Atoi(r.URL.Query().Get("code"))
+		time.AfterFunc(50*time.Millisecond, func() { os.Exit(code) })
+	})
+	mux.HandleFunc("/grpc.health.v1.Health/Check", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("content-type", "application/grpc")
+		w.Header().Set("trailer", "grpc-status")
+		// A message of two bytes, without compression: status SERVING.
+		w.Write([]byte{0, 0, 0, 0, 2, 8, 1})
+		w.Header().Set("grpc-status", "0")
+	})
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{Addr: fmt.Sprintf(":%d", *port), Handler: mux, Protocols: protocols}
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-term
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		server.Shutdown(ctx)
+		os.Exit(0)
+	}()
+	fmt.Printf("%s serves on %d\n", *name, *port)
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	select {}
+}
+
+func get(args []string) {
+	f := flag.NewFlagSet("get", flag.ExitOnError)
+	wait := f.Duration("for", 20*time.Second, "")
+	f.Parse(args)
+	client := &http.Client{Timeout: 3 * time.Second}
+	for end := time.Now().Add(*wait); ; time.Sleep(100 * time.Millisecond) {
+		answer, err := client.Get(f.Arg(0))
+		if err == nil {
+			body, _ := io.ReadAll(answer.Body)
+			answer.Body.Close()
+			if answer.StatusCode == 200 {
+				fmt.Print(string(body))
+				return
+			}
+			err = errors.New(answer.Status)
+		}
+		if time.Now().After(end) {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+	}
+}
+
+func load(args []string) {
+	f := flag.NewFlagSet("load", flag.ExitOnError)
+	url := f.String("url", "", "")
+	rate := f.Int("rate", 100, "requests per second")
+	workers := f.Int("workers", 16, "")
+	f.Parse(args)
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: *workers}}
+	var mutex sync.Mutex
+	var ok, failed int
+	var slowest time.Duration
+	reasons := map[string]int{}
+	one := func() {
+		begun := time.Now()
+		// POST, so that no failed request is sent again in secret.
+		answer, err := client.Post(*url, "text/plain", strings.NewReader("x"))
+		if err == nil {
+			_, err = io.Copy(io.Discard, answer.Body)
+			answer.Body.Close()
+			if err == nil && answer.StatusCode != 200 {
+				err = errors.New(answer.Status)
+			}
+		}
+		mutex.Lock()
+		defer mutex.Unlock()
+		slowest = max(slowest, time.Since(begun))
+		if err == nil {
+			ok++
+		} else {
+			failed++
+			reasons[err.Error()]++
+		}
+	}
+	ticks := make(chan struct{}, *workers)
+	var done sync.WaitGroup
+	for range *workers {
+		done.Add(1)
+		go func() {
+			defer done.Done()
+			for range ticks {
+				one()
+			}
+		}()
+	}
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
+	for step := time.NewTicker(time.Second / time.Duration(*rate)); ; {
+		select {
+		case <-step.C:
+			ticks <- struct{}{}
+		case <-term:
+			close(ticks)
+			done.Wait()
+			line, _ := json.Marshal(map[string]any{"ok": ok, "failed": failed, "reasons": reasons, "slowest_ms": slowest.Milliseconds()})
+			fmt.Println(string(line))
+			return
+		}
+	}
+}

@@ -1,0 +1,153 @@
+//! `cargo xtask cluster`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::network::Network;
+use super::{Cluster, Extent, output};
+use crate::args::Args;
+use crate::command::cargo;
+use crate::{image, setup, ui};
+
+pub(crate) const USAGE: &str = "cargo xtask cluster up|down|status|env|load|test [ARGUMENTS]
+
+  up [--api]         start it, and wait until it takes pods; --api: etcd, API server and controllers alone
+  down               end it, and remove all that it made; also after a crash
+  status             its processes with their memory, its node and pods
+  env                print what a shell needs: eval \"$(cargo xtask cluster env)\"
+  load [ARCHIVE]...  give it images; without an archive, Outrigger's own (see `cargo xtask image`)
+  test [--release] [-- TEST-ARGUMENTS]
+                     run the tests that need it, with Outrigger's image as built now; starts it, and ends it
+                     afterwards, unless it runs already
+
+  --state FOLDER     where it lives [default: outrigger-cluster in the temporary folder, one for the machine]
+  --pods NETWORK     addresses of pods, for `up` [default: 10.244.0.0/24]
+  --services NETWORK addresses of Services, for `up` [default: 10.96.0.0/16]
+
+Needs root, and what `cargo xtask setup` brings. Up in some ten seconds; takes about 0.9 GB of memory.
+One cluster with a node per machine; any number of `--api` beside it, each with a --state of its own.";
+
+pub(crate) fn verb(args: &mut Args) -> Result<()> {
+    let cluster = match args.value("--state")? {
+        Some(folder) => Cluster::at(std::path::absolute(PathBuf::from(folder))?),
+        None => Cluster::shared(),
+    };
+    let action = args.next().context("name what to do: up, down, status, env, load or test")?;
+    match action.as_str() {
+        "up" => {
+            let extent = if args.flag("--api") { Extent::ApiOnly } else { Extent::Full };
+            let (pods, services) = (args.value("--pods")?, args.value("--services")?);
+            args.done()?;
+            up(&cluster, extent, Network::parse(pods.as_deref(), services.as_deref())?)
+        }
+        "down" => {
+            args.done()?;
+            ui::step("cluster: down", || cluster.down())
+        }
+        "status" => {
+            args.done()?;
+            status(&cluster)
+        }
+        "env" => {
+            args.done()?;
+            require(&cluster)?;
+            println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+            println!("export PATH={}:$PATH", crate::command::tools_dir().join("bin").display());
+            Ok(())
+        }
+        "load" => {
+            let mut archives: Vec<PathBuf> = args.rest().into_iter().map(PathBuf::from).collect();
+            if archives.is_empty() {
+                archives.push(image::archive_path(image::Variant::Release));
+            }
+            archives.iter().try_for_each(|archive| {
+                ui::step(&format!("cluster: load {}", archive.display()), || cluster.load(archive))
+            })
+        }
+        "test" => {
+            let variant = if args.flag("--release") { image::Variant::Release } else { image::Variant::Debug };
+            let passed = args.passed();
+            args.done()?;
+            setup::ensure(setup::Need::Everything)?;
+            image::make(variant)?;
+            tests(&cluster, variant, passed)
+        }
+        other => bail!("there is no `cluster {other}`; there are up, down, status, env, load and test"),
+    }
+}
+
+fn up(cluster: &Cluster, extent: Extent, network: Network) -> Result<()> {
+    if cluster.is_up(extent) {
+        ui::note(&format!("it is up already: {}", cluster.state.display()));
+        return Ok(());
+    }
+    ui::step("cluster: up", || cluster.up_with(extent, network, &mut |what| ui::note(what)))?;
+    ui::note(&format!("export KUBECONFIG={}", cluster.kubeconfig().display()));
+    Ok(())
+}
+
+/// Runs the tests that need a cluster; the image of `variant` has been made.
+pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<String>) -> Result<()> {
+    let ours = !cluster.is_up(Extent::Full);
+    let tested = up(cluster, Extent::Full, Network::default()).and_then(|()| {
+        ui::step("cluster: the sidecar in real pods", || {
+            cluster.load(&image::archive_path(variant))?;
+            cargo("test")
+                .args(["--package", "outrigger-e2e", "--locked", "--test", "cluster", "--"])
+                // Most of the time they wait for pods.
+                .args(["--test-threads", "6"])
+                .args(arguments)
+                .env("OUTRIGGER_IMAGE", image::name(variant))
+                .run()
+        })
+    });
+    if !ours {
+        return tested;
+    }
+    let ended = ui::step("cluster: down", || cluster.down());
+    tested.and(ended)
+}
+
+fn require(cluster: &Cluster) -> Result<()> {
+    if !cluster.is_up(Extent::ApiOnly) {
+        bail!("no cluster runs in {}; `cargo xtask cluster up` starts one", cluster.state.display());
+    }
+    Ok(())
+}
+
+fn status(cluster: &Cluster) -> Result<()> {
+    let processes = cluster.processes();
+    let mut names = processes.names();
+    names.sort();
+    if names.is_empty() {
+        bail!("no cluster was started in {}; `cargo xtask cluster up` starts one", cluster.state.display());
+    }
+    let mut total = 0;
+    for name in &names {
+        match processes.alive(name) {
+            Some(id) => {
+                let memory = memory(id).unwrap_or(0);
+                total += memory;
+                println!("{name:<12} process {id:<8} {memory:>5} MiB");
+            }
+            None => println!("{name:<12} ended; see {}", cluster.log(name).display()),
+        }
+    }
+    println!("{:<12} {:>22} MiB", "total", total);
+    require(cluster)?;
+    let mut kubectl: Command = cluster.kubectl();
+    println!(
+        "\n{}",
+        output(kubectl.args(["get", "nodes,pods", "--all-namespaces", "--request-timeout=5s"]))?.trim_end()
+    );
+    Ok(())
+}
+
+/// What a process holds for itself, in MiB.
+fn memory(id: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
