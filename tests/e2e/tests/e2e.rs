@@ -9,6 +9,8 @@ mod access_log;
 mod admin;
 #[path = "e2e/cli.rs"]
 mod cli;
+#[path = "e2e/compression.rs"]
+mod compression;
 #[path = "e2e/connections.rs"]
 mod connections;
 #[path = "e2e/curl.rs"]

@@ -15,6 +15,7 @@ use outrigger_wire::h1::{self, BodyDecoder, Framing};
 use outrigger_wire::head::Head;
 
 use crate::buffer::{self, Buffer};
+use crate::coded::CodedSource;
 use crate::h2::guard::Guard;
 use crate::h2::headers::{from_header_map, to_header_map};
 use crate::transport::{Output, Transport};
@@ -99,6 +100,8 @@ pub(crate) enum Source<'a> {
     Own(&'a [u8]),
     /// One that can begin again.
     Kept(Box<KeptSource<'a>>),
+    /// One that is compressed or decompressed.
+    Coded(Box<CodedSource<'a>>),
 }
 
 impl<'a> Source<'a> {
@@ -127,13 +130,15 @@ impl<'a> Source<'a> {
             Self::H1(source) => source.run == 0 && source.again == source.kept.len() && source.decoder.is_done(),
             Self::H2(source) => source.data.is_empty() && source.stream.is_end_stream(),
             Self::Kept(source) => source.again == source.kept.len() && source.inner.is_ended(),
+            Self::Coded(source) => source.is_ended(),
         }
     }
 
     /// Whether all of it has come from the client, whether it has gone on or not.
     pub(crate) fn is_read(&self) -> bool {
         match self {
-            Self::Kept(source) => source.inner.is_ended(),
+            Self::Kept(source) => source.inner.is_read(),
+            Self::Coded(source) => source.inner.is_read(),
             other => other.is_ended(),
         }
     }
@@ -143,7 +148,8 @@ impl<'a> Source<'a> {
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let source = match self {
             Self::H1(source) => source,
-            Self::Kept(source) if source.inner.is_ended() => return source.inner.poll_gone(cx),
+            Self::Kept(source) if source.inner.is_read() => return source.inner.poll_gone(cx),
+            Self::Coded(source) if source.inner.is_read() => return source.inner.poll_gone(cx),
             _ => return Poll::Pending,
         };
         while source.buffer.len() < MOST_AHEAD {
@@ -236,6 +242,7 @@ impl<'a> Source<'a> {
             Self::H2(source) => source.poll_ready(cx),
             Self::Kept(source) if source.again < source.kept.len() => Poll::Ready(Ok(true)),
             Self::Kept(source) => source.inner.poll_ready(cx),
+            Self::Coded(source) => source.poll_ready(cx),
         }
     }
 
@@ -249,6 +256,7 @@ impl<'a> Source<'a> {
             Self::H2(source) => &source.data,
             Self::Kept(source) if source.again < source.kept.len() => &source.kept[source.again..],
             Self::Kept(source) => source.inner.data(),
+            Self::Coded(source) => source.data(),
         }
     }
 
@@ -260,6 +268,7 @@ impl<'a> Source<'a> {
             Self::H1(source) => source.advance(count),
             Self::H2(source) => source.advance(count),
             Self::Kept(source) => source.advance(count),
+            Self::Coded(source) => source.advance(count),
         }
     }
 
@@ -270,6 +279,7 @@ impl<'a> Source<'a> {
             Self::H1(source) => source.decoder.trailers().filter(|trailers| !trailers.is_empty()),
             Self::H2(source) => source.trailers.as_deref(),
             Self::Kept(source) => source.inner.trailers(),
+            Self::Coded(source) => source.inner.trailers(),
         }
     }
 }

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::access_log::{AccessLog, AccessLogs};
 use crate::ask;
 use crate::cluster::{Cluster, Clusters};
+use crate::coded::CodedBodies;
 use crate::connections;
 use crate::listener;
 use crate::metrics::Families;
@@ -59,6 +60,7 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
         generation: AtomicU64::new(0),
         spans,
         taps: Taps::new(),
+        coded: CodedBodies::new(ProxyLimits::default().max_coded_bodies),
         live_routes: Mutex::default(),
         ask_routes: Mutex::default(),
         listeners: Arc::default(),
@@ -84,6 +86,7 @@ struct Shared {
     generation: AtomicU64,
     spans: SpanQueue,
     taps: Arc<Taps>,
+    coded: Arc<CodedBodies>,
     /// Keeps what tells of traffic as it goes, as long as either direction runs.
     live_routes: Mutex<Weak<Vec<AdminRoute>>>,
     /// The same for what is asked of the data plane as it is.
@@ -334,6 +337,7 @@ impl<'a> Running<'a> {
         self.component.shared.taps.mask(proxy.map_or(&[][..], |proxy| &proxy.mask_headers));
         let limits = proxy.map(|proxy| proxy.limits.clone()).unwrap_or_default();
         self.component.shared.places.set_most(limits.max_connections);
+        self.component.shared.coded.set_most(limits.max_coded_bodies);
         self.families.limit_buffers(limits.max_buffer_bytes.as_usize());
         let buffer_share = limits.max_buffer_bytes.as_usize() / self.ctx.workers.count().max(1);
         let zone = proxy.and_then(|proxy| proxy.zone.as_ref());
@@ -524,6 +528,7 @@ impl<'a> Running<'a> {
             access_log,
             tracing: self.tracing.clone(),
             taps: Arc::clone(&self.component.shared.taps),
+            coded: Arc::clone(&self.component.shared.coded),
         })
     }
 

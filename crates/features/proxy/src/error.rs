@@ -30,6 +30,9 @@ pub(crate) enum Reason {
     /// The request's body is larger than the listener's limits.
     #[error("request body too large")]
     BodyTooLarge,
+    /// The request's body has a coding that the route's `Decompressor` does not know, or several.
+    #[error("the request's content-encoding is not supported here")]
+    UnsupportedCoding,
     /// Nothing is configured for this host and path.
     #[error("no route matches this host and path")]
     NoRoute,
@@ -127,6 +130,7 @@ impl Reason {
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Self::LastForward => StatusCode::OK,
@@ -168,7 +172,7 @@ impl Reason {
             Self::BadRequest(_) | Self::Loop => INTERNAL,
             Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge | Self::RateLimited => RESOURCE_EXHAUSTED,
             Self::Forbidden(_) => PERMISSION_DENIED,
-            Self::NoRoute | Self::Unsupported => UNIMPLEMENTED,
+            Self::NoRoute | Self::Unsupported | Self::UnsupportedCoding => UNIMPLEMENTED,
             Self::ClientSlow | Self::DeadlinePassed => DEADLINE_EXCEEDED,
             Self::Injected { grpc, .. } => grpc,
             _ => UNAVAILABLE,
@@ -178,9 +182,12 @@ impl Reason {
     /// The response flag.
     pub(crate) fn flag(self) -> &'static str {
         match self {
-            Self::BadRequest(_) | Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge | Self::Unsupported => {
-                "DPE"
-            }
+            Self::BadRequest(_)
+            | Self::HeadersTooLarge
+            | Self::UriTooLong
+            | Self::BodyTooLarge
+            | Self::UnsupportedCoding
+            | Self::Unsupported => "DPE",
             Self::Forbidden(_) => "UAEX",
             Self::LastForward => "",
             Self::NoRoute | Self::UnknownDestination => "NR",
@@ -208,6 +215,7 @@ impl Reason {
             | Self::HeadersTooLarge
             | Self::UriTooLong
             | Self::BodyTooLarge
+            | Self::UnsupportedCoding
             | Self::NoRoute
             | Self::UnknownDestination
             | Self::Unsupported

@@ -27,6 +27,7 @@ use crate::watch::Watched;
 use crate::{buffer, headers, judge, limits};
 
 mod attempt;
+mod coding;
 mod connect;
 mod filters;
 pub(crate) mod hedge;
@@ -243,7 +244,9 @@ impl Exchange {
         headers::via(request, &self.snapshot.forwarded, request.version());
         if self.filtered.any {
             self.change_request(request)?;
+            self.decompress_request(incoming)?;
         }
+        let request = &mut *incoming.request;
         if !request.contains(FieldId::Host) {
             // HTTP/1.0 knows requests without a host, 1.1 does not.
             request.push("Host", pool.cluster.host().as_bytes());

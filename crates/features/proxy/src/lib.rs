@@ -93,6 +93,7 @@ mod breakers;
 mod buffer;
 mod care;
 mod cluster;
+mod coded;
 mod component;
 mod connection;
 mod connections;

@@ -25,6 +25,11 @@ pub(crate) struct Families {
     buffer_limit: GaugeFamily,
     buffer_cuts: CounterFamily,
     taps: GaugeFamily,
+    coded_active: GaugeFamily,
+    coded: CounterFamily,
+    coded_received: CounterFamily,
+    coded_sent: CounterFamily,
+    coded_skipped: CounterFamily,
     tap_missed: CounterFamily,
     tcp: CounterFamily,
     tcp_received: CounterFamily,
@@ -104,6 +109,31 @@ impl Families {
                 &[],
             ),
             taps: registry.gauge("outrigger_taps_active", "Operators who are told of requests as they end.", &[]),
+            coded_active: registry.gauge(
+                "outrigger_coded_bodies_active",
+                "Bodies that are being compressed or decompressed.",
+                &[],
+            ),
+            coded: registry.counter(
+                "outrigger_coded_bodies_total",
+                "Bodies that were compressed or decompressed.",
+                &["listener", "route", "work", "coding"],
+            ),
+            coded_received: registry.counter(
+                "outrigger_coded_bodies_in_bytes_total",
+                "Bytes of them as they came.",
+                &["listener", "route", "work", "coding"],
+            ),
+            coded_sent: registry.counter(
+                "outrigger_coded_bodies_out_bytes_total",
+                "Bytes of them as they went on.",
+                &["listener", "route", "work", "coding"],
+            ),
+            coded_skipped: registry.counter(
+                "outrigger_coded_bodies_skipped_total",
+                "Bodies that went on as they were, or requests refused, because `maxCodedBodies` or memory was reached.",
+                &["listener", "route", "work"],
+            ),
             tap_missed: registry.counter(
                 "outrigger_tap_missed_total",
                 "Requests that a tap was to be told of and was not, because its reader did not keep up.",
@@ -306,6 +336,19 @@ impl Families {
         self.taps.with(&[]).add(more);
     }
 
+    /// A body that is being compressed or decompressed: listener, route, what is done, and the coding.
+    pub(crate) fn coded(&self, labels: &[&str; 4]) -> CodedMetrics {
+        let active = self.coded_active.with(&[]);
+        active.inc();
+        let counters = [self.coded.with(labels), self.coded_received.with(labels), self.coded_sent.with(labels)];
+        CodedMetrics(Some((active, counters)))
+    }
+
+    /// Counts one that is not, for want of room: listener, route, and what was to be done.
+    pub(crate) fn coded_skipped(&self, labels: &[&str; 3]) {
+        self.coded_skipped.with(labels).inc();
+    }
+
     /// Counts a request that a tap's reader had no room for.
     pub(crate) fn tap_missed(&self) {
         self.tap_missed.with(&[]).inc();
@@ -371,6 +414,27 @@ impl Families {
             retry: OnceCell::new(),
             shed: OnceCell::new(),
             mirrored: OnceCell::new(),
+        }
+    }
+}
+
+/// What is told of a body that is compressed or decompressed.
+pub(crate) struct CodedMetrics(Option<(Gauge, [Counter; 3])>);
+
+impl CodedMetrics {
+    /// Nothing is told.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    /// So many bytes came, and so many went on.
+    pub(crate) fn ended(&mut self, received: u64, sent: u64) {
+        if let Some((active, [bodies, came, went])) = self.0.take() {
+            active.dec();
+            bodies.inc();
+            came.add(received);
+            went.add(sent);
         }
     }
 }

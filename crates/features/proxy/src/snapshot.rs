@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
+use crate::coded::CodedBodies;
 use crate::route::RouteTable;
 use crate::tap::Taps;
 
@@ -72,6 +73,8 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) tracing: Option<Arc<Tracing>>,
     /// Who watches.
     pub(crate) taps: Arc<Taps>,
+    /// Bodies that are compressed or decompressed.
+    pub(crate) coded: Arc<CodedBodies>,
     /// There is an access log, or tracing.
     pub(crate) is_told: bool,
 }

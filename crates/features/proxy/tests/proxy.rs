@@ -2,6 +2,7 @@
 
 mod ahead;
 mod balancing;
+mod compression;
 mod connect;
 mod corpus;
 mod dns;

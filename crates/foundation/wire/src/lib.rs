@@ -8,6 +8,7 @@
 //! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
 
 mod bytes;
+pub mod coding;
 pub mod frames;
 pub mod h1;
 pub mod head;

@@ -107,7 +107,7 @@ impl Exchange {
         response: &mut Head,
         report: &Report,
     ) -> Result<(After, bool), Reason> {
-        let Begun { mut source, mut sink, mut sending, body, reusable } = begun;
+        let Begun { mut source, mut sink, mut sending, mut body, reusable } = begun;
         if response.status() == 101 {
             return Err(Reason::Protocol("it switched protocols unasked"));
         }
@@ -124,6 +124,7 @@ impl Exchange {
         }
         if self.filtered.any {
             self.change_response(incoming.request, response);
+            (body, source) = self.code_answer(incoming.request, response, body, source);
         }
         self.keep_response(response);
         self.answered = true;

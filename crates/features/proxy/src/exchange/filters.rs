@@ -28,7 +28,7 @@ pub(super) struct Filtered {
 }
 
 impl Exchange {
-    fn route_filters(&self) -> Option<&Filters> {
+    pub(super) fn route_filters(&self) -> Option<&Filters> {
         self.route()?.filters.as_deref()
     }
 

@@ -42,6 +42,10 @@ impl Exchange {
         if reason.is_overload() {
             response.push("X-Envoy-Overloaded", b"true");
         }
+        if reason == Reason::UnsupportedCoding {
+            // What may be used instead ([RFC 9110], 15.5.16).
+            self.tell_codings(response);
+        }
         self.tell_limits(response);
         self.tell_reason(reason, response);
         self.answer(incoming, response, &text, !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)).await
@@ -57,15 +61,18 @@ impl Exchange {
     ) -> After {
         self.code = response.status();
         self.change_response(incoming.request, response);
+        let bytes = if incoming.request.method() == Method::Head { "" } else { text };
+        let framing = if text.is_empty() { Framing::Empty } else { Framing::Length(text.len() as u64) };
+        let (mut framing, mut source) = (framing, Source::Own(bytes.as_bytes()));
+        if self.filtered.any {
+            (framing, source) = self.code_answer(incoming.request, response, framing, source);
+        }
         self.keep_response(response);
         // Where the body's end is not known, the next request's beginning is not either.
         let whole = incoming.source.is_ended();
         let mut keep =
             keep && incoming.request.method() != Method::Connect && whole && self.watched.order() == Order::None;
-        let framing = if text.is_empty() { Framing::Empty } else { Framing::Length(text.len() as u64) };
         let Ok(mut sink) = incoming.responder.respond(response, framing, &mut keep) else { return After::Reset };
-        let bytes = if incoming.request.method() == Method::Head { "" } else { text };
-        let mut source = Source::Own(bytes.as_bytes());
         self.watched.begin(Instant::now());
         self.watched.answer_waits(Some(Waiting::ForSink), 0);
         let sent = poll_fn(|cx| poll_pump(cx, &mut source, &mut sink, |count| self.sent += count as u64, &mut None));

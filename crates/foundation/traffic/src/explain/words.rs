@@ -1,9 +1,11 @@
 //! What parts of the config do, in words.
 
 use outrigger_config::{
-    Cluster, DirectResponse, FaultInjection, Filter, GrpcRouteMatch, HeaderMatch, HeaderModifier, PathMatchType,
-    PathModifier, RequestRedirect, RouteMatch, SpiffePattern, UrlRewrite, ValueMatchType,
+    Cluster, ContentCoding, DirectResponse, FaultInjection, Filter, GrpcRouteMatch, HeaderMatch, HeaderModifier,
+    PathMatchType, PathModifier, RequestRedirect, RouteMatch, SpiffePattern, UrlRewrite, ValueMatchType,
 };
+
+use crate::filter::coding;
 
 pub(super) fn host(host: &str) -> String {
     if host.is_empty() { "*".to_owned() } else { host.to_owned() }
@@ -39,10 +41,24 @@ pub fn filter(filter: &Filter) -> String {
             format!("{status_code}, {} bytes", body.len())
         } else if let Some(injected) = &filter.fault {
             fault(injected)
+        } else if let Some(mirror) = &filter.request_mirror {
+            format!("copies for `{}`", mirror.backend_ref.name)
+        } else if let Some(compressor) = &filter.compressor {
+            format!("answers from {} on by {}", compressor.min_content_length, codings(&compressor.algorithms))
+        } else if let Some(decompressor) = &filter.decompressor {
+            let whose: Vec<_> = [(decompressor.requests, "requests"), (decompressor.responses, "answers")]
+                .into_iter()
+                .filter_map(|(on, name)| on.then_some(name))
+                .collect();
+            format!("{} of {}", whose.join(" and "), codings(&decompressor.algorithms))
         } else {
             String::new()
         };
     format!("{kind}: {what}")
+}
+
+fn codings(codings: &[ContentCoding]) -> String {
+    codings.iter().map(|one| coding(*one).as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn modifier(changes: &HeaderModifier) -> String {

@@ -5,11 +5,13 @@
 //! holds; what frames a message or tells who called is never touched, for validation refuses
 //! filters that would.
 
+mod coding;
 mod cors;
 mod edit;
 mod fault;
 mod location;
 
+pub use coding::{Compressor, Decompressor, Unsupported, coding, preferred};
 pub use cors::Cors;
 pub use fault::{Abort, Fault};
 pub use location::{Redirect, Rewrite};
@@ -32,6 +34,10 @@ pub struct Filters {
     pub fault: Option<Fault>,
     /// What is answered instead of forwarding.
     pub answer: Option<Answer>,
+    /// How answers are compressed.
+    pub compressor: Option<Compressor>,
+    /// How requests, or answers, are decompressed.
+    pub decompressor: Option<Decompressor>,
 }
 
 /// An answer in an application's stead.
@@ -71,6 +77,12 @@ impl Filters {
             }
             if let Some(fault) = &filter.fault {
                 all.fault = Fault::of(fault);
+            }
+            if let Some(compressor) = &filter.compressor {
+                all.compressor = Some(Compressor::of(compressor));
+            }
+            if let Some(decompressor) = &filter.decompressor {
+                all.decompressor = Some(Decompressor::of(decompressor));
             }
         }
         Some(Box::new(all))

@@ -10,8 +10,8 @@ use crate::check::http_path;
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{
-    ByteSize, ConfigPath, Cors, DirectResponse, FaultInjection, Filter, FilterType, GrpcRoute, HeaderModifier,
-    HeaderValue, PathMatchType, PathModifier, PathModifierType, RequestRedirect, Route,
+    ByteSize, ConfigPath, ContentCoding, Cors, DirectResponse, FaultInjection, Filter, FilterType, GrpcRoute,
+    HeaderModifier, HeaderValue, PathMatchType, PathModifier, PathModifierType, RequestRedirect, Route,
 };
 
 /// Fields that no filter may touch, and why.
@@ -161,6 +161,19 @@ fn one_filter(filter: &Filter, at: &ConfigPath, judge: &mut Judge<'_>) {
     }
     if let Some(fault) = &filter.fault {
         fault_rules(fault, &at.key("fault"), judge);
+    }
+    if let Some(compressor) = &filter.compressor {
+        let at = at.key("compressor");
+        algorithms(&compressor.algorithms, &at, judge);
+        content_types(&compressor.content_types, &at.key("contentTypes"), judge);
+    }
+    if let Some(decompressor) = &filter.decompressor {
+        let at = at.key("decompressor");
+        algorithms(&decompressor.algorithms, &at, judge);
+        if !decompressor.requests && !decompressor.responses && !judge.checked.is_blurred_within(&at) {
+            let message = "nothing is decompressed: `requests` and `responses` are both off";
+            judge.error("value", &at, message, "turn one of them on, or remove the filter");
+        }
     }
 }
 
@@ -367,6 +380,31 @@ fn direct_rules(direct: &DirectResponse, at: &ConfigPath, judge: &mut Judge<'_>)
     values(&direct.headers, &headers, judge);
     for (index, header) in direct.headers.iter().enumerate() {
         untouched(&header.name.to_ascii_lowercase(), &headers.index(index).key("name"), judge);
+    }
+}
+
+fn algorithms(algorithms: &[ContentCoding], at: &ConfigPath, judge: &mut Judge<'_>) {
+    let at = at.key("algorithms");
+    let listed = algorithms.iter().enumerate();
+    judge.unique("algorithm", "keep one of them", listed.map(|(index, one)| (at.index(index), *one)));
+}
+
+fn content_types(types: &[String], at: &ConfigPath, judge: &mut Judge<'_>) {
+    for (index, one) in types.iter().enumerate() {
+        let at = at.index(index);
+        let part = |part: &str| !part.is_empty() && outrigger_wire::h1::is_field_name(part.as_bytes());
+        if !one.split_once('/').is_some_and(|(kind, rest)| part(kind) && part(rest)) {
+            let message = format!("`{}` is no media type", judge.shown(&at, one));
+            judge.error(
+                "value",
+                &at,
+                message,
+                "write one such as `application/json`, `text/*` or `application/*+json`",
+            );
+        } else if one.to_ascii_lowercase().starts_with("application/grpc") {
+            let message = "gRPC is never compressed here: it compresses its messages itself";
+            judge.warning("unused", &at, message, "remove it");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::resilience::RequestMirror;
-use crate::{Duration, HeaderMatch};
+use crate::{ByteSize, Duration, HeaderMatch};
 
 /// One thing that is done with a route's requests and answers: `type`, and the member of that name.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -38,6 +38,12 @@ pub struct Filter {
     /// Sends copies of requests to another cluster, whose answers nobody sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_mirror: Option<RequestMirror>,
+    /// Compresses answers for clients that take that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressor: Option<Compressor>,
+    /// Decompresses requests for an application that does not understand compressed ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decompressor: Option<Decompressor>,
 }
 
 /// What a filter does.
@@ -61,6 +67,10 @@ pub enum FilterType {
     Fault,
     /// `requestMirror`.
     RequestMirror,
+    /// `compressor`.
+    Compressor,
+    /// `decompressor`.
+    Decompressor,
 }
 
 impl FilterType {
@@ -75,6 +85,8 @@ impl FilterType {
             Self::DirectResponse => "directResponse",
             Self::Fault => "fault",
             Self::RequestMirror => "requestMirror",
+            Self::Compressor => "compressor",
+            Self::Decompressor => "decompressor",
         }
     }
 
@@ -89,13 +101,15 @@ impl FilterType {
             Self::DirectResponse => "DirectResponse",
             Self::Fault => "Fault",
             Self::RequestMirror => "RequestMirror",
+            Self::Compressor => "Compressor",
+            Self::Decompressor => "Decompressor",
         }
     }
 }
 
 impl Filter {
     /// Its members, by their keys, and whether they are given.
-    pub fn members(&self) -> [(&'static str, bool); 8] {
+    pub fn members(&self) -> [(&'static str, bool); 10] {
         [
             ("requestHeaderModifier", self.request_header_modifier.is_some()),
             ("responseHeaderModifier", self.response_header_modifier.is_some()),
@@ -105,6 +119,8 @@ impl Filter {
             ("directResponse", self.direct_response.is_some()),
             ("fault", self.fault.is_some()),
             ("requestMirror", self.request_mirror.is_some()),
+            ("compressor", self.compressor.is_some()),
+            ("decompressor", self.decompressor.is_some()),
         ]
     }
 }
@@ -318,4 +334,100 @@ pub struct FaultAbort {
 
 fn default_percentage() -> f64 {
     100.0
+}
+
+/// Compression of answers, as Envoy's filter of this name does it. Left alone is what has a `content-encoding` or is a part
+/// (206), gRPC, what has a digest of its bytes, and what `cache-control: no-transform` forbids. An answer that is compressed,
+/// or could be for another client, has `vary: accept-encoding`; its strong `etag` becomes a weak one. When the application
+/// pauses, what it sent so far goes to the client at once.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Compressor {
+    /// What is used; of those that a client likes alike (`accept-encoding`) the first.
+    #[schemars(length(min = 1))]
+    pub algorithms: Vec<ContentCoding>,
+    /// A shorter answer goes as it is; one whose length is not known is compressed.
+    pub min_content_length: ByteSize,
+    /// Types of answers that are compressed, in which `*` stands for any text. Not what is compressed in itself, such as
+    /// most images.
+    #[schemars(length(min = 1))]
+    pub content_types: Vec<String>,
+    /// How much time is spent on it.
+    pub levels: CompressionLevels,
+}
+
+impl Default for Compressor {
+    fn default() -> Self {
+        let types = [
+            "text/*",
+            "application/json",
+            "application/*+json",
+            "application/javascript",
+            "application/xml",
+            "application/*+xml",
+            "application/wasm",
+            "image/svg+xml",
+        ];
+        Self {
+            algorithms: vec![ContentCoding::Zstd, ContentCoding::Br, ContentCoding::Gzip],
+            min_content_length: ByteSize::kib(1),
+            content_types: types.map(str::to_owned).into(),
+            levels: CompressionLevels::default(),
+        }
+    }
+}
+
+/// A content coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are the codings'")]
+pub enum ContentCoding {
+    Gzip,
+    Br,
+    Zstd,
+}
+
+/// How much time compression takes: the higher, the more, and the smaller what remains.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CompressionLevels {
+    /// Of gzip.
+    #[schemars(range(min = 1, max = 9))]
+    pub gzip: u32,
+    /// Of br. Higher ones hold tens of MiB for each body.
+    #[schemars(range(min = 0, max = 5))]
+    pub br: u32,
+    /// Of zstd. Higher ones hold tens of MiB for each body.
+    #[schemars(range(min = 1, max = 6))]
+    pub zstd: u32,
+}
+
+impl Default for CompressionLevels {
+    fn default() -> Self {
+        Self { gzip: 4, br: 4, zstd: 3 }
+    }
+}
+
+/// Decompression, as Envoy's filter of this name does it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Decompressor {
+    /// What is understood. A request with another `content-encoding`, or several, gets 415.
+    #[schemars(length(min = 1))]
+    pub algorithms: Vec<ContentCoding>,
+    /// Requests are decompressed for the application. One that is not as it says gets 400.
+    pub requests: bool,
+    /// Answers are decompressed for clients that do not take their coding.
+    pub responses: bool,
+    /// A body that becomes more than so many times as large (and larger than 64 KiB) is cut: 400 for a request. The
+    /// listener's `limits.maxBodyBytes` counts what it becomes, too.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_ratio: u32,
+}
+
+impl Default for Decompressor {
+    fn default() -> Self {
+        let algorithms = vec![ContentCoding::Gzip, ContentCoding::Br, ContentCoding::Zstd];
+        Self { algorithms, requests: true, responses: false, max_ratio: 100 }
+    }
 }

@@ -83,10 +83,15 @@ pub struct ProxyLimits {
     /// Open connections over all listeners; more wait in the kernel's backlog. Each may take two file descriptors.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_connections: u32,
+    /// Bodies that are compressed or decompressed at once. Beyond it, or when buffers are short, answers go as they are,
+    /// and requests that are to be decompressed get 503. Each holds memory, counted in `maxBufferBytes`: compressed with
+    /// gzip a third of a MiB, with zstd 1.2 MiB, with br 4 MiB.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_coded_bodies: u32,
 }
 
 impl Default for ProxyLimits {
     fn default() -> Self {
-        Self { max_buffer_bytes: ByteSize::mib(64), max_connections: 20_000 }
+        Self { max_buffer_bytes: ByteSize::mib(64), max_connections: 20_000, max_coded_bodies: 32 }
     }
 }
