@@ -9,5 +9,7 @@ mod api;
 mod manifest;
 #[path = "cluster/pods.rs"]
 mod pods;
+#[path = "cluster/roll.rs"]
+mod roll;
 #[path = "cluster/workloads.rs"]
 mod workloads;

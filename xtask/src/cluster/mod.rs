@@ -15,6 +15,7 @@ mod pki;
 mod pods;
 mod ports;
 mod process;
+mod start;
 mod verb;
 
 use std::fs;
@@ -143,6 +144,14 @@ impl Cluster {
                 .arg(archive),
         )?;
         Ok(())
+    }
+
+    /// Gives an image of the node, by its full name, a further one.
+    ///
+    /// # Errors
+    /// When there is no such image.
+    pub fn tag(&self, image: &str, further: &str) -> Result<()> {
+        output(self.ctr().args(["--namespace", "k8s.io", "images", "tag", "--force", image, further])).map(drop)
     }
 
     /// The file for `KUBECONFIG`; its user may do everything.

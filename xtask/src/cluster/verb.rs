@@ -6,12 +6,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::network::Network;
-use super::{Cluster, Extent, output};
+use super::{Cluster, Extent, output, start};
 use crate::args::Args;
 use crate::command::cargo;
 use crate::{image, setup, ui};
 
-pub(crate) const USAGE: &str = "cargo xtask cluster up|down|status|env|load|test [ARGUMENTS]
+pub(crate) const USAGE: &str = "cargo xtask cluster up|down|status|env|load|test|pod-start [ARGUMENTS]
 
   up [--api]         start it, and wait until it takes pods; --api: etcd, API server and controllers alone
   down               end it, and remove all that it made; also after a crash
@@ -21,6 +21,9 @@ pub(crate) const USAGE: &str = "cargo xtask cluster up|down|status|env|load|test
   test [--release] [-- TEST-ARGUMENTS]
                      run the tests that need it, with Outrigger's image as built now; starts it, and ends it
                      afterwards, unless it runs already
+  pod-start [--runs N] [--debug]
+                     measure how long pods take to be ready, by how the sidecar is arranged in them (10 pods each), with
+                     the image made last
 
   --state FOLDER     where it lives [default: outrigger-cluster in the temporary folder, one for the machine]
   --pods NETWORK     addresses of pods, for `up` [default: 10.244.0.0/24]
@@ -34,7 +37,7 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
         Some(folder) => Cluster::at(std::path::absolute(PathBuf::from(folder))?),
         None => Cluster::shared(),
     };
-    let action = args.next().context("name what to do: up, down, status, env, load or test")?;
+    let action = args.next().context("name what to do: up, down, status, env, load, test or pod-start")?;
     match action.as_str() {
         "up" => {
             let extent = if args.flag("--api") { Extent::ApiOnly } else { Extent::Full };
@@ -74,7 +77,13 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
             image::make(variant)?;
             tests(&cluster, variant, passed)
         }
-        other => bail!("there is no `cluster {other}`; there are up, down, status, env, load and test"),
+        "pod-start" => {
+            let variant = if args.flag("--debug") { image::Variant::Debug } else { image::Variant::Release };
+            let runs = args.value("--runs")?.map_or(Ok(10), |text| text.parse()).context("--runs takes a number")?;
+            args.done()?;
+            with_image(&cluster, variant, |cluster| start::measure(cluster, &image::name(variant), runs))
+        }
+        other => bail!("there is no `cluster {other}`; there are up, down, status, env, load, test and pod-start"),
     }
 }
 
@@ -90,10 +99,8 @@ fn up(cluster: &Cluster, extent: Extent, network: Network) -> Result<()> {
 
 /// Runs the tests that need a cluster; the image of `variant` has been made.
 pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<String>) -> Result<()> {
-    let ours = !cluster.is_up(Extent::Full);
-    let tested = up(cluster, Extent::Full, Network::default()).and_then(|()| {
+    with_image(cluster, variant, |_| {
         ui::step("cluster: the sidecar in real pods", || {
-            cluster.load(&image::archive_path(variant))?;
             cargo("test")
                 .args(["--package", "outrigger-e2e", "--locked", "--test", "cluster", "--"])
                 // Most of the time they wait for pods.
@@ -102,12 +109,20 @@ pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<S
                 .env("OUTRIGGER_IMAGE", image::name(variant))
                 .run()
         })
-    });
+    })
+}
+
+/// Does something in a cluster that has the image; ends it afterwards, unless it ran before.
+fn with_image(cluster: &Cluster, variant: image::Variant, work: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+    let ours = !cluster.is_up(Extent::Full);
+    let done = up(cluster, Extent::Full, Network::default())
+        .and_then(|()| cluster.load(&image::archive_path(variant)))
+        .and_then(|()| work(cluster));
     if !ours {
-        return tested;
+        return done;
     }
     let ended = ui::step("cluster: down", || cluster.down());
-    tested.and(ended)
+    done.and(ended)
 }
 
 fn require(cluster: &Cluster) -> Result<()> {

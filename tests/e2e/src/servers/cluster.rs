@@ -162,6 +162,27 @@ impl KubeNamespace {
         eventually_within(PATIENCE, what, probe)
     }
 
+    /// The image of the executable under test under another name, as if it were the next version.
+    ///
+    /// # Panics
+    /// When the cluster does not have it.
+    #[track_caller]
+    pub fn next_image(&self) -> String {
+        let next = format!("outrigger:next-{}", self.name);
+        let full = |name: &str| format!("docker.io/library/{name}");
+        self.cluster.tag(&full(&outrigger_image()), &full(&next)).expect("the cluster has the image");
+        next
+    }
+
+    /// Sends a part of an object back to the API server, by its own path, such as `pods/web/ephemeralcontainers`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn replace(&self, path: &str, object: &str) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{}/{path}", self.name);
+        run_with(self.command().args(["replace", "--raw", &path, "--filename=-"]), object)
+    }
+
     /// The processes of a container, on this machine.
     ///
     /// # Errors

@@ -482,6 +482,28 @@ fn the_keeper_is_tiny_and_says_what_it_does() {
     assert!(TcpStream::connect(("127.0.0.1", sidecar.plain)).is_err());
 }
 
+/// In a container of its own, as far as process ids go.
+fn contained() -> Command {
+    let outrigger = outrigger_command();
+    let mut command = tool("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(outrigger.get_program());
+    command
+}
+
+#[test]
+fn keeper_and_workers_may_be_in_containers_of_their_own() {
+    let mut sidecar = Sidecar::new();
+    let mut keeper = sidecar.keeper_by(contained(), &[]);
+    let mut process = sidecar.start();
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait(TIMEOUT).code(), Some(0));
+    assert!(keeper.log().contains("keeping sockets"), "{}", keeper.log());
+    let mut next = sidecar.start_by(contained());
+    sidecar.wait_ready(&mut next);
+    assert_eq!(keeper.wait(TIMEOUT).code(), Some(0), "{}", keeper.log());
+    assert!(!next.log().contains("not taken over"), "{}", next.log());
+}
+
 #[test]
 fn another_user_is_neither_given_nor_sends_anything() {
     let mut sidecar = Sidecar::new();

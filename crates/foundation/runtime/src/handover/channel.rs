@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -132,16 +132,42 @@ pub(super) fn send(stream: &UnixStream, message: &Message, descriptors: &[Borrow
     Ok(())
 }
 
-/// The user at the other end, when it is one we trust: our own, or root.
-pub(super) fn trusted_peer(stream: &UnixStream) -> Result<rustix::net::UCred, UntrustedPeer> {
-    let peer =
-        rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(|error| UntrustedPeer::Unknown(error.into()))?;
-    let own = rustix::process::geteuid();
-    if peer.uid == own || peer.uid.is_root() {
-        Ok(peer)
-    } else {
-        Err(UntrustedPeer::Foreign { uid: peer.uid.as_raw(), own: own.as_raw() })
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub(super) uid: u32,
+    /// As it is known here; `None` in a container of its own, whose processes nobody else has numbers for.
+    pub(super) pid: Option<u32>,
+}
+
+/// The process at the other end, when its user is one we trust: our own, or root.
+pub(super) fn trusted_peer(stream: &UnixStream) -> Result<Peer, UntrustedPeer> {
+    let peer = peer(stream).map_err(UntrustedPeer::Unknown)?;
+    let own = rustix::process::geteuid().as_raw();
+    if peer.uid == own || peer.uid == 0 { Ok(peer) } else { Err(UntrustedPeer::Foreign { uid: peer.uid, own }) }
+}
+
+fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let mut told = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    #[expect(
+        unsafe_code,
+        reason = "rustix's type has no room for the process 0, which is what a container's peers have"
+    )]
+    // SAFETY: the kernel writes at most `length` bytes, into integers that may have any value.
+    let outcome = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut told).cast(),
+            &raw mut length,
+        )
+    };
+    if outcome != 0 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(Peer { uid: told.uid, pid: u32::try_from(told.pid).ok().filter(|pid| *pid != 0) })
 }
 
 /// Why a peer is not trusted.
@@ -157,6 +183,7 @@ pub(super) enum UntrustedPeer {
 mod tests {
     use std::io::Write;
     use std::net::TcpListener;
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -242,7 +269,8 @@ mod tests {
     #[test]
     fn a_peer_of_our_own_user_is_trusted() {
         let (ours, _theirs) = pair();
-        assert_eq!(trusted_peer(&ours).unwrap().uid, rustix::process::geteuid());
+        let own = Peer { uid: rustix::process::geteuid().as_raw(), pid: Some(std::process::id()) };
+        assert_eq!(trusted_peer(&ours).unwrap(), own);
     }
 
     proptest! {
