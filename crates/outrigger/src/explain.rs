@@ -177,6 +177,7 @@ fn text(told: &Explanation, colour: bool) -> String {
             lines.add("forwarded", &format!("{name}: {value}"));
         }
     }
+    told.global_rate_limits.iter().for_each(|asked| lines.add("rate limit", asked));
     told.timeout.iter().for_each(|timeout| lines.add("timeout", timeout));
     for backend in &told.backends {
         let share = if backend.share < 100.0 { format!("{:.1} % to ", backend.share) } else { String::new() };

@@ -43,6 +43,8 @@ mod metrics;
 mod openssl;
 #[path = "e2e/published.rs"]
 mod published;
+#[path = "e2e/rate_limit.rs"]
+mod rate_limit;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/resilience.rs"]

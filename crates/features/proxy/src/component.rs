@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use outrigger_config::{
     Cluster as ClusterConfig, Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Proxy, ProxyLimits,
+    RateLimitService, Route as RouteConfig,
 };
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
@@ -27,6 +28,7 @@ use crate::ask;
 use crate::cluster::{Cluster, Clusters};
 use crate::coded::CodedBodies;
 use crate::connections;
+use crate::global_limit::GlobalLimit;
 use crate::listener;
 use crate::metrics::Families;
 use crate::resilience::{Limiters, TELL_EVERY};
@@ -350,9 +352,10 @@ impl<'a> Running<'a> {
         // Gone from the config: their addresses may be wanted by others.
         self.close(|name, _| !configs.iter().any(|config| config.name.as_str() == name)).await;
         let mut moved = Vec::new();
+        let service = proxy.and_then(|proxy| proxy.rate_limit_service.as_ref());
         for config in configs {
             let all = proxy.map_or(&[][..], |proxy| &proxy.clusters);
-            let snapshot = match self.snapshot(config, all, &clusters, access_log.clone(), buffer_share) {
+            let snapshot = match self.snapshot(config, all, service, &clusters, access_log.clone(), buffer_share) {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
                     // A listener that runs goes on as it is.
@@ -424,11 +427,13 @@ impl<'a> Running<'a> {
     /// The clusters that these listeners may send to.
     fn clusters(&self, proxy: Option<&Proxy>, listeners: &[&ListenerConfig]) -> HashMap<String, Arc<Cluster>> {
         let Some(proxy) = proxy else { return HashMap::new() };
-        let wanted = proxy.clusters.iter().filter(|cluster| listeners.iter().any(|one| proxy.may_send(one, cluster)));
+        let sends = |cluster: &ClusterConfig| listeners.iter().any(|one| proxy.may_send(one, cluster));
+        let asks = |cluster: &ClusterConfig| listeners.iter().any(|one| proxy.may_ask(one, cluster));
+        let wanted = proxy.clusters.iter().filter(|cluster| sends(cluster) || asks(cluster));
         wanted
             .map(|config| {
                 let cluster = self.component.shared.clusters.obtain(config);
-                if self.component.direction == Direction::Inbound {
+                if self.component.direction == Direction::Inbound && sends(config) {
                     cluster.take_inbound();
                 }
                 (config.name.to_string(), cluster)
@@ -484,6 +489,7 @@ impl<'a> Running<'a> {
         &self,
         config: &ListenerConfig,
         all: &[ClusterConfig],
+        service: Option<&RateLimitService>,
         clusters: &HashMap<String, Arc<Cluster>>,
         access_log: Option<Arc<AccessLog>>,
         buffer_share: usize,
@@ -506,7 +512,12 @@ impl<'a> Running<'a> {
         let mut routes = RouteTable::of(config, all, &self.component.passthrough, |name| clusters.get(name).cloned());
         let limiters = &self.component.shared.limiters;
         let limits = |route: &str, limits: &[_]| limiters.obtain(&config.name, route, limits, &self.families);
-        routes.guard(config, limits, |name| clusters.get(name).cloned());
+        let global = |route: &RouteConfig| {
+            let service = service.filter(|_| !route.global_rate_limits.is_empty())?;
+            let cluster = Arc::clone(clusters.get(service.backend_ref.name.as_str())?);
+            Some(GlobalLimit::new(service, cluster, &config.name, route, &self.families))
+        };
+        routes.guard(config, limits, global, |name| clusters.get(name).cloned());
         Ok(ListenerSnapshot {
             generation: self.component.shared.generation.fetch_add(1, Relaxed),
             protocol: config.protocol,

@@ -96,6 +96,12 @@ pub(crate) enum Reason {
     /// A rate limit of the route or the listener.
     #[error("too many requests: a rate limit is reached")]
     RateLimited,
+    /// A limit that the rate limit service counts.
+    #[error("too many requests: a global rate limit is reached")]
+    OverGlobalLimit,
+    /// The rate limit service did not answer, and `failureMode: Deny`.
+    #[error("the rate limit service does not answer")]
+    RateLimitService,
     /// The cluster's `adaptiveConcurrency`.
     #[error("the cluster is overloaded: too many requests wait for it")]
     Shed,
@@ -150,7 +156,8 @@ impl Reason {
             Self::Reset | Self::Protocol(_) | Self::UnknownDestination => StatusCode::BAD_GATEWAY,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::Timeout | Self::StreamIdle | Self::DeadlinePassed => StatusCode::GATEWAY_TIMEOUT,
-            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::RateLimited | Self::OverGlobalLimit => StatusCode::TOO_MANY_REQUESTS,
+            Self::RateLimitService => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ClientSlow => StatusCode::REQUEST_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             Self::Injected { status, .. } => StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
@@ -170,7 +177,11 @@ impl Reason {
         const UNAVAILABLE: u8 = 14;
         match self {
             Self::BadRequest(_) | Self::Loop => INTERNAL,
-            Self::HeadersTooLarge | Self::UriTooLong | Self::BodyTooLarge | Self::RateLimited => RESOURCE_EXHAUSTED,
+            Self::HeadersTooLarge
+            | Self::UriTooLong
+            | Self::BodyTooLarge
+            | Self::RateLimited
+            | Self::OverGlobalLimit => RESOURCE_EXHAUSTED,
             Self::Forbidden(_) => PERMISSION_DENIED,
             Self::NoRoute | Self::Unsupported | Self::UnsupportedCoding => UNIMPLEMENTED,
             Self::ClientSlow | Self::DeadlinePassed => DEADLINE_EXCEEDED,
@@ -193,7 +204,8 @@ impl Reason {
             Self::NoRoute | Self::UnknownDestination => "NR",
             Self::NoEndpoint => "UH",
             Self::Overflow(_) | Self::Shed => "UO",
-            Self::RateLimited => "RL",
+            Self::RateLimited | Self::OverGlobalLimit => "RL",
+            Self::RateLimitService => "RLSE",
             Self::DeadlinePassed => "DT",
             Self::Overloaded | Self::MemoryShort => "OM",
             Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure | Self::NoDescriptor | Self::Loop => "UF",
@@ -223,6 +235,7 @@ impl Reason {
             | Self::LastForward
             | Self::DeadlinePassed
             | Self::RateLimited
+            | Self::OverGlobalLimit
             | Self::ClientSlow
             | Self::ClientGone => Fault::Downstream,
             Self::Overflow(_)
@@ -232,6 +245,7 @@ impl Reason {
             | Self::Stopped
             | Self::Loop
             | Self::Shed
+            | Self::RateLimitService
             | Self::Injected { .. } => Fault::Us,
             _ => Fault::Upstream,
         }
@@ -252,6 +266,8 @@ impl Reason {
                 | Self::Overflow(_)
                 | Self::Overloaded
                 | Self::RateLimited
+                | Self::OverGlobalLimit
+                | Self::RateLimitService
                 | Self::Shed
                 | Self::NoDescriptor
                 | Self::ConnectFailure

@@ -30,6 +30,7 @@ mod attempt;
 mod coding;
 mod connect;
 mod filters;
+mod global;
 pub(crate) mod hedge;
 mod note;
 mod protect;
@@ -231,7 +232,12 @@ impl Exchange {
             && let snapshot = Rc::clone(&self.snapshot)
             && let Some(resilience) = retry::resilience(&snapshot, self.route)
         {
-            self.tries = Some(self.protect(resilience, &pool, end, request)?);
+            self.tries = Some(self.protect(resilience, end, request)?);
+            if let Some(global) = &resilience.global {
+                // On the heap: most requests ask nobody.
+                Box::pin(self.ask_service(global, &pool, request)).await?;
+            }
+            self.enter(resilience, &pool, request)?;
         }
 
         // A request that has a body of its own is not followed by another protocol.

@@ -49,7 +49,7 @@
 //! feeds, folded lines, blanks before a colon, lengths that repeat or come with a coding), paths that lead above the
 //! root or that only some readers take for dot segments, backslashes, NUL. What is not HTTP at all is closed without an
 //! answer. 414, 431: targets and heads beyond the listener's limits; 413: bodies. 408: a request's rest that does not come within
-//! `timeouts.request`. 429: a rate limit. 404: no route. 503: no endpoint, no connection, no room, an overload; with
+//! `timeouts.request`. 429: a rate limit, ours or the rate limit service's; 500 where that one does not answer and must. 404: no route. 503: no endpoint, no connection, no room, an overload; with
 //! `X-Envoy-Overloaded` where holding back helps. 502: an endpoint that breaks off or
 //! breaks the protocol. 504: one that does not answer in time. A gRPC client over HTTP/2 gets 200 and a gRPC status
 //! instead, as gRPC itself maps them (mostly `UNAVAILABLE`), with the reason as its message. The reason and Envoy's
@@ -100,6 +100,7 @@ mod connections;
 mod dial;
 mod error;
 mod exchange;
+mod global_limit;
 mod h1;
 mod h2;
 mod headers;

@@ -64,6 +64,7 @@ pub(crate) struct Families {
     rate_limits: CounterFamily,
     rate_limit_evictions: CounterFamily,
     rate_limit_fullness: GaugeFamily,
+    global_rate_limits: CounterFamily,
     concurrency_limit: GaugeFamily,
     concurrency: GaugeFamily,
     shed: CounterFamily,
@@ -296,6 +297,11 @@ impl Families {
                 "The share of a rate limit's room that keys with less than their burst take.",
                 &["listener", "route", "limit"],
             ),
+            global_rate_limits: registry.counter(
+                "outrigger_global_rate_limit_requests_total",
+                "Requests that the rate limit service was asked about, by what it said; error means that it did not answer.",
+                &["listener", "route", "result"],
+            ),
             concurrency_limit: registry.gauge(
                 "outrigger_concurrency_limit_requests",
                 "How many requests may wait for a cluster's answer at once (`adaptiveConcurrency`).",
@@ -378,6 +384,11 @@ impl Families {
     /// The counter of a rate limit's decisions: listener, route, limit, result.
     pub(crate) fn rate_limit(&self, labels: &[&str; 4]) -> Counter {
         self.rate_limits.with(labels)
+    }
+
+    /// What the rate limit service said of a route's requests.
+    pub(crate) fn global_rate_limit(&self, labels: &[&str; 3]) -> Counter {
+        self.global_rate_limits.with(labels)
     }
 
     /// The counter of a rate limit's forgotten keys: listener, route, limit.

@@ -4,6 +4,7 @@
 //! to do when a try fails. Promise: a route that asks for none of it has none of this, which is all
 //! that its requests look at; a rate limit whose config did not change over a reload goes on counting.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,6 +21,7 @@ use outrigger_wire::head::Head;
 
 use crate::connection::Downstream;
 use crate::exchange::hedge::Hedge;
+use crate::global_limit::GlobalLimit;
 use crate::metrics::Families;
 use crate::mirror::Mirror;
 
@@ -39,6 +41,8 @@ pub(crate) struct Resilience {
     pub(crate) mirror: Option<Mirror>,
     /// The listener's, then the route's own.
     pub(crate) rate_limits: Vec<Arc<Limiter>>,
+    /// What the rate limit service is asked.
+    pub(crate) global: Option<GlobalLimit>,
     criticality: Criticality,
     /// A header that says it for a request.
     criticality_header: Option<String>,
@@ -49,6 +53,7 @@ impl Resilience {
     pub(crate) fn of(
         config: Option<&RouteConfig>,
         rate_limits: Vec<Arc<Limiter>>,
+        global: Option<GlobalLimit>,
         limited: bool,
         mirror: Option<Mirror>,
     ) -> Option<Box<Self>> {
@@ -68,6 +73,7 @@ impl Resilience {
             || hedge.is_some()
             || mirror.is_some()
             || !rate_limits.is_empty()
+            || global.is_some()
             || limited;
         let criticality = match priority.level {
             PriorityLevel::Critical => Criticality::Critical,
@@ -84,6 +90,7 @@ impl Resilience {
                 hedge,
                 mirror,
                 rate_limits,
+                global,
                 criticality,
                 criticality_header,
             })
@@ -175,15 +182,15 @@ impl Limiter {
     }
 
     /// Adds what a client is told of the limit.
-    pub(crate) fn tell(&self, decision: &Decision, fields: &mut Vec<(&'static str, String)>) {
+    pub(crate) fn tell(&self, decision: &Decision, fields: &mut Vec<(Cow<'static, str>, Vec<u8>)>) {
         let seconds = |span: Duration| span.as_millis().div_ceil(1000);
         if !decision.allowed {
-            fields.push(("Retry-After", seconds(decision.retry_after).max(1).to_string()));
+            fields.push(("Retry-After".into(), seconds(decision.retry_after).max(1).to_string().into()));
         }
         if self.config.headers {
-            fields.push(("RateLimit-Policy", self.policy.clone()));
+            fields.push(("RateLimit-Policy".into(), self.policy.clone().into()));
             let (left, reset) = (decision.remaining, seconds(decision.reset));
-            fields.push(("RateLimit", format!("\"{}\";r={left};t={reset}", self.place[2])));
+            fields.push(("RateLimit".into(), format!("\"{}\";r={left};t={reset}", self.place[2]).into()));
         }
     }
 }

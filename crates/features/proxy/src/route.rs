@@ -18,6 +18,7 @@ use outrigger_traffic::filter::Filters;
 use outrigger_traffic::route::{self, Found, Request};
 
 use crate::cluster::{Cluster, PASSTHROUGH};
+use crate::global_limit::GlobalLimit;
 use crate::mirror::Mirror;
 use crate::resilience::{Limiter, Resilience};
 
@@ -265,6 +266,7 @@ impl RouteTable {
         &mut self,
         listener: &Listener,
         limits: impl Fn(&str, &[RateLimit]) -> Vec<Arc<Limiter>>,
+        global: impl Fn(&RouteConfig) -> Option<GlobalLimit>,
         cluster: impl Fn(&str) -> Option<Arc<Cluster>>,
     ) {
         let calls: Vec<RouteConfig> = listener.grpc_routes.iter().map(GrpcRoute::as_route).collect();
@@ -279,7 +281,7 @@ impl RouteTable {
             let mirror =
                 config.and_then(|config| config.filters.iter().find_map(|filter| filter.request_mirror.as_ref()));
             let mirror = mirror.and_then(|mirror| Some(Mirror::of(mirror, cluster(&mirror.backend_ref.name)?)));
-            route.resilience = Resilience::of(config, rate_limits, limited, mirror);
+            route.resilience = Resilience::of(config, rate_limits, config.and_then(&global), limited, mirror);
         }
     }
 

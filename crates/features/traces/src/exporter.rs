@@ -17,6 +17,7 @@ use outrigger_http::{
 };
 use outrigger_telemetry::trace::{Drained, export_request};
 use outrigger_traffic::retry_after;
+use outrigger_wire::protobuf::{Value, fields};
 
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const PATH: &str = "/v1/traces";
@@ -201,52 +202,6 @@ fn partial_success(message: &[u8]) -> Refused {
         }
     }
     refused
-}
-
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-}
-
-/// A protobuf message's fields, up to where it breaks off.
-fn fields(mut message: &[u8]) -> impl Iterator<Item = (u64, Value<'_>)> {
-    std::iter::from_fn(move || {
-        loop {
-            let tag = varint(&mut message)?;
-            let value = match tag & 7 {
-                0 => Value::Number(varint(&mut message)?),
-                1 => {
-                    message = message.get(8..)?;
-                    continue;
-                }
-                2 => {
-                    let length = usize::try_from(varint(&mut message)?).ok()?;
-                    let (value, rest) = message.split_at_checked(length)?;
-                    message = rest;
-                    Value::Bytes(value)
-                }
-                5 => {
-                    message = message.get(4..)?;
-                    continue;
-                }
-                _ => return None,
-            };
-            return Some((tag >> 3, value));
-        }
-    })
-}
-
-fn varint(message: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = message.split_first()?;
-        *message = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if *byte < 0x80 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

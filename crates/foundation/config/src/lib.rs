@@ -21,6 +21,7 @@ mod units;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
 pub use diff::{Change, diff};
+pub use judge::is_untouched_field;
 pub use load::{Loaded, load, parse};
 pub use model::*;
 pub use path::{ConfigPath, Position, Positions};

@@ -387,6 +387,7 @@ async fn the_preflight_lets_a_start_wait_and_refuses_a_reload() {
         listeners: vec![],
         clusters: vec![cluster],
         zone: None,
+        rate_limit_service: None,
         mask_headers: Vec::new(),
         access_log: None,
         limits: ProxyLimits::default(),

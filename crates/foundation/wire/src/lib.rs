@@ -16,4 +16,6 @@ pub mod hello;
 pub mod path;
 pub mod pattern;
 pub mod preamble;
+pub mod protobuf;
+pub mod rate_limit_service;
 pub mod sniff;

@@ -91,11 +91,10 @@ impl Drop for Waiting {
 }
 
 impl Exchange {
-    /// Whether a request may go to a cluster, and within what time.
+    /// Whether a request may go on, and within what time.
     pub(super) fn protect(
         &mut self,
         resilience: &Resilience,
-        pool: &Rc<Pool>,
         end: Option<Instant>,
         request: &mut Head,
     ) -> Result<Box<Tries>, Reason> {
@@ -114,20 +113,26 @@ impl Exchange {
                 return Err(Reason::RateLimited);
             }
         }
-        if let Some(limit) = &pool.cluster.adaptive {
-            let criticality = resilience.criticality(request);
-            if !limit.enter(criticality) {
-                pool.metrics.shed(criticality);
-                return Err(Reason::Shed);
-            }
-            tries.waiting = Some(Waiting { pool: Rc::clone(pool), since: self.started, latency: None });
-        }
         Ok(tries)
+    }
+
+    /// Whether the cluster has room for a request that may go there.
+    pub(super) fn enter(&mut self, resilience: &Resilience, pool: &Rc<Pool>, request: &Head) -> Result<(), Reason> {
+        let (Some(limit), Some(tries)) = (&pool.cluster.adaptive, &mut self.tries) else { return Ok(()) };
+        let criticality = resilience.criticality(request);
+        if !limit.enter(criticality) {
+            pool.metrics.shed(criticality);
+            return Err(Reason::Shed);
+        }
+        // What the rate limit service took is not the cluster's.
+        let since = if resilience.global.is_some() { Instant::now() } else { self.started };
+        tries.waiting = Some(Waiting { pool: Rc::clone(pool), since, latency: None });
+        Ok(())
     }
 
     /// Adds what a client is told of its limits.
     pub(super) fn tell_limits(&self, response: &mut Head) {
         let Some(tries) = &self.tries else { return };
-        tries.fields.iter().for_each(|(name, value)| response.push(name, value.as_bytes()));
+        tries.fields.iter().for_each(|(name, value)| response.push(name, value));
     }
 }

@@ -5,6 +5,7 @@
 //! a byte of an answer went to the client nothing is sent again; requests of other routes never
 //! come here.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -49,7 +50,7 @@ pub(crate) struct Tries {
     /// The caller's own wish for that, where the route heeds it.
     callers: Option<CallersDeadline>,
     /// What the client is told of its rate limits.
-    pub(super) fields: Vec<(&'static str, String)>,
+    pub(super) fields: Vec<(Cow<'static, str>, Vec<u8>)>,
     /// Its place among those that wait for the cluster, where they are limited.
     pub(super) waiting: Option<Waiting>,
     idle: Option<Duration>,

@@ -11,6 +11,8 @@ mod secrets;
 mod sockets;
 mod tests;
 
+pub use proxy::is_untouched_field;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;

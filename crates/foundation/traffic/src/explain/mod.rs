@@ -24,6 +24,7 @@ use outrigger_wire::head::Head;
 use outrigger_wire::path::{self, PathPolicy};
 use serde::{Deserialize, Serialize};
 
+use crate::descriptor::{Subject, descriptor_in_words, descriptors};
 use crate::filter::{Answer, Cors, Filters};
 use crate::route::{Request, RouteTable, candidates, split_target, without_port};
 
@@ -135,6 +136,7 @@ pub fn explain(config: &Config, question: &Question) -> Result<Explanation, Unan
                 host: taken.map(|one| words::host(&one.host)).unwrap_or_default(),
                 path: taken.map(|one| one.path.clone()).unwrap_or_default(),
             });
+            asked_of_service(proxy, &route, &asked.head, question.peer.as_deref().filter(|_| mutual), &mut told);
             filtered(&route, &mut asked.head, found.matched, listener, &mut told);
             told.backends = backends(proxy, &route.backend_refs);
         }
@@ -285,6 +287,27 @@ fn nearer(listener: &Listener, all: &[crate::route::Candidate], told: &mut Expla
             reason: mismatch.text().to_owned(),
         });
     }
+}
+
+/// What a rate limit service is asked about the request.
+fn asked_of_service(proxy: &Proxy, route: &Route, head: &Head, peer: Option<&str>, told: &mut Explanation) {
+    let Some(service) = proxy.rate_limit_service.as_ref().filter(|_| !route.global_rate_limits.is_empty()) else {
+        return;
+    };
+    let cluster = match route.backend_refs.as_slice() {
+        [only] => only.name.as_str(),
+        _ => "<the cluster chosen>",
+    };
+    let subject = Subject { request: head, client: None, peer, route: &route.name, cluster };
+    let descriptors = descriptors(&route.global_rate_limits, &subject);
+    if descriptors.is_empty() {
+        told.global_rate_limits
+            .push("the service is not asked: the request lacks what every descriptor needs".to_owned());
+    }
+    let (domain, cluster) = (&service.domain, &service.backend_ref.name);
+    told.global_rate_limits.extend(
+        descriptors.iter().map(|one| format!("{} in the domain `{domain}` at {cluster}", descriptor_in_words(one))),
+    );
 }
 
 /// What the route's filters make of the request, and which answer they give themselves.

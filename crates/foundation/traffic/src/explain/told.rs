@@ -31,6 +31,9 @@ pub struct Explanation {
     /// The route's `timeouts.request`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
+    /// What the rate limit service is asked, a descriptor each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub global_rate_limits: Vec<String>,
     /// The request after the filters; fields that the proxy itself adds or removes are not told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forwarded: Option<RequestTold>,

@@ -66,6 +66,7 @@ fn call(name: &str, kind: ValueMatchType, service: Option<&str>, method: Option<
         timeouts: Route::new("x".parse().unwrap()).timeouts,
         retry: None,
         rate_limits: Vec::new(),
+        global_rate_limits: Vec::new(),
         priority: None,
     }
 }

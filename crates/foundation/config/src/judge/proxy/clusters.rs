@@ -159,7 +159,8 @@ pub(super) fn unused_clusters(proxy: &Proxy, judge: &mut Judge<'_>) {
         return; // A mistyped reference, reported already, may have meant any of them.
     }
     let unused = |cluster: &Cluster| {
-        cluster.virtual_addresses.is_empty() && !proxy.listeners.iter().any(|one| proxy.may_send(one, cluster))
+        let wanted = |one| proxy.may_send(one, cluster) || proxy.may_ask(one, cluster);
+        cluster.virtual_addresses.is_empty() && !proxy.listeners.iter().any(wanted)
     };
     for (index, cluster) in proxy.clusters.iter().enumerate().filter(|(_, cluster)| unused(cluster)) {
         let at = ConfigPath::from("proxy.clusters").index(index).key("name");

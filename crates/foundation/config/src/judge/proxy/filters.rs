@@ -30,6 +30,12 @@ const UNTOUCHED: [(&str, &str); 13] = [
     ("grpc-status", "it is the outcome of a call"),
     ("x-forwarded-client-cert", "it tells who called, as the handshake proved; see `forwarded.clientCert`"),
 ];
+
+/// Whether a field of a message frames it, belongs to one connection or tells who called, so that nobody else may set it.
+pub fn is_untouched_field(name: &str) -> bool {
+    UNTOUCHED.iter().any(|(untouched, _)| untouched.eq_ignore_ascii_case(name))
+}
+
 /// The largest body of an answer that the config holds.
 const LARGEST_BODY: ByteSize = ByteSize::kib(64);
 

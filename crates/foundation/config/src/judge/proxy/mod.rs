@@ -3,10 +3,13 @@
 mod balancing;
 mod clusters;
 mod filters;
+mod global_limits;
 mod listeners;
 mod matches;
 mod resilience;
 mod routes;
+
+pub use filters::is_untouched_field;
 
 use super::Judge;
 use crate::diagnostic::Problem;
@@ -34,6 +37,7 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     for (index, cluster) in proxy.clusters.iter().enumerate() {
         clusters::cluster_rules(config, cluster, &clusters.index(index), judge);
     }
+    global_limits::service_rules(proxy, judge);
     clusters::unused_clusters(proxy, judge);
     clusters::shared_endpoints(proxy, judge);
     if proxy.limits.max_buffer_bytes < ByteSize::mib(1) {

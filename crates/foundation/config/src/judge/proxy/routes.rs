@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::filters::{backend_filters, grpc_route_filters, route_filters};
+use super::global_limits;
 use super::matches::{grpc_match_rules, match_rules};
 use super::resilience;
 use crate::diagnostic::Problem;
@@ -25,6 +26,7 @@ pub(super) fn route_rules(
     route_filters(route, at, judge);
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(route, at, judge);
+    global_limits::route_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
     mirror_rules(proxy, listener, route, at, judge);
     let matches = at.key("matches");
     for (index, one) in route.matches.iter().enumerate() {
@@ -45,6 +47,7 @@ pub(super) fn grpc_route_rules(
     grpc_route_filters(route, at, judge);
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(&route.as_route(), at, judge);
+    global_limits::route_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
     for (index, one) in route.matches.iter().enumerate() {
         grpc_match_rules(config, listener, one, &matches.index(index), judge);
     }

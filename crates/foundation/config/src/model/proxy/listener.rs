@@ -88,6 +88,12 @@ impl Listener {
         filters.filter_map(|filter| Some(&filter.request_mirror.as_ref()?.backend_ref.name))
     }
 
+    /// Whether a route of it has `globalRateLimits`.
+    pub fn asks_rate_limit_service(&self) -> bool {
+        self.routes.iter().any(|route| !route.global_rate_limits.is_empty())
+            || self.grpc_routes.iter().any(|route| !route.global_rate_limits.is_empty())
+    }
+
     /// All backends but those of CONNECT, whose destination is in the request.
     pub fn carrying_backend_refs(&self) -> impl Iterator<Item = &BackendRef> {
         let http = self.routes.iter().map(|route| &route.backend_refs);

@@ -8,6 +8,7 @@ mod balancing;
 mod cluster;
 mod endpoint;
 mod filter;
+mod global_limit;
 mod listener;
 mod protection;
 mod resilience;
@@ -18,6 +19,7 @@ pub use balancing::*;
 pub use cluster::*;
 pub use endpoint::*;
 pub use filter::*;
+pub use global_limit::*;
 pub use listener::*;
 pub use protection::*;
 pub use resilience::*;
@@ -41,6 +43,9 @@ pub struct Proxy {
     /// Where this process runs, such as `eu-central-1a`: what `trafficDistribution` compares endpoints' zones with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Name>,
+    /// Who counts requests for many proxies, where routes have `globalRateLimits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit_service: Option<RateLimitService>,
     /// One line per request, when present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
@@ -60,6 +65,12 @@ impl Proxy {
         names(listener, cluster)
             || (listener.redirected && !cluster.virtual_addresses.is_empty())
             || (listener.redirected && listener.direction == Direction::Outbound && self.is_elsewhere(cluster))
+    }
+
+    /// Whether a listener's routes ask a cluster how much may pass.
+    pub fn may_ask(&self, listener: &Listener, cluster: &Cluster) -> bool {
+        let named = self.rate_limit_service.as_ref().is_some_and(|service| service.backend_ref.name == cluster.name);
+        named && listener.asks_rate_limit_service()
     }
 
     /// Whether an application may call the cluster's endpoints; those that only inbound listeners send to are itself.

@@ -4,6 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
+use super::global_limit::GlobalRateLimit;
 use super::resilience::{Hedge, Priority, RateLimit, Retry, RouteTimeouts};
 use crate::{Duration, Name, SpiffePattern};
 
@@ -38,6 +39,11 @@ pub struct Route {
     /// How many requests pass in a time. All of these must allow a request, and the listener's too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<RateLimit>,
+    /// What `proxy.rateLimitService` is asked about each of its requests, after `rateLimits`. Beyond its limits 429, or
+    /// RESOURCE_EXHAUSTED.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub global_rate_limits: Vec<GlobalRateLimit>,
     /// How much its requests matter when a cluster is overloaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
@@ -56,6 +62,7 @@ impl Route {
             retry: None,
             hedge: None,
             rate_limits: Vec::new(),
+            global_rate_limits: Vec::new(),
             priority: None,
         }
     }
@@ -183,6 +190,11 @@ pub struct GrpcRoute {
     /// How many calls pass in a time. All of these must allow a call, and the listener's too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<RateLimit>,
+    /// What `proxy.rateLimitService` is asked about each of its calls, after `rateLimits`. Beyond its limits 429, or
+    /// RESOURCE_EXHAUSTED.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub global_rate_limits: Vec<GlobalRateLimit>,
     /// How much its calls matter when a cluster is overloaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
@@ -201,6 +213,7 @@ impl GrpcRoute {
             retry: self.retry.clone(),
             hedge: None,
             rate_limits: self.rate_limits.clone(),
+            global_rate_limits: self.global_rate_limits.clone(),
             priority: self.priority.clone(),
         }
     }
