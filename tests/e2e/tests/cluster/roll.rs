@@ -6,12 +6,9 @@ use anyhow::{Context, ensure};
 use outrigger_e2e::KubeNamespace;
 use serde_json::{Value, json};
 
-use crate::manifest::{Interception, REDIRECTED, app, config, pod, server, service, spec, taken};
+use crate::manifest::{Interception, REDIRECTED, app, config, pod, server, spec, taken};
 
 const SOCKET: &str = "/run/outrigger/keeper.sock";
-/// 20 clients at once. It ends by itself when the test cannot end it.
-const LOAD: [&str; 12] =
-    ["timeout", "-s", "TERM", "120", "/app", "load", "-url", "http://web-service/", "-rate", "200", "-workers", "20"];
 /// Requests before the roll, and after it.
 const ENOUGH: u64 = 300;
 
@@ -36,7 +33,6 @@ fn a_sidecar_is_replaced_without_a_failed_request() {
     let volume = json!({ "name": "outrigger-run", "emptyDir": { "medium": "Memory" } });
     web["volumes"].as_array_mut().expect("it has volumes").push(volume);
     namespace.apply(&pod("web", &web));
-    namespace.apply(&service("web", 8080));
     let mut client = app("app", &[]);
     client["command"] = json!(["sleep", "600"]);
     namespace.apply(&pod("client", &json!({ "terminationGracePeriodSeconds": 1, "containers": [client] })));
@@ -46,7 +42,7 @@ fn a_sidecar_is_replaced_without_a_failed_request() {
     let next = namespace.next_image();
 
     let counts = thread::scope(|scope| {
-        let load = scope.spawn(|| namespace.exec("client", &LOAD));
+        let load = scope.spawn(|| load(&namespace));
         roll(&namespace, &mount, &next);
         namespace.exec("client", &["killall", "-TERM", "app"]).expect("the client runs");
         load.join().expect("no panic").expect("the client tells its counts")
@@ -55,6 +51,14 @@ fn a_sidecar_is_replaced_without_a_failed_request() {
     assert_eq!((&counts["failed"], &counts["reasons"]), (&json!(0), &json!({})), "{counts}");
     assert!(counts["ok"].as_u64() >= Some(2 * ENOUGH), "{counts}");
     assert!(taken(&namespace, "web", "in").expect("it runs") > 0, "through the new sidecar");
+}
+
+/// 20 clients at once. They call the pod itself: a Service has no other, and takes this one from its endpoints while the
+/// kubelet starts the next sidecar and so counts the pod as unready. It ends by itself when the test cannot end it.
+fn load(namespace: &KubeNamespace) -> anyhow::Result<String> {
+    let url = format!("http://{}:8080/", namespace.get("pod/web", "{.status.podIP}")?);
+    let load = ["timeout", "-s", "TERM", "120", "/app", "load", "-rate", "200", "-workers", "20", "-url", &url];
+    namespace.exec("client", &load)
 }
 
 /// Adds the keeper, changes the sidecar's image, and waits until the next one carries the load.
