@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use crate::eventually_within;
 
 /// Long enough for a pod on a busy machine; a passing test waits a few seconds of it.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What names of tests' namespaces begin with, before the process's id.
+const PREFIX: &str = "test-";
 
 /// A namespace of the machine's cluster.
 #[derive(Debug)]
@@ -87,7 +91,9 @@ impl KubeNamespace {
             cluster.is_up(Extent::Full),
             "no cluster runs; `cargo xtask cluster test` starts one for the tests, `cargo xtask cluster up` one that stays"
         );
-        let name = format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        static LEFTOVERS: Once = Once::new();
+        LEFTOVERS.call_once(|| remove_leftovers(&cluster));
+        let name = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let namespace = Self { name, cluster };
         let manifest = format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {}, labels: {{ {labels} }} }}\n",
@@ -235,6 +241,18 @@ impl Drop for KubeNamespace {
         }
         // Its pods go one after the other, which nobody has to wait for.
         let _ = self.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+/// Removes the namespaces of test runs that were killed.
+fn remove_leftovers(cluster: &Cluster) {
+    let names = run_with(cluster.kubectl().args(["get", "namespaces", "--output=name"]), "").unwrap_or_default();
+    for name in names.lines().filter_map(|line| line.strip_prefix("namespace/")) {
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+            // Somebody else may be about to.
+            let _ = run_with(cluster.kubectl().args(["delete", "namespace", name, "--wait=false"]), "");
+        }
     }
 }
 
