@@ -22,14 +22,13 @@ pub(super) fn down(cluster: &Cluster) -> Result<()> {
     let processes = cluster.processes();
     processes.stop(PARTS)?;
     let containers = if processes.alive("containerd").is_some() { end_containers(cluster) } else { BTreeSet::new() };
-    let had_node = cluster.state.join("cni").exists();
-    if had_node {
+    if cluster.has_node() {
         // Of a containerd that was killed, for one.
         end_cgroups()?;
     }
     end_shims(cluster)?;
     processes.stop(&["containerd", "apiserver", "etcd"])?;
-    if had_node {
+    if cluster.has_node() {
         forget_network(&containers)?;
         remove_cgroups();
     }

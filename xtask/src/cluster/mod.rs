@@ -74,6 +74,12 @@ impl Cluster {
         if self.is_up(extent) {
             return Ok(());
         }
+        if extent == Extent::Full && self.is_up(Extent::ApiOnly) && !self.has_node() {
+            bail!(
+                "an API server alone runs in {}; end it first, or choose another folder with `--state`",
+                self.state.display()
+            );
+        }
         self.down()?;
         checks::before(extent, network)?;
         let begun = Instant::now();
@@ -169,6 +175,11 @@ impl Cluster {
     /// What a part wrote, such as `kubelet`.
     pub fn log(&self, part: &str) -> PathBuf {
         self.state.join("logs").join(format!("{part}.log"))
+    }
+
+    /// Whether it was started with a node, which may have gone.
+    fn has_node(&self) -> bool {
+        self.state.join("cni").exists()
     }
 
     fn processes(&self) -> Processes<'_> {
