@@ -1,7 +1,7 @@
 //! Counts the instructions that one proxied request takes, and holds them to the last count.
 //!
 //! In: the data plane alone (the example `plain_proxy`) under callgrind, h2load before it and an
-//! answering thread behind it. Out: instructions per request for each protocol, beside those in `bench/instructions.txt`.
+//! answering thread, or nghttpd, behind it. Out: instructions per request for each protocol, beside those in `bench/instructions.txt`.
 //! Promise: the figure is the same on a busy machine; a start, a stop and what comes
 //! once are not in it, for it is the difference between two runs.
 
@@ -37,8 +37,29 @@ const TOLERANCE: f64 = 0.03;
 /// Callgrind makes everything some fifty times slower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A protocol, and what makes h2load speak it.
-const CASES: &[(&str, &[&str])] = &[("HTTP/1.1", &["--h1"]), ("HTTP/2", &[])];
+/// Requests of one kind.
+struct Case {
+    name: &'static str,
+    /// What makes h2load send them.
+    arguments: &'static [&'static str],
+    path: &'static str,
+    /// HTTP/2 is spoken to the endpoint, too.
+    is_grpc: bool,
+}
+
+const CASES: &[Case] = &[
+    Case { name: "HTTP/1.1", arguments: &["--h1"], path: "/", is_grpc: false },
+    Case { name: "HTTP/2", arguments: &[], path: "/", is_grpc: false },
+    Case {
+        name: "gRPC",
+        arguments: &["-H", "content-type: application/grpc", "-H", "te: trailers", "-d", MESSAGE],
+        path: "/message.grpc",
+        is_grpc: true,
+    },
+];
+
+/// The message of a call, which is sent both ways: 15 bytes, as the benchmark's.
+const MESSAGE: &str = "message.grpc";
 
 pub(crate) fn verb(args: &mut Args) -> Result<()> {
     let write = args.flag("--write");
@@ -67,16 +88,19 @@ fn measure() -> Result<BTreeMap<&'static str, u64>> {
     let port = upstream.local_addr()?.port();
     // Ends with the process.
     thread::spawn(move || upstream.incoming().flatten().for_each(|stream| drop(thread::spawn(|| answer(stream)))));
+    let calls = answer_calls(&folder)?;
     let mut counts = BTreeMap::new();
-    for (case, arguments) in CASES {
-        let count = ui::step(&format!("instructions: {case}"), || {
-            let few = one_run(&folder, port, arguments, FEW)?;
-            let many = one_run(&folder, port, arguments, MANY)?;
+    for case in CASES {
+        let port = if case.is_grpc { calls.1 } else { port };
+        let count = ui::step(&format!("instructions: {}", case.name), || {
+            let few = one_run(&folder, port, case, FEW)?;
+            let many = one_run(&folder, port, case, MANY)?;
             ensure!(many > few, "callgrind counted {few} instructions for {FEW} requests and {many} for {MANY}");
             Ok((many - few) / (MANY - FEW))
         })?;
-        counts.insert(*case, count);
+        counts.insert(case.name, count);
     }
+    drop(calls);
     fs::remove_dir_all(&folder)?;
     Ok(counts)
 }
@@ -106,13 +130,14 @@ fn judge(counts: &BTreeMap<&'static str, u64>) -> Result<()> {
 }
 
 /// The instructions of one whole run with so many requests.
-fn one_run(folder: &Path, upstream: u16, arguments: &[&str], requests: u64) -> Result<u64> {
+fn one_run(folder: &Path, upstream: u16, case: &Case, requests: u64) -> Result<u64> {
     let [port, admin, health] = free_ports()?;
     let config = folder.join("proxy.yaml");
+    let protocol = if case.is_grpc { "http2" } else { "auto" };
     let text = format!(
         "runtime: {{ workers: 1 }}\nadmin: {{ listen: \"127.0.0.1:{admin}\", health: \"127.0.0.1:{health}\" }}\nproxy:\n  \
          listeners: [{{ name: in, direction: inbound, address: \"127.0.0.1:{port}\", routes: [{{ name: all, backendRefs: \
-         [{{ name: app }}] }}] }}]\n  clusters: [{{ name: app, endpoints: [\"127.0.0.1:{upstream}\"] }}]\n"
+         [{{ name: app }}] }}] }}]\n  clusters: [{{ name: app, protocol: {protocol}, endpoints: [\"127.0.0.1:{upstream}\"] }}]\n"
     );
     fs::write(&config, text)?;
     let counted = folder.join("callgrind.out");
@@ -126,19 +151,13 @@ fn one_run(folder: &Path, upstream: u16, arguments: &[&str], requests: u64) -> R
             .spawn()
             .context("cannot start valgrind")?,
     );
-    let deadline = Instant::now() + PATIENCE;
-    while !listens(port)? {
-        if let Some(status) = proxy.0.try_wait()? {
-            bail!("it ended with {status}: {}", fs::read_to_string(folder.join("proxy.log"))?);
-        }
-        ensure!(Instant::now() < deadline, "it does not listen");
-        thread::sleep(Duration::from_millis(20));
-    }
+    until_listening(&mut proxy, port, &folder.join("proxy.log"))?;
     let requests_text = requests.to_string();
     let said = Cmd::new("h2load")
         .args(["-c1", "-m1", "-n", &requests_text])
-        .args(arguments)
-        .arg(format!("http://127.0.0.1:{port}/"))
+        .args(case.arguments)
+        .arg(format!("http://127.0.0.1:{port}{}", case.path))
+        .within(folder)
         .output()?;
     ensure!(said.contains(&format!("{requests} succeeded")), "not every request was answered:\n{said}");
     Cmd::new("kill").args(["-TERM", &proxy.0.id().to_string()]).output()?;
@@ -148,6 +167,40 @@ fn one_run(folder: &Path, upstream: u16, arguments: &[&str], requests: u64) -> R
         thread::sleep(Duration::from_millis(20));
     }
     total(&counted)
+}
+
+/// Begins to answer calls: the message, and its status as a trailer, over HTTP/2 only. Returns the port.
+fn answer_calls(folder: &Path) -> Result<(Ended, u16)> {
+    fs::write(folder.join(MESSAGE), b"\0\0\0\0\x0a\x0a\x08outrider")?;
+    let (types, log) = (folder.join("mime.types"), folder.join("nghttpd.log"));
+    fs::write(&types, "application/grpc grpc\n")?;
+    let [port] = free_ports()?;
+    let mut process = Ended(
+        Command::new("nghttpd")
+            .args(["--no-tls", "-a", "127.0.0.1", "--trailer", "grpc-status: 0"])
+            .arg(format!("--mime-types-file={}", types.display()))
+            .arg("-d")
+            .arg(folder)
+            .arg(port.to_string())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log)?)
+            .spawn()
+            .context("cannot start nghttpd")?,
+    );
+    until_listening(&mut process, port, &log)?;
+    Ok((process, port))
+}
+
+fn until_listening(process: &mut Ended, port: u16, log: &Path) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !listens(port)? {
+        if let Some(status) = process.0.try_wait()? {
+            bail!("it ended with {status}: {}", fs::read_to_string(log)?);
+        }
+        ensure!(Instant::now() < deadline, "it does not listen");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// A process that does not outlive its guard.

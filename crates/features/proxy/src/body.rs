@@ -11,19 +11,24 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue};
 use outrigger_wire::h1::{self, BodyDecoder, Framing};
-use outrigger_wire::head::Head;
+use outrigger_wire::head::{FieldId, Head};
 
 use crate::buffer::{self, Buffer};
 use crate::coded::CodedSource;
 use crate::h2::guard::Guard;
-use crate::h2::headers::{from_header_map, to_header_map};
+use crate::h2::headers::{clean_trailers, from_header_map, to_header_map};
 use crate::transport::{Output, Transport};
 use crate::upstream::FLOODS;
 use crate::upstream::TRAILER_LIMITS;
 
 /// One frame of HTTP/2 takes so many bytes of a body.
 const MOST_PER_FRAME: usize = 16 * 1024;
+
+/// A body's first bytes may be handed to the crate before the receiver has room for them: a stream of a request is only
+/// open once its head is written, and most messages are small. So they go in one write with the head.
+const MOST_UNASKED: usize = 4 * 1024;
 
 /// Bytes of requests to come that are read while one is answered.
 const MOST_AHEAD: usize = 4 * 1024;
@@ -59,7 +64,16 @@ pub(crate) struct H2Source {
     stream: RecvStream,
     data: Bytes,
     data_ended: bool,
+    /// The trailers as they came, until they are asked for in the other form.
+    map: Option<HeaderMap>,
     trailers: Option<Box<Head>>,
+    grpc_status: Option<HeaderValue>,
+    /// The body's beginning, where it may have to be sent again, and whether it is in hand again.
+    keeps: bool,
+    kept: Bytes,
+    again: bool,
+    /// More than that has gone on.
+    beyond: bool,
     /// Who counts what the connection holds.
     guard: Option<Rc<Guard>>,
 }
@@ -119,7 +133,12 @@ impl<'a> Source<'a> {
             }
             return Self::Empty;
         }
-        Self::H2(Box::new(H2Source { stream, data: Bytes::new(), data_ended: false, trailers: None, guard }))
+        let (data, data_ended) = (Bytes::new(), false);
+        let (map, trailers, grpc_status) = (None, None, None);
+        let (keeps, kept, again, beyond) = (false, Bytes::new(), false, false);
+        let source =
+            H2Source { stream, data, data_ended, map, trailers, grpc_status, keeps, kept, again, beyond, guard };
+        Self::H2(Box::new(source))
     }
 
     /// Whether there is nothing to come.
@@ -163,12 +182,10 @@ impl<'a> Source<'a> {
 
     /// Keeps what has come of the body, so that it can be sent again; more than a buffer it cannot be.
     pub(crate) fn keep(&mut self) {
-        if let Self::H1(source) = self
-            && !source.beyond
-            && source.run == 0
-            && source.kept.is_empty()
-        {
-            source.keep();
+        match self {
+            Self::H1(source) if !source.beyond && source.run == 0 && source.kept.is_empty() => source.keep(),
+            Self::H2(source) => source.keeps = true,
+            _ => {}
         }
     }
 
@@ -200,6 +217,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Empty => true,
             Self::H1(source) => !source.beyond,
+            Self::H2(source) => source.is_kept(),
             Self::Kept(source) => !source.beyond,
             _ => false,
         }
@@ -211,6 +229,10 @@ impl<'a> Source<'a> {
             Self::Empty => true,
             Self::H1(source) if !source.beyond => {
                 source.again = 0;
+                true
+            }
+            Self::H2(source) if source.is_kept() => {
+                source.rewind();
                 true
             }
             Self::Kept(source) if !source.beyond => {
@@ -272,14 +294,51 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Whether the run in hand is the last, and nothing comes behind it; false when that is not known yet.
+    fn is_last(&self) -> bool {
+        match self {
+            Self::Empty | Self::Kept(_) | Self::Coded(_) => false,
+            Self::Own(_) => true,
+            Self::H1(source) => {
+                source.again == source.kept.len() && source.decoder.is_done() && source.trailers().is_none()
+            }
+            Self::H2(source) => source.stream.is_end_stream(),
+        }
+    }
+
     /// The trailers, after the end.
-    pub(crate) fn trailers(&self) -> Option<&Head> {
+    fn trailers(&mut self) -> Option<&Head> {
         match self {
             Self::Empty | Self::Own(_) => None,
-            Self::H1(source) => source.decoder.trailers().filter(|trailers| !trailers.is_empty()),
-            Self::H2(source) => source.trailers.as_deref(),
+            Self::H1(source) => source.trailers(),
+            Self::H2(source) => source.trailers(),
             Self::Kept(source) => source.inner.trailers(),
             Self::Coded(source) => source.inner.trailers(),
+        }
+    }
+
+    /// The trailers as HTTP/2 has them, if that is how they came. They are there no more afterwards.
+    fn take_trailers(&mut self) -> Option<HeaderMap> {
+        match self {
+            Self::H2(source) => {
+                let map = source.map.take();
+                source.beyond |= map.is_some();
+                map
+            }
+            Self::Kept(source) => source.inner.take_trailers(),
+            Self::Coded(source) => source.inner.take_trailers(),
+            _ => None,
+        }
+    }
+
+    /// The status of a gRPC call in the trailers, after the end.
+    pub(crate) fn grpc_status(&self) -> Option<&[u8]> {
+        match self {
+            Self::Empty | Self::Own(_) => None,
+            Self::H1(source) => source.trailers()?.get(FieldId::GrpcStatus),
+            Self::H2(source) => source.grpc_status.as_ref().map(HeaderValue::as_bytes),
+            Self::Kept(source) => source.inner.grpc_status(),
+            Self::Coded(source) => source.inner.grpc_status(),
         }
     }
 }
@@ -364,6 +423,10 @@ impl H1Source<'_> {
         }
     }
 
+    fn trailers(&self) -> Option<&Head> {
+        self.decoder.trailers().filter(|trailers| !trailers.is_empty())
+    }
+
     fn advance(&mut self, count: usize) {
         if self.again < self.kept.len() {
             self.again += count;
@@ -386,10 +449,10 @@ impl H2Source {
             }
             if self.data_ended {
                 let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| self.broken(&error))?;
-                if let Some(map) = trailers {
-                    let mut head = Box::new(Head::default());
-                    from_header_map(&map, &mut head);
-                    self.trailers = Some(head);
+                if let Some(mut map) = trailers {
+                    clean_trailers(&mut map);
+                    self.grpc_status = map.get(FieldId::GrpcStatus.name()).cloned();
+                    self.map = Some(map);
                 }
                 return Poll::Ready(Ok(false));
             }
@@ -401,6 +464,15 @@ impl H2Source {
         }
     }
 
+    fn trailers(&mut self) -> Option<&Head> {
+        if let Some(map) = self.map.take() {
+            let mut head = Box::new(Head::default());
+            from_header_map(&map, &mut head);
+            self.trailers = Some(head);
+        }
+        self.trailers.as_deref()
+    }
+
     fn broken(&self, error: &h2::Error) -> Broken {
         match &self.guard {
             Some(guard) if guard.flood().is_some() => Broken::Invalid(FLOODS),
@@ -408,7 +480,29 @@ impl H2Source {
         }
     }
 
+    /// Whether what has gone on is kept, and nothing that comes behind it is in hand yet.
+    fn is_kept(&self) -> bool {
+        !self.beyond && (self.kept.is_empty() || self.data.is_empty() || self.again)
+    }
+
+    fn rewind(&mut self) {
+        if !self.kept.is_empty() {
+            self.data = self.kept.clone();
+            self.again = true;
+        }
+    }
+
     fn advance(&mut self, count: usize) {
+        if self.again {
+            let _ = self.data.split_to(count);
+            self.again = !self.data.is_empty();
+            return;
+        }
+        if !self.beyond {
+            let all = count == self.data.len() && count <= MOST_UNASKED;
+            self.beyond = !self.keeps || !self.kept.is_empty() || !all;
+            self.kept = if self.beyond { Bytes::new() } else { Bytes::copy_from_slice(&self.data) };
+        }
         let _ = self.data.split_to(count);
         let _ = self.stream.flow_control().release_capacity(count);
         if let Some(guard) = &self.guard {
@@ -444,10 +538,17 @@ pub(crate) struct H1Sink<'a> {
     half_close: bool,
 }
 
+/// A body that goes out on an HTTP/2 stream.
+pub(crate) struct H2Sink {
+    stream: SendStream<Bytes>,
+    /// So many bytes may go without asking for room.
+    unasked: usize,
+}
+
 /// Where a body goes.
 pub(crate) enum Sink<'a> {
     H1(H1Sink<'a>),
-    H2(SendStream<Bytes>),
+    H2(H2Sink),
     /// Nowhere: there is none, and its head has said so.
     Ended,
 }
@@ -456,6 +557,11 @@ impl<'a> Sink<'a> {
     /// A body on an HTTP/1 connection, whose head is in `output` already.
     pub(crate) fn h1(io: &'a Transport, output: &'a mut Output, framing: Framing) -> Self {
         Self::H1(H1Sink { io, output, framing, chunk: 0, half_close: false })
+    }
+
+    /// A body on an HTTP/2 stream, whose head has been sent.
+    pub(crate) fn h2(stream: SendStream<Bytes>) -> Self {
+        Self::H2(H2Sink { stream, unasked: MOST_UNASKED })
     }
 
     /// Bytes as they come, until the sender ends its direction; then ours is ended too.
@@ -471,26 +577,22 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// Takes some of `data`.
-    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
+    /// Takes some of `data`; `last` is whether the body ends with it, which is told along with it where that is cheaper.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8], last: bool) -> Poll<Result<usize, Broken>> {
         match self {
             Self::H1(sink) => sink.poll_send(cx, data).map_err(|_| Broken::Refused),
-            Self::H2(stream) => {
-                let wanted = data.len().min(MOST_PER_FRAME);
-                if stream.capacity() == 0 {
-                    stream.reserve_capacity(wanted);
-                    match ready!(stream.poll_capacity(cx)) {
-                        Some(Ok(_)) => {}
-                        _ => return Poll::Ready(Err(Broken::Refused)),
-                    }
-                }
-                let count = stream.capacity().min(wanted);
+            Self::H2(sink) => {
+                let count = ready!(sink.poll_room(cx, data.len().min(MOST_PER_FRAME)))?;
                 if count == 0 {
                     // The window shrank under us; the next capacity wakes us.
                     return Poll::Pending;
                 }
+                let ends = last && count == data.len();
                 let data = buffer::counted(&data[..count]);
-                stream.send_data(data, false).map_err(|_| Broken::Refused)?;
+                sink.stream.send_data(data, ends).map_err(|_| Broken::Refused)?;
+                if ends {
+                    *self = Self::Ended;
+                }
                 Poll::Ready(Ok(count))
             }
             Self::Ended => Poll::Ready(Ok(data.len())),
@@ -516,17 +618,18 @@ impl<'a> Sink<'a> {
     }
 
     /// Says that the body is whole. What is gathered must be flushed yet.
-    pub(crate) fn finish(&mut self, trailers: Option<&Head>) -> Result<(), Broken> {
+    fn finish(&mut self, source: &mut Source<'_>) -> Result<(), Broken> {
         match self {
             Self::H1(sink) => {
                 if matches!(sink.framing, Framing::Chunked) {
-                    h1::write_last_chunk(trailers, sink.output.bytes());
+                    h1::write_last_chunk(source.trailers(), sink.output.bytes());
                 }
                 sink.framing = Framing::Empty;
             }
-            Self::H2(stream) => {
+            Self::H2(H2Sink { stream, .. }) => {
+                let trailers = source.take_trailers().or_else(|| source.trailers().map(to_header_map));
                 let outcome = match trailers {
-                    Some(trailers) => stream.send_trailers(to_header_map(trailers)),
+                    Some(trailers) => stream.send_trailers(trailers),
                     None => stream.send_data(Bytes::new(), true),
                 };
                 outcome.map_err(|_| Broken::Refused)?;
@@ -540,8 +643,8 @@ impl<'a> Sink<'a> {
     /// Ends a body that is not whole so that the receiver knows.
     pub(crate) fn abort(&mut self, reason: h2::Reason) {
         // An HTTP/1 connection is closed without the body's end, by its owner.
-        if let Self::H2(stream) = self {
-            stream.send_reset(reason);
+        if let Self::H2(sink) = self {
+            sink.stream.send_reset(reason);
             *self = Self::Ended;
         }
     }
@@ -557,9 +660,28 @@ impl<'a> Sink<'a> {
     /// Whether the receiver has gone, or wants no more; registers for it.
     pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::H2(stream) => stream.poll_reset(cx).map(|_| ()),
+            Self::H2(sink) => sink.stream.poll_reset(cx).map(|_| ()),
             _ => Poll::Pending,
         }
+    }
+}
+
+impl H2Sink {
+    /// How many of so many bytes there is room for.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, Broken>> {
+        if wanted <= self.unasked {
+            self.unasked -= wanted;
+            return Poll::Ready(Ok(wanted));
+        }
+        self.unasked = 0;
+        if self.stream.capacity() == 0 {
+            self.stream.reserve_capacity(wanted);
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                _ => return Poll::Ready(Err(Broken::Refused)),
+            }
+        }
+        Poll::Ready(Ok(self.stream.capacity().min(wanted)))
     }
 }
 
@@ -598,8 +720,10 @@ pub(crate) fn poll_pump(
     mut moved: impl FnMut(usize),
     waiting: &mut Option<Waiting>,
 ) -> Poll<Result<(), Broken>> {
+    let mut ended = false;
     loop {
-        let Poll::Ready(more) = source.poll_ready(cx)? else {
+        let more = if ended { Poll::Ready(false) } else { source.poll_ready(cx)? };
+        let Poll::Ready(more) = more else {
             // What was taken must not wait for what is to come.
             *waiting = Some(Waiting::ForSink);
             ready!(sink.poll_flush(cx))?;
@@ -609,14 +733,16 @@ pub(crate) fn poll_pump(
         *waiting = Some(Waiting::ForSink);
         if !more {
             if !matches!(sink, Sink::Ended) {
-                sink.finish(source.trailers())?;
+                sink.finish(source)?;
             }
             ready!(sink.poll_end(cx))?;
             *waiting = None;
             *sink = Sink::Ended;
             return Poll::Ready(Ok(()));
         }
-        let count = ready!(sink.poll_send(cx, source.data()))?;
+        let (length, last) = (source.data().len(), source.is_last());
+        let count = ready!(sink.poll_send(cx, source.data(), last))?;
+        ended = last && count == length;
         source.advance(count);
         moved(count);
     }

@@ -219,7 +219,6 @@ impl Buffer {
     }
 
     /// Puts bytes behind those that wait.
-    #[cfg(test)]
     pub(crate) fn put(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let space = self.space();

@@ -16,10 +16,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::buffer::Buffer;
 use crate::error::Reason;
 use crate::h2::guard::{Guard, Guarded};
+use crate::h2::wire::Wire;
 use crate::pool::{Connection, Pool};
-use crate::shared::Begun;
+use crate::shared::{Begun, Http2};
 use crate::socket::OwnCall;
 use crate::transport::Transport;
 use crate::upstream::{H1Connection, Link, Speech};
@@ -69,11 +71,14 @@ impl Pool {
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(MOST_HEADER_BYTES);
         let guard = Guard::of_endpoint();
-        let (sender, connection) = builder.handshake(Guarded::new(io, Rc::clone(&guard))).await.map_err(|error| {
+        let wire = Rc::new(Wire::new(io));
+        let io = Guarded::new(Rc::clone(&wire), Buffer::default(), Rc::clone(&guard));
+        let (sender, connection) = builder.handshake(io).await.map_err(|error| {
             tracing::debug!(component = "proxy", cluster = self.cluster.name, %error, "HTTP/2 not begun");
             Reason::ConnectFailure
         })?;
-        Ok(Begun { sender, connection, guard, generation, peer, kin })
+        let connection = Http2 { connection, wire, guard };
+        Ok(Begun { sender, connection, generation, peer, kin })
     }
 
     /// A TCP connection to an address. Cancel-safe.

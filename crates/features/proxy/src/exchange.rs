@@ -324,11 +324,11 @@ impl Exchange {
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, ask, response).await? {
                 Try::Done(after) => {
-                    lease.settle(Instant::now());
+                    lease.settle();
                     return Ok(Sent::Done(after));
                 }
                 Try::Asked => {
-                    lease.settle(Instant::now());
+                    lease.settle();
                     return Ok(Sent::Asked);
                 }
                 Try::Stale(reason) if fresh => return Err(reason),

@@ -13,9 +13,8 @@ const PER_FIELD: usize = 4;
 
 /// Whether the head of an HTTP/2 request is larger than one of HTTP/1 may be.
 pub(crate) fn is_beyond(head: &Head, limits: &ListenerLimits) -> bool {
-    let fields = head.fields().map(|field| field.name.len() + field.value.len() + PER_FIELD);
     head.len() > limits.max_headers as usize
-        || head.target().len() + fields.sum::<usize>() > limits.max_header_bytes.as_usize()
+        || head.size() + head.len() * PER_FIELD > limits.max_header_bytes.as_usize()
 }
 
 /// What the `h2` crate is told to take: more than that, so that it is refused here and noted. It counts 32 bytes a field.

@@ -125,7 +125,7 @@ impl LocalListener {
         place: OpenConnection,
     ) {
         let snapshot = self.snapshot();
-        let registered = self.worker.clock.register(self.shared.id, &snapshot.limits);
+        let registered = self.worker.clock.register(self.shared.id, &snapshot.limits, Instant::now());
         registered.watched.accepted(remote);
         let local = Rc::clone(self);
         connections.spawn_local(async move {

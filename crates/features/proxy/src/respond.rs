@@ -79,7 +79,7 @@ impl<'a> Responder<'a> {
                 date(head);
                 let ends = matches!(framing, Framing::Empty);
                 let body = stream.send_response(to_response(head, kin), ends).map_err(|_| Broken::Refused)?;
-                Ok(if ends { Sink::Ended } else { Sink::H2(body) })
+                Ok(if ends { Sink::Ended } else { Sink::h2(body) })
             }
             Self::Done => Err(Broken::Refused),
         }
@@ -96,7 +96,7 @@ impl<'a> Responder<'a> {
             Self::H2(mut stream, kin) => {
                 head.set_status(200);
                 let body = stream.send_response(to_response(head, kin), false).map_err(|_| Broken::Refused)?;
-                Ok(Sink::H2(body))
+                Ok(Sink::h2(body))
             }
             Self::Done => Err(Broken::Refused),
         }

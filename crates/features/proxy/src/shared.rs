@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ use tokio::sync::Notify;
 use crate::balance::Endpoint;
 use crate::error::Reason;
 use crate::h2::guard::{Guard, Guarded};
+use crate::h2::wire::Wire;
 use crate::pool::{Pool, Ticket};
-use crate::transport::Transport;
 
 /// Times that a request waits for a further connection because the one it waited for ended before it was known what
 /// the endpoint allows on it, as those do that reach a server which is about to go.
@@ -53,13 +53,18 @@ pub(crate) struct Shared {
     ended: Cell<bool>,
 }
 
-type Http2 = Connection<Guarded<Transport>, Bytes>;
+/// A connection, and what is beneath it.
+pub(crate) struct Http2 {
+    pub(crate) connection: Connection<Guarded, Bytes>,
+    pub(crate) wire: Rc<Wire>,
+    /// What the endpoint may send.
+    pub(crate) guard: Rc<Guard>,
+}
 
 /// A connection just made, and what has to be driven for it.
 pub(crate) struct Begun {
     pub(crate) sender: SendRequest<Bytes>,
     pub(crate) connection: Http2,
-    pub(crate) guard: Rc<Guard>,
     pub(crate) generation: u64,
     pub(crate) peer: Option<Rc<str>>,
     pub(crate) kin: bool,
@@ -67,10 +72,10 @@ pub(crate) struct Begun {
 
 impl Shared {
     fn new(begun: Begun, under_way: Gauge) -> (Rc<Self>, Http2) {
-        let Begun { sender, connection, guard, generation, peer, kin } = begun;
+        let Begun { sender, connection, generation, peer, kin } = begun;
         let shared = Self {
             sender,
-            guard,
+            guard: Rc::clone(&connection.guard),
             generation,
             peer,
             kin,
@@ -240,10 +245,10 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn on(stream: OpenStream) -> Self {
+    fn on(stream: OpenStream, sender: SendRequest<Bytes>) -> Self {
         let carried = stream.0.carried.get();
         stream.0.carried.set(carried + 1);
-        Self { sender: stream.0.sender.clone(), stream, reused: carried > 0 }
+        Self { sender, stream, reused: carried > 0 }
     }
 
     /// Whom the endpoint's certificate names.
@@ -276,7 +281,7 @@ impl Pool {
             if !fresh && let Some(stream) = endpoint.shared.place(generation, limits) {
                 let mut sender = stream.0.sender.clone();
                 if poll_fn(|cx| sender.poll_ready(cx)).await.is_ok() {
-                    return Ok(Place::on(stream));
+                    return Ok(Place::on(stream, sender));
                 }
                 stream.give_up();
                 continue;
@@ -302,15 +307,14 @@ impl Pool {
             }
             // From here on the connection's driver counts it.
             ticket.open = false;
-            let guard = Rc::clone(&begun.guard);
             let (shared, connection) = Shared::new(begun, self.metrics.streams.clone());
             let stream = OpenStream::take(&shared);
             endpoint.shared.open.borrow_mut().push(Rc::clone(&shared));
             let counted = Counted::new(&self.metrics.http2);
-            let driving =
-                drive(connection, guard, Rc::downgrade(&shared), Rc::downgrade(self), making, counted, endpoint);
+            let driving = drive(connection, Rc::downgrade(&shared), Rc::downgrade(self), making, counted, endpoint);
             self.drivers.borrow_mut().spawn_local(driving);
-            return Ok(Place::on(stream));
+            let sender = shared.sender.clone();
+            return Ok(Place::on(stream, sender));
         }
     }
 }
@@ -318,8 +322,7 @@ impl Pool {
 /// Drives a connection until it has ended: with its last request when nobody can send another, or by the endpoint.
 /// The requests on it hear of an error themselves.
 async fn drive(
-    mut connection: Http2,
-    guard: Rc<Guard>,
+    mut http2: Http2,
     shared: Weak<Shared>,
     pool: Weak<Pool>,
     making: Making,
@@ -327,8 +330,8 @@ async fn drive(
     endpoint: Rc<Endpoint>,
 ) {
     let patience = pool.upgrade().map(|pool| Duration::from(pool.cluster.config.connect_timeout)).unwrap_or_default();
-    let pings = connection.ping_pong();
-    let mut connection = pin!(connection);
+    http2.wire.begin_driving();
+    let pings = http2.connection.ping_pong();
     // The endpoint's answer to a ping comes behind its SETTINGS, so what it allows is known then.
     let settled = async {
         if let Some(mut pings) = pings {
@@ -336,7 +339,7 @@ async fn drive(
         }
     };
     let mut ended = tokio::select! {
-        ending = ended(connection.as_mut(), &guard) => Some(ending),
+        ending = http2.ended() => Some(ending),
         () = settled => None,
     };
     if ended.is_some() {
@@ -347,7 +350,7 @@ async fn drive(
     drop(making);
     let ending = match ended.take() {
         Some(ending) => ending,
-        None => self::ended(connection.as_mut(), &guard).await,
+        None => http2.ended().await,
     };
     if let Ending::Cut(reason, why) = ending {
         let cluster = pool.upgrade().map(|pool| {
@@ -375,21 +378,30 @@ enum Ending {
     Cut(&'static str, String),
 }
 
-/// Drives a connection to its end, or until the endpoint floods it; it is dropped then, which ends the requests on it.
-async fn ended(mut connection: Pin<&mut Http2>, guard: &Guard) -> Ending {
-    poll_fn(|cx| match (connection.as_mut().poll(cx), guard.flood()) {
-        (Poll::Ready(Err(error)), _) if error.is_library() && error.reason().is_some() => {
-            let flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-            let reason = if flood { "http2_flood" } else { "http2_protocol" };
-            Poll::Ready(Ending::Cut(reason, error.to_string()))
-        }
-        (Poll::Ready(_), _) => Poll::Ready(Ending::Closed),
-        (Poll::Pending, Some(kind)) => {
-            Poll::Ready(Ending::Cut("http2_flood", format!("too many frames, the last one {}", kind.as_str())))
-        }
-        (Poll::Pending, None) => Poll::Pending,
-    })
-    .await
+impl Http2 {
+    /// Drives the connection to its end, or until the endpoint floods it; it is dropped then, which ends the requests on
+    /// it. Cancel-safe.
+    async fn ended(&mut self) -> Ending {
+        poll_fn(|cx| {
+            loop {
+                match (Pin::new(&mut self.connection).poll(cx), self.guard.flood()) {
+                    (Poll::Ready(Err(error)), _) if error.is_library() && error.reason().is_some() => {
+                        let flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+                        let reason = if flood { "http2_flood" } else { "http2_protocol" };
+                        return Poll::Ready(Ending::Cut(reason, error.to_string()));
+                    }
+                    (Poll::Ready(_), _) => return Poll::Ready(Ending::Closed),
+                    (Poll::Pending, Some(kind)) => {
+                        let why = format!("too many frames, the last one {}", kind.as_str());
+                        return Poll::Ready(Ending::Cut("http2_flood", why));
+                    }
+                    (Poll::Pending, None) if self.wire.poll_settle(cx) => return Poll::Pending,
+                    (Poll::Pending, None) => {}
+                }
+            }
+        })
+        .await
+    }
 }
 
 /// One more in a gauge, until dropped.

@@ -101,6 +101,16 @@ impl Transport {
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Reads what has come, for those who have a place for it.
+    pub(crate) fn poll_read_into(&self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        with_stream!(self, stream => stream.poll_read(cx, into))
+    }
+
+    /// Writes some of the pieces.
+    pub(crate) fn poll_write_pieces(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        with_stream!(self, stream => stream.poll_write_vectored(cx, pieces))
+    }
+
     /// Writes some of `bytes`.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         with_stream!(self, stream => stream.poll_write(cx, bytes))
@@ -111,8 +121,7 @@ impl Transport {
         if first.is_empty() {
             return self.poll_write(cx, second);
         }
-        let both = [IoSlice::new(first), IoSlice::new(second)];
-        with_stream!(self, stream => stream.poll_write_vectored(cx, &both))
+        self.poll_write_pieces(cx, &[IoSlice::new(first), IoSlice::new(second)])
     }
 
     /// Sends what TLS still holds.

@@ -124,7 +124,7 @@ impl Link {
                     Reason::Reset
                 })?;
                 let expected = place.guard().asked(stream.stream_id().as_u32());
-                let sink = if ends { Sink::Ended } else { Sink::H2(stream) };
+                let sink = if ends { Sink::Ended } else { Sink::h2(stream) };
                 let response = Some(response);
                 Ok(Up { sink, receiver: Receiver::H2 { response, body: None, informational: 0, kin, expected } })
             }

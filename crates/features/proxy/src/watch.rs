@@ -329,7 +329,7 @@ impl Clock {
     }
 
     /// Adds a connection of a listener that was accepted just now; it is held to the header timeout.
-    pub(crate) fn register(self: &Rc<Self>, listener: u64, limits: &ListenerLimits) -> Registered {
+    pub(crate) fn register(self: &Rc<Self>, listener: u64, limits: &ListenerLimits, now: Instant) -> Registered {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
         let watched = Rc::new(Watched {
@@ -355,7 +355,7 @@ impl Clock {
             draining_soon: Cell::new(false),
             about: OnceCell::new(),
         });
-        watched.enter(Phase::Head, Instant::now());
+        watched.enter(Phase::Head, now);
         self.connections.borrow_mut().insert(number, Rc::clone(&watched));
         Registered { watched, number }
     }
@@ -441,12 +441,16 @@ mod tests {
         local.spawn_local(Rc::clone(&clock).run());
         local
             .run_until(async {
-                let head = clock.register(1, &limits(30, 10_000));
-                let idle = clock.register(1, &limits(10_000, 60));
-                let busy = clock.register(1, &limits(10_000, 10_000));
+                let head = clock.register(1, &limits(30, 10_000), Instant::now());
+                let idle = clock.register(1, &limits(10_000, 60), Instant::now());
+                let busy = clock.register(1, &limits(10_000, 10_000), Instant::now());
                 let bodies = outrigger_config::Duration::from_millis(40);
-                let stalled = clock.register(1, &ListenerLimits { body_timeout: bodies, ..limits(10_000, 10_000) });
-                let off = clock.register(1, &limits(0, 0));
+                let stalled = clock.register(
+                    1,
+                    &ListenerLimits { body_timeout: bodies, ..limits(10_000, 10_000) },
+                    Instant::now(),
+                );
+                let off = clock.register(1, &limits(0, 0), Instant::now());
                 idle.watched.enter(Phase::Idle, Instant::now());
                 busy.watched.begin(Instant::now());
                 busy.watched.set_deadline(Instant::now().checked_add(Duration::from_millis(50)));
@@ -472,8 +476,8 @@ mod tests {
         local.spawn_local(Rc::clone(&clock).run());
         local
             .run_until(async {
-                let moving = clock.register(1, &limits(40, 10_000));
-                let mark = clock.register(1, &limits(120, 10_000));
+                let moving = clock.register(1, &limits(40, 10_000), Instant::now());
+                let mark = clock.register(1, &limits(120, 10_000), Instant::now());
                 tokio::task::yield_now().await;
                 moving.watched.enter(Phase::Idle, Instant::now());
                 let watched = Rc::clone(&mark.watched);
@@ -487,7 +491,7 @@ mod tests {
     async fn a_trickle_uses_up_its_credit_and_a_flow_does_not() {
         let clock = Clock::new();
         let limits = ListenerLimits { body_timeout: outrigger_config::Duration::from_secs(60), ..limits(0, 0) };
-        let one = clock.register(1, &limits).watched.clone();
+        let one = clock.register(1, &limits, Instant::now()).watched.clone();
         one.begin(Instant::now());
         let waited = |seconds: u64, moved: u64| {
             one.awaited.set(Instant::now().checked_sub(Duration::from_secs(seconds)));
@@ -508,7 +512,7 @@ mod tests {
     #[tokio::test]
     async fn who_holds_memory_longest_is_cut_first() {
         let clock = Clock::new();
-        let [old, new, busy, idle, head] = [0; 5].map(|_| clock.register(1, &limits(10_000, 10_000)));
+        let [old, new, busy, idle, head] = [0; 5].map(|_| clock.register(1, &limits(10_000, 10_000), Instant::now()));
         for one in [&old, &new, &busy, &idle] {
             one.watched.begin(Instant::now());
         }
@@ -527,7 +531,8 @@ mod tests {
     #[tokio::test]
     async fn orders_reach_one_listener_and_a_cut_stays() {
         let clock = Clock::new();
-        let (one, other) = (clock.register(1, &limits(0, 0)), clock.register(2, &limits(0, 0)));
+        let (one, other) =
+            (clock.register(1, &limits(0, 0), Instant::now()), clock.register(2, &limits(0, 0), Instant::now()));
         clock.order(1, Order::Drain);
         assert_eq!((one.watched.order(), other.watched.order()), (Order::Drain, Order::None));
         clock.order(1, Order::Cut("drain"));

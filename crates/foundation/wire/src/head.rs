@@ -102,12 +102,18 @@ macro_rules! fields {
                 let (Some(known), Some(last)) = (BY_LENGTH.get(name.len()), name.last()) else { return Self::Other };
                 for (end, own, id) in known {
                     // Most that are not the same differ in their last letter.
-                    if *end == last.to_ascii_lowercase() && name.eq_ignore_ascii_case(own.as_bytes()) {
+                    // Over HTTP/2 all are in lower case, and to find that out is cheaper.
+                    if *end == last.to_ascii_lowercase()
+                        && (name == own.as_bytes() || name.eq_ignore_ascii_case(own.as_bytes()))
+                    {
                         return *id;
                     }
                 }
                 Self::Other
             }
+
+            /// All that are known; the place of each is its number.
+            pub const ALL: &[Self] = &[$(Self::$id,)*];
 
             /// The field's name in lower case; empty for [`Self::Other`].
             pub const fn name(self) -> &'static str {
@@ -117,8 +123,6 @@ macro_rules! fields {
                 }
             }
         }
-
-        const ALL: &[FieldId] = &[$(FieldId::$id,)*];
     };
 }
 
@@ -173,10 +177,10 @@ const fn by_length() -> [[Known; MOST_OF_A_LENGTH]; LONGEST_NAME + 1] {
     let mut table = [[(0, "", FieldId::Other); MOST_OF_A_LENGTH]; LONGEST_NAME + 1];
     let mut counts = [0; LONGEST_NAME + 1];
     let mut at = 0;
-    while at < ALL.len() {
-        let name = ALL[at].name();
+    while at < FieldId::ALL.len() {
+        let name = FieldId::ALL[at].name();
         let length = name.len();
-        table[length][counts[length]] = (name.as_bytes()[length - 1], name, ALL[at]);
+        table[length][counts[length]] = (name.as_bytes()[length - 1], name, FieldId::ALL[at]);
         counts[length] += 1;
         at += 1;
     }
@@ -434,9 +438,15 @@ impl Head {
         }
     }
 
-    /// Names and values as bytes, for writing: nobody has to see again that names are ASCII.
-    pub(crate) fn raw_fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.fields.iter().map(|field| (self.bytes(field.name), self.bytes(field.value)))
+    /// Numbers, names and values as bytes, for writing: nobody has to see again that names are ASCII.
+    pub fn raw_fields(&self) -> impl Iterator<Item = (FieldId, &[u8], &[u8])> {
+        self.fields.iter().map(|field| (field.id, self.bytes(field.name), self.bytes(field.value)))
+    }
+
+    /// How many bytes the target, and the names and values of all fields, have.
+    pub fn size(&self) -> usize {
+        let length = |span: Span| (span.end - span.start) as usize;
+        length(self.target) + self.fields.iter().map(|field| length(field.name) + length(field.value)).sum::<usize>()
     }
 
     /// Makes it a copy of another.
@@ -554,7 +564,7 @@ mod tests {
     #[test]
     fn every_known_name_has_its_number_and_they_fit_one_word() {
         assert!((FieldId::Other as u8) < 64);
-        for id in ALL {
+        for id in FieldId::ALL {
             for name in [id.name().to_owned(), id.name().to_uppercase()] {
                 assert_eq!(FieldId::of(name.as_bytes()), *id, "{name}");
             }

@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -155,11 +156,17 @@ impl Sidecar {
 
     /// The next process takes the place of this one. How long new connections had to wait.
     fn replace(&mut self, process: &mut Process) -> Duration {
-        let mut keeper = self.keeper(&[]);
+        self.replace_by(process, outrigger_command(), outrigger_command())
+    }
+
+    /// The same with executables of one's own: the keeper's, and the next worker's.
+    fn replace_by(&mut self, process: &mut Process, keeper: Command, next: Command) -> Duration {
+        let mut keeper = self.keeper_by(keeper, &[]);
         process.signal(Signal::TERM);
         let begun = Instant::now();
         assert_eq!(process.wait(TIMEOUT).code(), Some(0));
-        *process = self.start();
+        *process = self.start_by(next);
+        self.wait_ready(process);
         let gap = begun.elapsed();
         assert_eq!(keeper.wait(TIMEOUT).code(), Some(0), "{}", keeper.log());
         assert!(!self.socket().exists());
@@ -426,6 +433,90 @@ fn replace_under(mut load: Load, sidecar: &mut Sidecar, process: &mut Process, p
         [&tally.answered, &tally.stale, &tally.slowest_millis].map(|count| count.load(Ordering::Relaxed));
     println!("{answered} answers, {stale} stale connections, the slowest answer took {slowest} ms, gaps {gaps:?}");
     assert!(answered >= 6 * pause);
+}
+
+/// The executable under another version's name; its length is the same, so that everything else stays where it is.
+fn of_another_version(folder: &Path) -> (PathBuf, String) {
+    let version = run(outrigger_command().arg("--version")).unwrap();
+    let own = version.split_whitespace().nth(1).unwrap().to_owned();
+    let other: String = own.chars().map(|letter| if letter.is_ascii_digit() { '7' } else { letter }).collect();
+    let mut bytes = fs::read(outrigger_command().get_program()).unwrap();
+    let finder = memchr::memmem::Finder::new(&own);
+    let places: Vec<_> = finder.find_iter(&bytes).collect();
+    for place in places {
+        bytes[place..place + own.len()].copy_from_slice(other.as_bytes());
+    }
+    let path = folder.join("outrigger-of-another-version");
+    fs::write(&path, bytes).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    (path, other)
+}
+
+#[test]
+fn another_version_takes_over_and_gives_back_under_load() {
+    let mut sidecar = Sidecar::new();
+    let (path, version) = of_another_version(sidecar.folder.path());
+    let mut process = sidecar.start();
+    let mut load = Load::start(&sidecar);
+    load.goes_on(200);
+    // The upgrade: the old one's sockets, through a keeper of the new image, as an ephemeral container has it.
+    sidecar.replace_by(&mut process, Command::new(&path), Command::new(&path));
+    load.goes_on(200);
+    // The rollback, by a keeper of the image that goes.
+    sidecar.replace_by(&mut process, Command::new(&path), outrigger_command());
+    load.goes_on(200);
+    load.end();
+    let log = fs::read_to_string(sidecar.folder.path().join("keeper.log")).unwrap();
+    for said in [format!("to=\"outrigger {version}, "), format!("from=\"outrigger {version}, ")] {
+        assert!(log.contains(&said), "{said} is not in\n{log}");
+    }
+}
+
+/// What the keeper answers to a message, which is as a process of another version would say it.
+fn say(socket: &Path, message: &str) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(&[&(message.len() as u32).to_be_bytes(), message.as_bytes()].concat()).unwrap();
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).unwrap();
+    let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn what_another_version_says_is_understood_or_refused_with_the_reason() {
+    let mut sidecar = Sidecar::new();
+    let mut process = sidecar.start();
+    let keeper = sidecar.keeper(&[]);
+    for (name, message, expected) in [
+        ("newer, with more to tell", r#"{"protocol":1,"type":"take","from":"x","mood":{"good":[1]}}"#, "\"empty\""),
+        ("newer, and no longer understood", r#"{"protocol":2,"type":"take","from":"x"}"#, "it speaks version 2"),
+        ("older than the first", r#"{"protocol":0,"type":"take","from":"x"}"#, "it speaks version 0"),
+        ("newer, with another message", r#"{"protocol":1,"type":"share"}"#, "it says `share`, which is unknown here"),
+    ] {
+        let answer = say(&sidecar.socket(), message);
+        assert!(answer.contains(expected), "{name}: {answer}");
+    }
+    assert!(keeper.log().contains("use a keeper of the newer image"), "{}", keeper.log());
+    // None of them disturbed it.
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait(TIMEOUT).code(), Some(0));
+    drop(keeper);
+    fs::remove_file(sidecar.socket()).ok();
+
+    // A keeper that this worker does not understand: it says so, and starts without.
+    let foreign = std::os::unix::net::UnixListener::bind(sidecar.socket()).unwrap();
+    let answering = std::thread::spawn(move || {
+        let (mut client, _) = foreign.accept().unwrap();
+        let answer = br#"{"protocol":2,"type":"empty"}"#;
+        client.write_all(&[&(answer.len() as u32).to_be_bytes()[..], answer].concat()).unwrap();
+        let _ = client.read_to_end(&mut Vec::new());
+    });
+    let process = sidecar.start();
+    answering.join().unwrap();
+    let log = process.log();
+    assert!(log.contains("sockets are not taken over") && log.contains("version 2 of the hand-over protocol"), "{log}");
 }
 
 #[test]

@@ -142,7 +142,7 @@ impl Exchange {
         let begun = Begun { source, sink: Sink::Ended, sending: Sending::Done, body, reusable };
         let (after, reusable) = self.pass_on(begun, incoming, Ask::Answer, response, &report).await?;
         *lease.parts().1 = reusable;
-        lease.settle(Instant::now());
+        lease.settle();
         Ok(Sent::Done(after))
     }
 }

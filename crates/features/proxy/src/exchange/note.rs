@@ -227,8 +227,7 @@ pub(super) fn grpc_status(response: &Head, source: &Source<'_>) -> Option<u8> {
     if !is_grpc(response) {
         return None;
     }
-    let status = source.trailers().and_then(|trailers| trailers.get(FieldId::GrpcStatus));
-    let status = status.or_else(|| response.get(FieldId::GrpcStatus))?;
+    let status = source.grpc_status().or_else(|| response.get(FieldId::GrpcStatus))?;
     str::from_utf8(status).ok()?.parse().ok()
 }
 

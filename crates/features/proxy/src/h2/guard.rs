@@ -19,7 +19,8 @@ use std::time::Instant;
 use outrigger_wire::frames::{Frame, Frames, Kind};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::buffer;
+use crate::buffer::{self, Buffer};
+use crate::h2::wire::Wire;
 
 /// The account holds the points of so many seconds: a burst that is forgiven.
 const BURST_SECONDS: i64 = 10;
@@ -203,25 +204,34 @@ impl Drop for Expected {
 }
 
 /// A connection with its account.
-pub(crate) struct Guarded<T> {
-    io: T,
+pub(crate) struct Guarded {
+    wire: Rc<Wire>,
+    /// What was read to find out what is spoken.
+    ahead: Buffer,
     frames: Frames,
     guard: Rc<Guard>,
 }
 
-impl<T> Guarded<T> {
-    pub(crate) fn new(io: T, guard: Rc<Guard>) -> Self {
+impl Guarded {
+    pub(crate) fn new(wire: Rc<Wire>, ahead: Buffer, guard: Rc<Guard>) -> Self {
         let frames = if guard.answers { Frames::of_server() } else { Frames::of_client() };
-        Self { io, frames, guard }
+        Self { wire, ahead, frames, guard }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
+impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+        let Guarded { wire, ahead, frames, guard } = self.get_mut();
         let before = into.filled().len();
-        let outcome = Pin::new(&mut this.io).poll_read(cx, into);
-        let Guarded { frames, guard, .. } = this;
+        let outcome = if ahead.is_empty() {
+            wire.poll_read(cx, into)
+        } else {
+            let count = ahead.len().min(into.remaining());
+            into.put_slice(&ahead.filled()[..count]);
+            ahead.consume(count);
+            ahead.rest();
+            Poll::Ready(Ok(()))
+        };
         frames.pass(&into.filled()[before..], |frame| guard.count(frame));
         if guard.flood.get().is_some() {
             // Whoever drives the connection looks at the guard and ends it.
@@ -232,29 +242,25 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(count)) = outcome {
-            self.guard.wrote(count);
-        }
-        outcome
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.poll_flush(cx)
     }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire.poll_shutdown(cx)
     }
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let outcome = self.wire.poll_write(cx, pieces);
         if let Poll::Ready(Ok(count)) = outcome {
             self.guard.wrote(count);
         }

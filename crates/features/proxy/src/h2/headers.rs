@@ -6,11 +6,13 @@
 //!
 //! [RFC 9113]: https://www.rfc-editor.org/rfc/rfc9113
 
+use std::sync::LazyLock;
+
 use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use outrigger_wire::h1;
-use outrigger_wire::head::{FieldId, Head, Version};
+use outrigger_wire::head::{FieldId, FieldRef, Head, Version};
 
 use crate::error::Reason;
 use crate::h2::names;
@@ -55,6 +57,18 @@ pub(crate) fn from_response(response: &Response<impl Sized>, head: &mut Head, ki
     push_fields(response.headers(), head, false);
     if kin {
         names::restore(response.headers(), head);
+    }
+}
+
+/// Removes what trailers must not hold.
+pub(crate) fn clean_trailers(map: &mut HeaderMap) {
+    let is_forbidden = |(name, value): (&HeaderName, &HeaderValue)| {
+        let name = name.as_str();
+        let (id, value) = (FieldId::of(name.as_bytes()), value.as_bytes());
+        h1::is_forbidden_trailer(FieldRef { id, name, value })
+    };
+    while let Some(name) = map.iter().find(|field| is_forbidden(*field)).map(|(name, _)| name.clone()) {
+        map.remove(name);
     }
 }
 
@@ -137,10 +151,10 @@ pub(crate) fn to_header_map(head: &Head) -> HeaderMap {
 
 fn put_fields(head: &Head, map: &mut HeaderMap) {
     map.reserve(head.len());
-    for field in head.fields() {
+    for (id, name, value) in head.raw_fields() {
         // Fields of one connection belong to HTTP/1 ([RFC 9113], 8.2.2); the host is told in another way.
         if matches!(
-            field.id,
+            id,
             FieldId::Host
                 | FieldId::TransferEncoding
                 | FieldId::Connection
@@ -151,9 +165,14 @@ fn put_fields(head: &Head, map: &mut HeaderMap) {
         ) {
             continue;
         }
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) {
+        let known = NAMES.get(id as usize).cloned();
+        let name = known.map_or_else(|| HeaderName::from_bytes(name), Ok);
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
             map.append(name, value);
         }
     }
 }
+
+/// Names of fields that are known, by their numbers: nobody has to read them again.
+static NAMES: LazyLock<Vec<HeaderName>> =
+    LazyLock::new(|| FieldId::ALL.iter().map(|id| HeaderName::from_static(id.name())).collect());

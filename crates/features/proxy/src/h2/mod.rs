@@ -4,3 +4,4 @@ pub(crate) mod guard;
 pub(crate) mod headers;
 pub(crate) mod names;
 pub(crate) mod server;
+pub(crate) mod wire;

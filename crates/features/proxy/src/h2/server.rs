@@ -1,22 +1,24 @@
 //! A client's HTTP/2 connection: its streams are requests like any other.
 //!
-//! In: a connection that speaks HTTP/2. Out: requests for the exchange, each in a task of
-//! its own. Promise: streams, resets and frames without use are bounded (`guard.rs` tells by
-//! whom); a client that floods is cut off, counted and named; on drain the client is told twice (GOAWAY with the
-//! highest stream, then with the last one served), so that no request is lost.
+//! In: a connection that speaks HTTP/2. Out: requests for the exchange, all of them in the connection's task, so that
+//! what several answer at once goes out in one write. Promise: streams, resets and frames without use are bounded
+//! (`guard.rs` tells by whom); a client that floods is cut off, counted and named; on drain the client is told twice
+//! (GOAWAY with the highest stream, then with the last one served), so that no request is lost.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::{CatchUnwind, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
 use outrigger_wire::h1::Framing;
 use outrigger_wire::head::{FieldId, Method};
-use tokio::task::JoinSet;
 
 use crate::body::Source;
 use crate::connection::{Downstream, until_cut};
@@ -25,6 +27,7 @@ use crate::exchange::{Exchange, Incoming};
 use crate::h1::server::Heads;
 use crate::h2::guard::{Guard, Guarded};
 use crate::h2::headers::from_request;
+use crate::h2::wire::Wire;
 use crate::limits;
 use crate::respond::Responder;
 use crate::snapshot::ListenerSnapshot;
@@ -71,7 +74,8 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
         .max_pending_accept_reset_streams(MOST_PENDING_RESETS)
         .max_local_error_reset_streams(Some(MOST_ERRORS))
         .enable_connect_protocol();
-    let io = Guarded::new(io, Rc::clone(&guard));
+    let wire = Rc::new(Wire::new(io.io));
+    let io = Guarded::new(Rc::clone(&wire), io.ahead, Rc::clone(&guard));
     let mut connection = match builder.handshake::<_, Bytes>(io).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -79,7 +83,8 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
             return;
         }
     };
-    let mut streams = JoinSet::new();
+    wire.begin_driving();
+    let mut streams = FuturesUnordered::new();
     let mut draining = false;
     let outcome = poll_fn(|cx| {
         loop {
@@ -87,21 +92,31 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
                 draining = true;
                 connection.graceful_shutdown();
             }
-            note_ended(cx, &mut streams, watched);
-            match connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    watched.enter(Phase::Busy, Instant::now());
-                    watched.handled.set(watched.handled.get() + 1);
-                    streams.spawn_local(stream(Rc::clone(&downstream), Rc::clone(&guard), request, respond));
+            // First those that are there, so that what they answer goes out with this look at the connection.
+            poll_streams(cx, &mut streams, watched);
+            let before = streams.len();
+            loop {
+                match connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) => {
+                        if streams.is_empty() {
+                            watched.enter(Phase::Busy, Instant::now());
+                        }
+                        watched.handled.set(watched.handled.get() + 1);
+                        // On the heap, for it is large and would be moved about.
+                        let serving = Box::pin(stream(Rc::clone(&downstream), Rc::clone(&guard), request, respond));
+                        streams.push(AssertUnwindSafe(serving).catch_unwind());
+                    }
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Ending::Failed(error))),
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Pending => break,
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Ending::Failed(error))),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => {
-                    return match guard.flood() {
-                        Some(kind) => Poll::Ready(Err(Ending::Flood(kind.as_str()))),
-                        None => Poll::Pending,
-                    };
-                }
+            }
+            if let Some(kind) = guard.flood() {
+                return Poll::Ready(Err(Ending::Flood(kind.as_str())));
+            }
+            // New ones are begun before we rest, and so is hearing of it when the connection broke.
+            if streams.len() == before && wire.poll_settle(cx) {
+                return Poll::Pending;
             }
         }
     })
@@ -113,7 +128,7 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
         Err(Ending::Flood(frames)) => {
             local.metrics.cut("http2_flood");
             tracing::warn!(component = "proxy", listener, %remote, peer, frames, "client floods its HTTP/2 connection and is cut off");
-            streams.abort_all();
+            streams.clear();
             connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
             let _ = tokio::time::timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
         }
@@ -136,13 +151,18 @@ fn is_flood(error: &h2::Error) -> bool {
     error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
 }
 
-/// Forgets streams that have ended; a connection without any is at rest.
-fn note_ended(cx: &mut Context<'_>, streams: &mut JoinSet<()>, watched: &Watched) {
-    while let Poll::Ready(Some(ended)) = streams.poll_join_next(cx) {
-        if let Err(error) = ended
-            && error.is_panic()
-        {
-            tracing::error!(component = "proxy", %error, "a request's task panicked; the others go on");
+/// A request that is being answered. Should it panic, the others go on.
+type Serving<F> = CatchUnwind<AssertUnwindSafe<Pin<Box<F>>>>;
+
+/// Goes on with the streams that can, and forgets those that have ended; a connection without any is at rest.
+fn poll_streams<F: Future<Output = ()>>(
+    cx: &mut Context<'_>,
+    streams: &mut FuturesUnordered<Serving<F>>,
+    watched: &Watched,
+) {
+    while let Poll::Ready(Some(ended)) = streams.poll_next_unpin(cx) {
+        if ended.is_err() {
+            tracing::error!(component = "proxy", "a request panicked; the others go on");
         }
         if streams.is_empty() {
             watched.enter(Phase::Idle, Instant::now());
@@ -162,7 +182,7 @@ async fn stream(
     let started = Instant::now();
     let local = Rc::clone(&downstream.local);
     let snapshot = local.snapshot();
-    let registered = local.worker.clock.register(local.shared.id, &snapshot.limits);
+    let registered = local.worker.clock.register(local.shared.id, &snapshot.limits, started);
     let watched = &registered.watched;
     watched.begin(started);
     let mut heads = Heads::lend();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{App, Proxy};
 use crate::{OK, harness};
 
+pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const RST_STREAM: u8 = 3;

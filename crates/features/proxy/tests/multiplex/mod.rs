@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::OK;
 use crate::harness::{App, Client, Proxy, Shop, read_request, until};
-use crate::http2::{END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM};
+use crate::http2::{DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM};
 
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -330,6 +330,77 @@ async fn a_request_that_was_refused_unseen_goes_again() {
         talk.await.unwrap();
         proxy.metrics_have(r#"outrigger_upstream_retries_total{cluster="app"} 1"#).await;
         proxy.metrics_have(r#"outrigger_upstream_connections_total{cluster="app",result="ok"} 2"#).await;
+        proxy.stop().await;
+    }
+}
+
+/// What an endpoint took for whole messages: on which connection, and how many frames with data each had.
+type Messages = Arc<Mutex<Vec<(usize, Vec<u8>, usize)>>>;
+
+/// An endpoint that says of the second request of its first connection, once all of it is there, that it has not
+/// looked at it.
+fn forgetful(seen: Messages) -> u16 {
+    let connections = AtomicUsize::new(0);
+    App::talking(move |stream| {
+        let number = connections.fetch_add(1, SeqCst);
+        let Some(mut frames) = Frames::accept(stream) else { return };
+        let (mut message, mut pieces) = (Vec::new(), 0);
+        while let Some((kind, flags, stream, payload)) = frames.receive() {
+            if kind == PING && flags == 0 {
+                frames.send(PING, 1, 0, &payload);
+            }
+            if kind != DATA {
+                continue;
+            }
+            message.extend(payload);
+            pieces += 1;
+            if flags & END_STREAM == 0 {
+                continue;
+            }
+            seen.lock().unwrap().push((number, std::mem::take(&mut message), std::mem::take(&mut pieces)));
+            if number == 0 && stream == 3 {
+                frames.send(GOAWAY, 0, 0, &[1_u32.to_be_bytes(), 0_u32.to_be_bytes()].concat());
+            } else {
+                frames.send(HEADERS, END_STREAM | END_HEADERS, stream, b"\x88");
+            }
+        }
+    })
+    .port
+}
+
+#[tokio::test]
+async fn a_message_that_was_not_looked_at_goes_again_with_its_request() {
+    // `:status: 200`, and 503 by its number in the table and six letters of Huffman's code.
+    for (name, second, answer, messages) in [
+        ("a small one", b"two".to_vec(), &b"\x88"[..], vec![(0, 3), (0, 3), (1, 3)]),
+        ("one that is not kept", vec![b'x'; 9000], &b"\x48"[..], vec![(0, 3), (0, 9000)]),
+    ] {
+        let seen = Messages::default();
+        let proxy = Proxy::start_on(&plain_config(forgetful(Arc::clone(&seen)), ""), 1).await;
+        let at = proxy.port;
+        let expected = second.clone();
+        let got = tokio::task::spawn_blocking(move || {
+            let mut client = Frames::connect(at);
+            let mut ask = |stream: u32, message: &[u8]| {
+                // `POST /` of the host `a`.
+                client.send(HEADERS, END_HEADERS, stream, b"\x83\x84\x86\x01\x01a");
+                client.send(DATA, END_STREAM, stream, message);
+                loop {
+                    let (kind, _, of, payload) = client.receive().unwrap();
+                    if kind == HEADERS && of == stream {
+                        return payload[..1].to_vec();
+                    }
+                }
+            };
+            assert_eq!(ask(1, b"one"), b"\x88");
+            ask(3, &expected)
+        });
+        assert_eq!(got.await.unwrap(), answer, "{name}");
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        let came: Vec<_> = seen.iter().map(|(connection, message, _)| (*connection, message.len())).collect();
+        assert_eq!(came, messages, "{name}");
+        assert!(seen[1..].iter().all(|(_, message, _)| *message == second), "{name}");
+        assert!(seen.iter().all(|(.., pieces)| *pieces == 1), "its end is told with its data: {name}");
         proxy.stop().await;
     }
 }

@@ -68,7 +68,7 @@ fn version(head: &Head) -> &'static [u8] {
 }
 
 fn write_fields(head: &Head, out: &mut Vec<u8>) {
-    for (name, value) in head.raw_fields() {
+    for (_, name, value) in head.raw_fields() {
         out.extend_from_slice(name);
         out.extend_from_slice(b": ");
         out.extend_from_slice(value);
