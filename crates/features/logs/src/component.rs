@@ -27,6 +27,7 @@ use crate::sink::{
     Batches, FileSink, HttpSink, Persist, PersistRequest, SinkLength, SinkParts, StdoutSink, Written, sync,
 };
 use crate::source::{Eyes, Memory, Source, SourceStop, Tracked};
+use crate::told::Shown;
 
 /// How often the checkpoint is written while lines flow.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
@@ -93,6 +94,8 @@ impl LogsComponent {
         let mut logs = config.borrow_and_update().logs.clone();
         let metrics = Metrics::new(&ctx.registry);
         let problems = Problems::new(ctx.status.clone());
+        let shown = Shown::default();
+        let _route = shown.register(&ctx.admin);
         // What the graph before knew is newer than any file, and goes along to another folder.
         let mut carried: Option<Checkpoint> = None;
         // Whoever stops us may drop the config's sender first.
@@ -102,6 +105,8 @@ impl LogsComponent {
             let checkpoint = carried.take().map_or_else(|| state.load(), Ok)?;
             problems.forget();
             let mut graph = Graph::build(&section, state, checkpoint, &metrics, &problems, &self.resolver);
+            let sources = graph.marks.sources.iter().map(|(name, _, tracked)| (name.clone(), Arc::clone(tracked)));
+            shown.show(&section, &sources.collect::<Vec<_>>(), &metrics, &problems);
             let tracked: Vec<_> = graph.marks.sources.iter().map(|(_, _, tracked)| Arc::clone(tracked)).collect();
             let mut settled = false;
             let end = {

@@ -20,6 +20,7 @@ mod queue;
 mod sink;
 mod source;
 mod tail;
+mod told;
 mod watch;
 
 pub use checkpoint::fuzz_checkpoint;

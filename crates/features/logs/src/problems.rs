@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use outrigger_runtime::Status;
 
@@ -9,12 +10,14 @@ use outrigger_runtime::Status;
 #[derive(Clone)]
 pub(crate) struct Problems {
     by_owner: Arc<Mutex<BTreeMap<String, String>>>,
+    /// The last one of each, mended or not, and when it came.
+    last: Arc<Mutex<BTreeMap<String, (String, SystemTime)>>>,
     status: Status,
 }
 
 impl Problems {
     pub(crate) fn new(status: Status) -> Self {
-        Self { by_owner: Arc::default(), status }
+        Self { by_owner: Arc::default(), last: Arc::default(), status }
     }
 
     /// Tells a problem, once per text.
@@ -22,6 +25,8 @@ impl Problems {
         let mut problems = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
         if problems.get(owner) != Some(&problem) {
             tracing::warn!(component = "logs", owner, problem, "log forwarding is held up");
+            let last = (problem.clone(), SystemTime::now());
+            self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(owner.to_owned(), last);
             problems.insert(owner.to_owned(), problem);
             self.show(&problems);
         }
@@ -36,9 +41,17 @@ impl Problems {
         }
     }
 
+    /// The last problem of an owner, when it came, and whether it still is one.
+    pub(crate) fn last(&self, owner: &str) -> Option<(String, SystemTime, bool)> {
+        let (text, at) = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(owner).cloned()?;
+        let lasts = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner).contains_key(owner);
+        Some((text, at, lasts))
+    }
+
     /// Forgets all, as before a graph is built.
     pub(crate) fn forget(&self) {
         self.by_owner.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Tells the status as it is now.

@@ -20,6 +20,7 @@ pub(crate) struct Families {
     requests: CounterFamily,
     durations: HistogramFamily,
     grpc: CounterFamily,
+    flags: CounterFamily,
     buffers: GaugeFamily,
     pipes: GaugeFamily,
     buffer_limit: GaugeFamily,
@@ -88,6 +89,11 @@ impl Families {
                 "outrigger_grpc_requests_total",
                 "gRPC calls answered, by the status in their trailers.",
                 &["direction", "listener", "route", "cluster", "grpc_status", "peer"],
+            ),
+            flags: registry.counter(
+                "outrigger_http_response_flags_total",
+                "Requests that the application did not answer, or that ended early, by the response flag that says why.",
+                &["direction", "listener", "route", "cluster", "flag"],
             ),
             buffers: registry.gauge(
                 "outrigger_proxy_buffer_bytes",
@@ -627,6 +633,8 @@ pub(crate) struct ListenerMetrics {
     requests: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
     grpc: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
     durations: RefCell<HashMap<(u64, u64), Histogram, BuildHasherDefault<NumberHasher>>>,
+    /// By route, cluster and flag.
+    flags: RefCell<HashMap<(u64, u64, &'static str), Counter>>,
 }
 
 /// Which counter a request belongs to; peers are numbered per worker.
@@ -661,6 +669,7 @@ impl ListenerMetrics {
             requests: RefCell::default(),
             grpc: RefCell::default(),
             durations: RefCell::default(),
+            flags: RefCell::default(),
         })
     }
 
@@ -695,6 +704,21 @@ impl ListenerMetrics {
         if let Some((trace, at)) = traced {
             durations.exemplar(duration.as_secs_f64(), trace, at);
         }
+    }
+
+    /// Counts a request by the flag that says why it was not answered, or not to its end.
+    pub(crate) fn flag(&self, key: RequestKey, names: &RequestNames<'_>, flag: &'static str) {
+        let mut flags = self.flags.borrow_mut();
+        if flags.len() >= MOST_HANDLES {
+            flags.clear();
+        }
+        flags
+            .entry((key.route, key.cluster, flag))
+            .or_insert_with(|| {
+                let labels = [self.direction, &self.listener, names.route, names.cluster, flag];
+                self.families.flags.with(&labels)
+            })
+            .inc();
     }
 
     /// Counts a gRPC call by its status.

@@ -6,11 +6,12 @@
 //! a reload takes away gives its leases back only when its successors are in place.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use outrigger_config::{Config, SecretProvider, Secrets as Section};
 use outrigger_http::Resolver;
-use outrigger_runtime::{BoxError, BoxFuture, Component, Context, StopPhase};
+use outrigger_runtime::{AdminRoute, AdminRoutes, BoxError, BoxFuture, Component, Context, StopPhase};
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -18,6 +19,7 @@ use crate::keeper::{Desk, Keeper, Orders, Report};
 use crate::metrics::Metrics;
 use crate::output::OutputSpec;
 use crate::provider::Provider;
+use crate::told;
 
 /// Reports on their way; a keeper with one more waits.
 const REPORTS: usize = 16;
@@ -76,6 +78,9 @@ struct House {
     reporting: mpsc::Sender<(u64, Report)>,
     reports: mpsc::Receiver<(u64, Report)>,
     ids: u64,
+    /// What `/secrets` answers.
+    shown: Arc<Mutex<Value>>,
+    _route: AdminRoute,
 }
 
 /// A keeper as seen from here.
@@ -92,7 +97,27 @@ impl House {
         let section = ctx.config.borrow_and_update().clone();
         let (wards, retiring, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
         let (reporting, reports) = mpsc::channel(REPORTS);
-        Self { metrics, ctx, resolver, section, wards, retiring, tasks, reporting, reports, ids: 0 }
+        let shown = Arc::new(Mutex::new(Value::Null));
+        let answer = Arc::clone(&shown);
+        let about = "providers, files and variables: versions, ages, ends of leases, and no value, as JSON";
+        let route = ctx.admin.register("/secrets", about, move |_| {
+            let answer = AdminRoutes::json(&answer.lock().unwrap_or_else(PoisonError::into_inner));
+            Box::pin(std::future::ready(answer))
+        });
+        Self {
+            metrics,
+            ctx,
+            resolver,
+            section,
+            wards,
+            retiring,
+            tasks,
+            reporting,
+            reports,
+            ids: 0,
+            shown,
+            _route: route,
+        }
     }
 
     async fn run(mut self) -> Result<(), BoxError> {
@@ -188,6 +213,9 @@ impl House {
 
     /// One status from all reports.
     fn judge(&mut self) {
+        let providers = self.wards.iter().map(|ward| told::provider(&ward.config, ward.report.as_ref()));
+        let shown = json!({ "providers": providers.collect::<Vec<_>>() });
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
         let reports: Vec<&Report> = self.wards.iter().filter_map(|ward| ward.report.as_ref()).collect();
         let settled = reports.len() == self.wards.len() && reports.iter().all(|report| report.settled);
         let troubles: Vec<&String> = reports.iter().flat_map(|report| &report.troubles).collect();

@@ -3,7 +3,7 @@
 //! In: what was read, and what was known before. Out: its revision, its version, and when it
 //! is due again. Promise: a revision changes only when the content does.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gotmpl::Value;
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ pub(crate) struct Entry {
     pub(crate) revision: u64,
     pub(crate) version: u64,
     pub(crate) lease: Option<Lease>,
+    /// When it was read, or its lease renewed.
+    pub(crate) at: SystemTime,
     /// When to read it, or renew its lease; never when changes are noticed.
     pub(crate) due: Option<Instant>,
     pub(crate) trouble: Option<Error>,
@@ -35,7 +37,7 @@ impl Entry {
             Some(old) if old.value == value => (old.revision, old.version),
             Some(old) => (revision, old.version + 1),
         };
-        Self { value, revision, version: version.unwrap_or(counted), lease, due, trouble: None }
+        Self { value, revision, version: version.unwrap_or(counted), lease, at: SystemTime::now(), due, trouble: None }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt};
 use outrigger_config::Secret;
@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::output::{Output, OutputSpec, Target};
 use crate::provider::{Lease, Provider};
 use crate::template::{Rendered, Secrets};
+use crate::told::Told;
 use crate::vault::Renewal;
 
 /// Reads under way at a time.
@@ -51,6 +52,8 @@ pub(crate) struct Report {
     /// What is wrong, each thing once.
     pub(crate) troubles: Vec<String>,
     pub(crate) variables: Vec<(String, Secret)>,
+    /// How outputs and paths are, for operators.
+    pub(crate) told: Told,
 }
 
 /// What a keeper is given.
@@ -217,7 +220,7 @@ impl Keeper {
             match result {
                 Ok(Renewal::Renewed(lease)) => {
                     entry.due = Some(Instant::now() + time_to_renew(&lease));
-                    (entry.lease, entry.trouble) = (Some(lease), None);
+                    (entry.lease, entry.trouble, entry.at) = (Some(lease), None, SystemTime::now());
                     settled.push(path);
                 }
                 Ok(Renewal::Over) => {}
@@ -418,6 +421,7 @@ impl Keeper {
             settled: self.outputs.iter().all(|output| output.done),
             troubles: self.troubles(),
             variables: variables.collect(),
+            told: Told::of(&self.outputs, &self.entries),
         };
         // Nobody listens any more once the stop has begun.
         let _ = self.desk.reports.send((self.desk.id, report)).await;

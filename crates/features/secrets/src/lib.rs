@@ -16,6 +16,7 @@ mod metrics;
 mod output;
 mod provider;
 mod template;
+mod told;
 mod vault;
 mod writer;
 

@@ -4,6 +4,7 @@
 //! Promise: what was good stays until something better is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use outrigger_config::{ConfigPath, Secret, Secrets as Section};
 use zeroize::Zeroizing;
@@ -81,6 +82,11 @@ pub(crate) struct Output {
     pub(crate) done: bool,
     /// Why it is not as it should be.
     pub(crate) trouble: Option<Error>,
+    /// The version of what it was last made from.
+    pub(crate) version: Option<u64>,
+    /// When it was last made, and when that last changed it.
+    pub(crate) rendered: Option<SystemTime>,
+    pub(crate) changed: Option<SystemTime>,
     /// A variable's value.
     pub(crate) value: Option<Secret>,
     metrics: OutputMetrics,
@@ -90,7 +96,18 @@ impl Output {
     pub(crate) fn new(spec: OutputSpec, metrics: &Metrics) -> Self {
         let template = spec.compile();
         let metrics = metrics.output(&spec.label());
-        Self { template, spec, used: BTreeMap::new(), done: false, trouble: None, value: None, metrics }
+        Self {
+            template,
+            spec,
+            used: BTreeMap::new(),
+            done: false,
+            trouble: None,
+            version: None,
+            rendered: None,
+            changed: None,
+            value: None,
+            metrics,
+        }
     }
 
     /// Whether it has to be made (again), given the revisions of the secrets that are known.
@@ -122,6 +139,11 @@ impl Output {
                 }
                 self.metrics.succeeded(written, version);
                 (self.used, self.done, self.trouble) = (used, true, None);
+                let now = Some(SystemTime::now());
+                (self.version, self.rendered) = (Some(version), now);
+                if written || self.changed.is_none() {
+                    self.changed = now;
+                }
             }
             Err(error) => self.fail(error),
         }

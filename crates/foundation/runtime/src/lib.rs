@@ -13,6 +13,7 @@ mod component;
 mod cpu;
 mod environment;
 mod handover;
+mod history;
 mod lifecycle;
 mod panics;
 pub mod process;

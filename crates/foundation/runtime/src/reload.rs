@@ -14,6 +14,7 @@ use outrigger_telemetry::{Counter, Gauge, Registry};
 use tokio::sync::watch;
 
 use crate::component::Component;
+use crate::history::{History, Refusal};
 use crate::panics::describe;
 use crate::supervisor::chain;
 
@@ -28,6 +29,7 @@ pub(crate) struct Reloader {
     results: [Counter; 3],
     successful: Gauge,
     generation: Gauge,
+    history: History,
 }
 
 /// What became of a reload.
@@ -39,7 +41,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",
             Self::Unchanged => "unchanged",
@@ -75,12 +77,18 @@ impl Reloader {
             results,
             successful,
             generation,
+            history: History::default(),
         }
     }
 
     /// The last good config, now and later.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Config>> {
         self.current.subscribe()
+    }
+
+    /// What became of the last reloads.
+    pub(crate) fn history(&self) -> History {
+        self.history.clone()
     }
 
     /// Reads the file again, and publishes it when it is good.
@@ -92,9 +100,13 @@ impl Reloader {
             }
             Ok(None) => {
                 tracing::info!(component = "runtime", path = %self.path.display(), "config read again, nothing changed");
+                self.history.unchanged();
                 Outcome::Unchanged
             }
-            Err(()) => Outcome::Refused,
+            Err(refusal) => {
+                self.history.refused(&refusal);
+                Outcome::Refused
+            }
         };
         self.results[outcome as usize].inc();
         self.successful.set(f64::from(u8::from(outcome != Outcome::Refused)));
@@ -102,10 +114,11 @@ impl Reloader {
     }
 
     /// The file's config when it is good and new; what is wrong is logged.
-    fn read(&self, components: &[Arc<dyn Component>]) -> Result<Option<Arc<Config>>, ()> {
+    fn read(&self, components: &[Arc<dyn Component>]) -> Result<Option<Arc<Config>>, Refusal> {
         let loaded = load(&self.path).map_err(|diagnostics| {
             report(&diagnostics);
             tracing::error!(component = "runtime", path = %self.path.display(), "config refused; the last good one stays");
+            Refusal::Config(diagnostics)
         })?;
         report(&loaded.warnings);
         let (old, new) = (Arc::clone(&self.current.borrow()), loaded.config);
@@ -114,17 +127,19 @@ impl Reloader {
         }
         if let Err((component, error)) = check(components, Some(&old), &new) {
             tracing::error!(component, error, "config refused by a component; the last good one stays");
-            return Err(());
+            return Err(Refusal::Component(component, error));
         }
         Ok(Some(Arc::new(new)))
     }
 
     fn publish(&self, config: Arc<Config>) {
         let old = Arc::clone(&self.current.borrow());
-        for change in diff(&old, &config) {
+        let changes = diff(&old, &config);
+        for change in &changes {
             tracing::info!(component = "runtime", %change, "config changed");
         }
-        for field in next_start_only(&self.started_with, &config) {
+        let next_start = next_start_only(&self.started_with, &config);
+        for field in &next_start {
             tracing::warn!(component = "runtime", field, "this change takes effect at the next start");
         }
         if old.telemetry.registry != config.telemetry.registry {
@@ -134,6 +149,7 @@ impl Reloader {
             self.log.apply(&config.telemetry.log);
         }
         self.generation.inc();
+        self.history.applied(self.generation.value() as u64, &changes, &next_start);
         self.current.send_replace(config);
         tracing::info!(component = "runtime", generation = self.generation.value(), "config applied");
     }

@@ -157,6 +157,8 @@ impl Process {
             health: health.clone(),
             registry: registry.clone(),
             config: reloader.subscribe(),
+            config_path: options.config_path.clone(),
+            history: reloader.history(),
             log,
             routes: admin.clone(),
             workers: workers.clone(),

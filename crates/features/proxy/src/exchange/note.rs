@@ -44,6 +44,9 @@ impl Exchange {
         let names = RequestNames { route: self.route_name(), cluster: self.cluster_name(), peer: self.peer_name() };
         let traced = self.end_trace(duration, code);
         local.metrics.request(key, &names, duration, traced.zip(self.at));
+        if let Some(flag) = self.reason.map(Reason::flag).filter(|flag| !flag.is_empty()) {
+            local.metrics.flag(key, &names, flag);
+        }
         if let Some(status) = self.grpc_status {
             local.metrics.grpc(key, &names, status);
         }

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use bao::{Bao, ROOT};
 use lender::Lender;
-use pillar::{Folder, Pillar, config, eventually, file, free_port, holds, local, parse, token};
+use pillar::{Folder, Pillar, config, eventually, file, free_port, holds, journal, local, parse, token};
 
 #[tokio::test]
 async fn secrets_of_openbao_reach_files_and_variables_and_follow_changes() {
@@ -349,6 +349,46 @@ fn templates_are_checked_before_anything_runs() {
 }
 
 #[tokio::test]
+async fn an_operator_is_told_ages_and_no_value() {
+    local(async {
+        let folder = Folder::new();
+        folder.replace("in/db.json", r#"{ "password": "told-s3cret", "next": "other-s3cret-path" }"#);
+        folder.replace("in/other-s3cret-path.json", r#"{ "key": "deep-s3cret" }"#);
+        let provider = format!("{{ name: folder, file: {{ directory: '{}' }} }}", folder.path("in").display());
+        let out = folder.path("out");
+        let template = r#"{{ with secret "db" }}{{ .Data.data.password }}{{ with secret .Data.data.next }}{{ .Data.data.key }}{{ end }}{{ end }}"#;
+        let pillar = Pillar::start(&config(&provider, &[file(&out, template)]));
+        pillar.is("ready", &[]).await;
+        holds(&out, "told-s3cretdeep-s3cret").await;
+        let told = pillar.told();
+        let provider = &told["providers"][0];
+        assert_eq!((&provider["name"], &provider["kind"], &provider["settled"]), (&json!("folder"), &json!("file"), &json!(true)));
+        let output = &provider["outputs"][0];
+        assert_eq!((&output["name"], &output["done"], &output["version"]), (&json!(out), &json!(true), &json!(1)));
+        let changed = output["changedAt"].as_f64().unwrap();
+        let paths = provider["paths"].as_array().unwrap();
+        let shown: Vec<_> = paths.iter().map(|path| &path["path"]).collect();
+        assert_eq!(shown, [&json!("db"), &json!(null)], "a path that a template made is not told: {told:#}");
+        assert_eq!(paths[0]["usedBy"], json!([out]));
+        assert!(!told.to_string().contains("s3cret"), "{told:#}");
+
+        folder.replace("in/db.json", r#"{ "password": "new-s3cret", "next": "other-s3cret-path" }"#);
+        eventually("the new version is told", async || pillar.told()["providers"][0]["outputs"][0]["version"] == 2).await;
+        assert!(pillar.told()["providers"][0]["outputs"][0]["changedAt"].as_f64().unwrap() > changed);
+        folder.replace("in/db.json", "{ broken");
+        eventually("what is wrong is told", async || {
+            let output = pillar.told()["providers"][0]["outputs"][0].clone();
+            output["done"] == true && pillar.told()["providers"][0]["troubles"].as_array().is_some_and(|all| !all.is_empty())
+        })
+        .await;
+        assert!(!pillar.told().to_string().contains("s3cret"), "{:#}", pillar.told());
+        pillar.stop().await;
+        assert!(!journal().lock().unwrap().contains("told-s3cret"));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn leases_are_renewed_replaced_and_given_back() {
     local(async {
         let (lender, folder) = (Lender::start(), Folder::new());
@@ -370,6 +410,9 @@ async fn leases_are_renewed_replaced_and_given_back() {
         let reads = lender.count("GET /v1/database");
         eventually("the lease is renewed", async || lender.count("leases/renew") >= 2).await;
         assert_eq!(lender.count("GET /v1/database"), reads, "renewed, not read again");
+        let path = pillar.told()["providers"][0]["paths"][0].clone();
+        let (ends, read) = (path["lease"]["endsAt"].as_f64().unwrap(), path["readAt"].as_f64().unwrap());
+        assert!(ends > read && path["lease"]["renewable"].is_boolean(), "{path:#}");
         eventually("a lease near its end is replaced", async || lender.count("GET /v1/database") > reads).await;
         eventually("the file follows", async || {
             fs::read_to_string(&out).is_ok_and(|user| user == format!("user-{}", lender.count("GET /v1/database")))

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use outrigger_config::Config;
 use outrigger_http::Resolver;
-use outrigger_runtime::{AppEnvironment, BoxError, Component, Context, Standalone};
+use outrigger_runtime::{AdminRequest, AppEnvironment, BoxError, Component, Context, Standalone};
 use outrigger_secrets::SecretsComponent;
 use outrigger_telemetry::{Format, Registry};
+use serde_json::Value as Json;
 use tempfile::TempDir;
 use tokio::task::{JoinHandle, LocalSet};
 use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
@@ -73,11 +75,20 @@ impl Pillar {
 
     /// Nothing that can be seen from outside holds one of these.
     pub(crate) fn leaks_none_of(&self, secrets: &[&str]) {
-        let seen = format!("{:?}\n{}\n{}", self.outside.status(), self.metrics(), journal().lock().unwrap());
+        let told = self.told();
+        let seen = format!("{:?}\n{}\n{told}\n{}", self.outside.status(), self.metrics(), journal().lock().unwrap());
         assert!(seen.contains("outrigger_secret_version"), "there is something to look through");
         for secret in secrets {
             assert!(!seen.contains(secret), "{secret} leaks: {:?}", seen.lines().find(|line| line.contains(secret)));
         }
+    }
+
+    /// What `GET /secrets` says.
+    pub(crate) fn told(&self) -> Json {
+        let request = AdminRequest { query: String::new(), headers: http::HeaderMap::new() };
+        let handler = self.outside.admin.handler("/secrets").expect("it is registered");
+        let answer = handler(request).now_or_never().expect("it is at hand");
+        serde_json::from_slice(&answer.into_body().whole().unwrap()).unwrap()
     }
 
     pub(crate) async fn stop(self) {

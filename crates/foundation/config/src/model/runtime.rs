@@ -66,6 +66,8 @@ pub struct Admin {
     pub listen: ListenAddress,
     /// The health port for the kubelet, reachable from outside the pod: `/livez`, `/readyz`, `/startupz`. Takes effect at the next start.
     pub health: ListenAddress,
+    /// A page for browsers at the admin API, under `/ui/`: `kubectl port-forward POD 15000`, then `http://localhost:15000`. It costs nothing while nobody looks.
+    pub page: bool,
 }
 
 impl Default for Admin {
@@ -73,6 +75,7 @@ impl Default for Admin {
         Self {
             listen: ListenAddress::Ip(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))),
             health: ListenAddress::Ip(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15021))),
+            page: true,
         }
     }
 }

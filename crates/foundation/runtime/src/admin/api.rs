@@ -4,6 +4,7 @@
 //! table, so that the index, the `Allow` header and the dispatch cannot disagree.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +18,8 @@ use serde_json::json;
 use tokio::sync::{Notify, watch};
 
 use super::health::{Health, entry_json, table, timestamp};
-use super::routes::{AdminRequest, AdminResponse, AdminRoutes};
+use super::routes::{AdminRequest, AdminResponse, AdminRoutes, PAGE};
+use crate::history::History;
 
 /// Time for a feature's handler.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,6 +29,8 @@ pub(crate) struct Api {
     pub(crate) health: Health,
     pub(crate) registry: Registry,
     pub(crate) config: watch::Receiver<Arc<Config>>,
+    pub(crate) config_path: PathBuf,
+    pub(crate) history: History,
     pub(crate) log: LogControl,
     pub(crate) routes: AdminRoutes,
     pub(crate) workers: crate::workers::Workers,
@@ -38,9 +42,10 @@ pub(crate) struct Api {
 }
 
 /// The built-in endpoints: path, methods, description.
-const ENDPOINTS: [(&str, &[&str], &str); 10] = [
-    ("/", &["GET"], "this index"),
+const ENDPOINTS: [(&str, &[&str], &str); 11] = [
+    ("/", &["GET"], "this index; browsers are led to the page"),
     ("/config", &["GET"], "the effective config, secrets masked; YAML, or JSON by Accept"),
+    ("/config/reloads", &["GET"], "the last reloads: what each changed, or why it was refused, as JSON"),
     ("/debug/tasks", &["GET"], "components, worker threads and their tasks"),
     ("/livez", &["GET"], "whether every thread answers; ?verbose"),
     ("/log-level", &["GET", "PUT", "POST"], "the level of our own log; PUT with ?level= or the level as body"),
@@ -70,6 +75,7 @@ impl Api {
         match (path.as_str(), added) {
             ("/", _) => self.index(&request),
             ("/config", _) => self.config(&request),
+            ("/config/reloads", _) => AdminRoutes::json(&self.history.tell(&self.config_path)),
             ("/debug/tasks", _) => self.tasks(&request),
             ("/log-level", _) if method == Method::GET => self.log_level(&request),
             ("/log-level", _) => self.set_log_level(&request, &body),
@@ -103,12 +109,17 @@ impl Api {
     }
 
     fn index(&self, request: &AdminRequest) -> AdminResponse {
+        // People come with a browser; curl asks for anything.
+        if request.accepts("text/html") && self.routes.handler(PAGE).is_some() {
+            return to_the_page();
+        }
         let mut all: Vec<(String, String, String)> = ENDPOINTS
             .iter()
             .map(|(path, methods, what)| ((*path).to_owned(), methods.join("|"), (*what).to_owned()))
             .collect();
         let added =
             self.routes.index().into_iter().filter(|(path, _)| !ENDPOINTS.iter().any(|(known, ..)| known == path));
+        let added = added.filter(|(_, what)| !what.is_empty());
         all.extend(added.map(|(path, what)| (path, "GET".to_owned(), what)));
         all.sort();
         if request.wants_json() {
@@ -201,6 +212,8 @@ impl Api {
             return AdminRoutes::json(&json!({
                 "uptimeSeconds": uptime.as_secs_f64(),
                 "startedAt": timestamp(self.begun_at),
+                "ready": self.health.is_ready(),
+                "status": self.health.summary("ready", self.health.is_ready()),
                 "main": { "runtimeTasks": main.num_alive_tasks(), "queued": main.global_queue_depth() },
                 "workers": workers.collect::<serde_json::Value>(),
                 "components": components.collect::<serde_json::Value>(),
@@ -221,6 +234,13 @@ impl Api {
         }
         AdminRoutes::text(StatusCode::OK, text)
     }
+}
+
+/// Relative, so that it is right behind a proxy that puts something in front of our paths.
+fn to_the_page() -> AdminResponse {
+    let mut response = AdminRoutes::text(StatusCode::TEMPORARY_REDIRECT, "the page is at ui/\n");
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("ui/"));
+    response
 }
 
 fn method_not_allowed(allowed: &[&str]) -> AdminResponse {

@@ -140,7 +140,7 @@ impl Health {
     }
 
     /// One line: `ok`, or which components are not ready.
-    fn summary(&self, word: &str, well: bool) -> String {
+    pub(super) fn summary(&self, word: &str, well: bool) -> String {
         if well {
             return "ok".to_owned();
         }
@@ -206,7 +206,7 @@ fn reason(entry: &Entry) -> String {
     }
 }
 
-pub(super) fn timestamp(at: SystemTime) -> String {
+pub(crate) fn timestamp(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     let whole = at.replace_nanosecond(0).unwrap_or(at);
     whole.format(&Rfc3339).unwrap_or_default()

@@ -13,5 +13,5 @@ mod server;
 pub use routes::{AdminBody, AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes, AdminStream};
 
 pub(crate) use api::Api;
-pub(crate) use health::{Health, Stage};
+pub(crate) use health::{Health, Stage, timestamp};
 pub(crate) use server::{BindError, Endpoint, Servers};

@@ -2,7 +2,7 @@
 //!
 //! In: a path, a line that describes it, and a handler. Out: a guard that takes the
 //! endpoint away again. Promise: features can only add `GET`s, and cannot hide a
-//! built-in endpoint; answers must hold no secret.
+//! built-in endpoint; answers must hold no secret, and are kept by no cache unless they say so.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +13,9 @@ use http::{HeaderMap, StatusCode, header};
 use parking_lot::Mutex;
 
 use crate::component::BoxFuture;
+
+/// Where browsers are led to, when a feature answers there.
+pub(crate) const PAGE: &str = "/ui/";
 
 /// What a handler sees of a request.
 #[derive(Debug, Clone)]
@@ -34,8 +37,13 @@ impl AdminRequest {
 
     /// Whether the client asks for JSON.
     pub fn wants_json(&self) -> bool {
+        self.accepts("application/json")
+    }
+
+    /// Whether the client names this type as one that it takes.
+    pub(crate) fn accepts(&self, kind: &str) -> bool {
         let accept = self.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-        accept.is_some_and(|accept| accept.contains("application/json"))
+        accept.is_some_and(|accept| accept.contains(kind))
     }
 }
 
@@ -89,7 +97,8 @@ impl AdminRoutes {
         Self::default()
     }
 
-    /// Adds `GET path`; a second registration of a path replaces the first. The endpoint goes with the guard.
+    /// Adds `GET path`; a second registration of a path replaces the first. The endpoint goes with the guard. One without
+    /// a description is not in the index.
     pub fn register<F>(&self, path: impl Into<String>, description: impl Into<String>, handler: F) -> AdminRoute
     where
         F: Fn(AdminRequest) -> BoxFuture<'static, AdminResponse> + Send + Sync + 'static,

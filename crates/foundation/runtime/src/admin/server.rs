@@ -300,7 +300,7 @@ fn finish(response: AdminResponse, foreign: bool, closing: &Closing) -> Response
             }
         },
     };
-    head.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    head.headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     head.headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Response::from_parts(head, body)
 }
