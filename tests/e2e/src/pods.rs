@@ -61,7 +61,11 @@ pub struct Pod {
 }
 
 impl Namespace {
-    fn new(kind: &str) -> Self {
+    /// A namespace with nothing but loopback in it.
+    ///
+    /// # Panics
+    /// When it cannot be made: only root can.
+    pub fn new(kind: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{kind}", std::process::id());

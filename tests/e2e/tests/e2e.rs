@@ -41,6 +41,8 @@ mod intercept;
 mod metrics;
 #[path = "e2e/openssl.rs"]
 mod openssl;
+#[path = "e2e/page.rs"]
+mod page;
 #[path = "e2e/published.rs"]
 mod published;
 #[path = "e2e/rate_limit.rs"]
