@@ -113,7 +113,9 @@ function path(points, value, x, y) {
       before = null;
       continue;
     }
-    text += `${before !== null && point.t - before < GAP_MS ? "L" : "M"}${x(point.t).toFixed(1)} ${y(it).toFixed(1)}`;
+    const joins = before !== null && point.t - before < GAP_MS;
+    // A point without neighbours is a dot.
+    text += `${joins ? "L" : "M"}${x(point.t).toFixed(1)} ${y(it).toFixed(1)}${joins ? "" : "h.01"}`;
     before = point.t;
   }
   return text;
