@@ -10,7 +10,7 @@ use super::network::Network;
 use super::{Cluster, Extent, output, start};
 use crate::args::Args;
 use crate::command::cargo;
-use crate::{image, setup, ui};
+use crate::{image, setup, test, ui};
 
 pub(crate) const USAGE: &str = "cargo xtask cluster up|down|status|env|load|test|pod-start [ARGUMENTS]
 
@@ -107,6 +107,7 @@ pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<S
                 // Most of the time they wait for pods.
                 .args(["--test-threads", "6"])
                 .args(arguments)
+                .env("OUTRIGGER_BIN", test::executable(variant.profile()))
                 .env("OUTRIGGER_IMAGE", image::name(variant))
                 .run()
         })
