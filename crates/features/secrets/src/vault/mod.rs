@@ -86,7 +86,9 @@ impl Vault {
     /// Whether another token can be had than the one we hold.
     pub(crate) fn can_log_in_again(&self) -> bool {
         let auth = &self.config.auth;
-        auth.app_role.is_some() || auth.token.as_ref().is_some_and(|token| token.file.is_some())
+        auth.app_role.is_some()
+            || auth.kubernetes.is_some()
+            || auth.token.as_ref().is_some_and(|token| token.file.is_some())
     }
 
     /// Forgets a token that Vault does not accept any more.

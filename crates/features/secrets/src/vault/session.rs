@@ -1,6 +1,6 @@
 //! Our token: where it comes from, how it is kept alive, how it ends.
 //!
-//! In: a token given to us, or an AppRole to log in with. Out: a session. Promise: it is
+//! In: a token given to us, or an AppRole or service account to log in with. Out: a session. Promise: it is
 //! renewed at about two thirds of its life; a token that was issued to us is revoked at the
 //! end, one that was given to us is not.
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
-use outrigger_config::{AppRoleAuth, Secret, VaultProvider};
+use outrigger_config::{Secret, VaultProvider};
 use serde_json::json;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -43,13 +43,36 @@ enum Life {
 
 /// Takes the given token, or logs in.
 pub(super) async fn begin(client: &VaultClient, config: &VaultProvider) -> Result<Session, Error> {
-    match &config.auth.app_role {
-        Some(role) => log_in(client, role).await,
-        None => {
-            let life = Life::Unknown { since: Instant::now() };
-            Ok(Session { token: given_token(config)?, revocable: false, life })
-        }
+    if let Some(login) = credentials(config)? {
+        return log_in(client, login).await;
     }
+    let life = Life::Unknown { since: Instant::now() };
+    Ok(Session { token: given_token(config)?, revocable: false, life })
+}
+
+/// What is shown to an auth method.
+struct Credentials<'a> {
+    method: &'static str,
+    mount: &'a str,
+    body: serde_json::Value,
+    /// What to look at when they are refused.
+    check: String,
+}
+
+/// Those of the config; `None` when it has a token.
+fn credentials(config: &VaultProvider) -> Result<Option<Credentials<'_>>, Error> {
+    let auth = &config.auth;
+    if let Some(role) = &auth.app_role {
+        let secret_id = read_credential("the AppRole secret ID file", &role.secret_id_file)?;
+        let body = json!({ "role_id": role.role_id, "secret_id": secret_id.expose() });
+        let check = format!("`roleId` and {}", role.secret_id_file.display());
+        return Ok(Some(Credentials { method: "AppRole", mount: &role.mount, body, check }));
+    }
+    let Some(account) = &auth.kubernetes else { return Ok(None) };
+    let token = read_credential("the service account's token file", &account.token_file)?;
+    let body = json!({ "role": account.role, "jwt": token.expose() });
+    let check = format!("that the role `{}` takes the pod's namespace and service account", account.role);
+    Ok(Some(Credentials { method: "Kubernetes", mount: &account.mount, body, check }))
 }
 
 /// The token of the config, or of the file it names.
@@ -62,10 +85,9 @@ pub(super) fn given_token(config: &VaultProvider) -> Result<Secret, Error> {
     read_credential("the Vault token file", path)
 }
 
-async fn log_in(client: &VaultClient, role: &AppRoleAuth) -> Result<Session, Error> {
-    let secret_id = read_credential("the AppRole secret ID file", &role.secret_id_file)?;
-    let path = format!("auth/{}/login", role.mount.trim_matches('/'));
-    let body = json!({ "role_id": role.role_id, "secret_id": secret_id.expose() });
+async fn log_in(client: &VaultClient, login: Credentials<'_>) -> Result<Session, Error> {
+    let Credentials { method, mount, body, check } = login;
+    let path = format!("auth/{}/login", mount.trim_matches('/'));
     let call = Call { operation: "login", method: Method::POST, path: &path, token: None, body: Some(body) };
     let answer = client.call(call).await?;
     let words = answer.words();
@@ -75,9 +97,8 @@ async fn log_in(client: &VaultClient, role: &AppRoleAuth) -> Result<Session, Err
         }
         (200, None) => Err(client.refused(format!("answers the login at `{path}` without a token"))),
         (400 | 403, _) => Err(client.refused(format!(
-            "does not accept the AppRole login at `{path}` ({}){words}; check `roleId` and {}",
-            answer.status,
-            role.secret_id_file.display()
+            "does not accept the {method} login at `{path}` ({}){words}; check {check}",
+            answer.status
         ))),
         (404, _) => Err(client.refused(format!("has no auth method at `{path}` (404); check `mount`{words}"))),
         (status, _) => Err(client.refused(format!("answers {status} to the login at `{path}`{words}"))),

@@ -100,7 +100,12 @@ fn vault_rules(vault: &VaultProvider, at: &ConfigPath, judge: &mut Judge<'_>) {
         );
     }
     let auth = at.key("auth");
-    judge.exactly_one(&auth, &[("token", vault.auth.token.is_some()), ("appRole", vault.auth.app_role.is_some())]);
+    let methods = [
+        ("token", vault.auth.token.is_some()),
+        ("appRole", vault.auth.app_role.is_some()),
+        ("kubernetes", vault.auth.kubernetes.is_some()),
+    ];
+    judge.exactly_one(&auth, &methods);
     if let Some(token) = &vault.auth.token {
         let at = auth.key("token");
         judge.exactly_one(&at, &[("file", token.file.is_some()), ("value", token.value.is_some())]);
@@ -112,12 +117,18 @@ fn vault_rules(vault: &VaultProvider, at: &ConfigPath, judge: &mut Judge<'_>) {
             judge.report(problem.help("use `file`, or take it from the environment: `${VAULT_TOKEN}`").warning());
         }
     }
-    if let Some(role) = &vault.auth.app_role {
-        for (key, value) in [("roleId", &role.role_id), ("mount", &role.mount)] {
-            if value.trim_matches('/').trim().is_empty() {
-                judge.error("value", &auth.key("appRole").key(key), format!("`{key}` is empty"), "give it a value");
-            }
+    let not_empty = |judge: &mut Judge<'_>, method: &str, key: &str, value: &str| {
+        if value.trim_matches('/').trim().is_empty() {
+            judge.error("value", &auth.key(method).key(key), format!("`{key}` is empty"), "give it a value");
         }
+    };
+    if let Some(role) = &vault.auth.app_role {
+        not_empty(judge, "appRole", "roleId", &role.role_id);
+        not_empty(judge, "appRole", "mount", &role.mount);
+    }
+    if let Some(account) = &vault.auth.kubernetes {
+        not_empty(judge, "kubernetes", "role", &account.role);
+        not_empty(judge, "kubernetes", "mount", &account.mount);
     }
 }
 

@@ -77,7 +77,7 @@ fn default_refresh() -> Duration {
     Duration::from_secs(300)
 }
 
-/// How we log in to Vault. Exactly one method: `token` or `appRole`.
+/// How we log in to Vault. Exactly one method: `token`, `appRole` or `kubernetes`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct VaultAuth {
@@ -87,6 +87,9 @@ pub struct VaultAuth {
     /// AppRole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_role: Option<AppRoleAuth>,
+    /// The pod's service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesAuth>,
 }
 
 /// A token that exists already. Exactly one of `file` and `value`.
@@ -118,6 +121,29 @@ pub struct AppRoleAuth {
 
 fn default_approle_mount() -> String {
     "approle".to_owned()
+}
+
+/// The pod's service account, by the Kubernetes auth method.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesAuth {
+    /// The role at Vault.
+    pub role: String,
+    /// The service account's token; read again at each login, for Kubernetes renews it.
+    #[serde(default = "default_service_account_token")]
+    #[schemars(extend("format" = "path"))]
+    pub token_file: PathBuf,
+    /// Where the method is mounted.
+    #[serde(default = "default_kubernetes_mount")]
+    pub mount: String,
+}
+
+fn default_service_account_token() -> PathBuf {
+    PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/token")
+}
+
+fn default_kubernetes_mount() -> String {
+    "kubernetes".to_owned()
 }
 
 /// A file to write.
