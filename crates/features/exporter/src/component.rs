@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::{Config, Metrics, Statsd};
+use outrigger_http::Resolver;
 use outrigger_runtime::{Backoff, BoxError, BoxFuture, Component, Context, SocketError, StopPhase};
 use outrigger_telemetry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::merge::Targets;
 use crate::scrape;
 use crate::statsd::{Receiver, Series};
 
@@ -26,16 +28,16 @@ const SWEEP: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The component `metrics`.
-#[derive(Default)]
 pub struct MetricsComponent {
+    resolver: Resolver,
     /// What StatsD has told so far; it outlives a failed run.
     series: Mutex<Option<Arc<Mutex<Series>>>>,
 }
 
 impl MetricsComponent {
     /// A component that is not running yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(resolver: Resolver) -> Self {
+        Self { resolver, series: Mutex::default() }
     }
 
     fn series(&self, registry: &Registry) -> Arc<Mutex<Series>> {
@@ -60,7 +62,7 @@ impl Component for MetricsComponent {
     fn run(&self, ctx: Context) -> BoxFuture<'_, Result<(), BoxError>> {
         let series = self.series(&ctx.registry);
         Box::pin(async move {
-            let mut exporter = Exporter::bind(ctx, series)?;
+            let mut exporter = Exporter::bind(ctx, series, self.resolver.clone())?;
             exporter.serve().await;
             exporter.stop().await;
             Ok(())
@@ -73,6 +75,9 @@ struct Exporter {
     ctx: Context,
     /// The address asked for, and the socket; `None` only when a reload left no way back.
     scrapes: Option<(SocketAddr, TcpListener)>,
+    /// The application's own metrics, asked for at each scrape.
+    targets: Arc<Targets>,
+    resolver: Resolver,
     connections: JoinSet<()>,
     statsd: Option<Receiver>,
     series: Arc<Mutex<Series>>,
@@ -82,7 +87,7 @@ struct Exporter {
 }
 
 impl Exporter {
-    fn bind(ctx: Context, series: Arc<Mutex<Series>>) -> Result<Self, BoxError> {
+    fn bind(ctx: Context, series: Arc<Mutex<Series>>, resolver: Resolver) -> Result<Self, BoxError> {
         let config = ctx.config.borrow().metrics.clone().unwrap_or_default();
         let scrapes = Some(bind_scrapes(&ctx, config.listen)?);
         let statsd = config.statsd.as_ref().map(|statsd| Receiver::bind(&ctx, statsd)).transpose()?;
@@ -94,7 +99,8 @@ impl Exporter {
         }
         ctx.status.ready();
         let backoff = ctx.backoff.start();
-        Ok(Self { ctx, scrapes, connections: JoinSet::new(), statsd, series, retry: None, backoff })
+        let targets = Arc::new(Targets::new(&config.scrape, &ctx.registry, &resolver));
+        Ok(Self { ctx, scrapes, targets, resolver, connections: JoinSet::new(), statsd, series, retry: None, backoff })
     }
 
     /// Serves until the stop is requested.
@@ -146,6 +152,9 @@ impl Exporter {
     fn reconcile(&mut self) {
         let config = Arc::clone(&self.ctx.config.borrow_and_update());
         let metrics = config.metrics.clone().unwrap_or_default();
+        if !self.targets.is_of(&metrics.scrape) {
+            self.targets = Arc::new(Targets::new(&metrics.scrape, &self.ctx.registry, &self.resolver));
+        }
         let problems: Vec<String> = [self.reconcile_scrapes(&metrics), self.reconcile_statsd(&metrics, &config)]
             .into_iter()
             .filter_map(|result| result.err().map(|error| error.to_string()))
@@ -192,7 +201,12 @@ impl Exporter {
     }
 
     fn serve_scrapes(&mut self, stream: TcpStream) {
-        self.connections.spawn(scrape::serve(stream, self.ctx.registry.clone(), self.ctx.stop.clone()));
+        self.connections.spawn(scrape::serve(
+            stream,
+            self.ctx.registry.clone(),
+            Arc::clone(&self.targets),
+            self.ctx.stop.clone(),
+        ));
     }
 
     fn reconcile_statsd(&mut self, metrics: &Metrics, config: &Config) -> Result<(), SocketError> {

@@ -5,6 +5,7 @@
 //! none of which lives for ever, however slowly its peer sends or reads.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_runtime::Stop;
 use outrigger_telemetry::{Format, Registry};
 use tokio::net::TcpStream;
+
+use crate::merge::Targets;
 
 /// Open connections; more wait in the kernel's backlog. A Prometheus pair needs two.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
@@ -41,10 +44,13 @@ const INDEX: &str =
     "<!doctype html><title>Outrigger</title><h1>Outrigger</h1><p><a href=\"/metrics\">Metrics</a></p>\n";
 
 /// Serves one connection until its peer closes it, it is too old, or the stop is requested.
-pub(crate) async fn serve(stream: TcpStream, registry: Registry, stop: Stop) {
+pub(crate) async fn serve(stream: TcpStream, registry: Registry, targets: Arc<Targets>, stop: Stop) {
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let response = respond(&registry, request.method(), request.uri().path(), request.headers());
-        async move { Ok::<_, Infallible>(response) }
+        let (registry, targets) = (registry.clone(), Arc::clone(&targets));
+        async move {
+            let (head, _) = request.into_parts();
+            Ok::<_, Infallible>(respond(&registry, &targets, &head.method, head.uri.path(), &head.headers).await)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -90,7 +96,13 @@ where
     }
 }
 
-fn respond(registry: &Registry, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
+async fn respond(
+    registry: &Registry,
+    targets: &Targets,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Response<Full<Bytes>> {
     if !matches!(path, "/" | "/metrics") {
         return plain(StatusCode::NOT_FOUND, "not found; the metrics are at /metrics\n");
     }
@@ -102,6 +114,10 @@ fn respond(registry: &Registry, method: &Method, path: &str, headers: &HeaderMap
     }
     if path == "/" {
         return answer(StatusCode::OK, "text/html; charset=utf-8", INDEX);
+    }
+    if !targets.is_empty() {
+        let body = targets.merged(registry).await;
+        return answer(StatusCode::OK, Format::Text.content_type(), body);
     }
     let accept = accepted(headers);
     let format = Format::negotiate(accept.as_deref());
@@ -143,7 +159,7 @@ mod tests {
         if let Some(accept) = accept {
             headers.insert(ACCEPT, http::HeaderValue::from_static(accept));
         }
-        let response = respond(&registry(), &method, path, &headers);
+        let response = respond(&registry(), &Targets::default(), &method, path, &headers).await;
         let kind = response.headers()[CONTENT_TYPE].to_str().unwrap().to_owned();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outrigger_config::{Config, Metrics, Statsd};
+use outrigger_config::{Config, Metrics, ScrapeTarget, Statsd};
 use outrigger_exporter::MetricsComponent;
+use outrigger_http::Resolver;
 use outrigger_runtime::{BoxError, Component, Context, Standalone};
 use outrigger_telemetry::{Format, Registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,12 +27,14 @@ impl Exporter {
             metrics: Some(Metrics {
                 listen: free_tcp(),
                 statsd: Some(Statsd { listen: free_udp(), ..Statsd::default() }),
+                scrape: Vec::new(),
             }),
             ..Config::default()
         };
         let (context, outside) = Context::standalone(config.clone(), 0);
         let registry = context.registry.clone();
-        let task = tokio::task::spawn_local(async move { MetricsComponent::new().run(context).await });
+        let task =
+            tokio::task::spawn_local(async move { MetricsComponent::new(Resolver::from_system()).run(context).await });
         let mut exporter = Self { outside, registry, config, task };
         exporter.outside.ready().await;
         exporter
@@ -230,4 +233,45 @@ async fn idle_connections_do_not_hold_up_the_stop() {
         assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?}", begun.elapsed());
     })
     .await;
+}
+
+/// An application that answers each request with what `text` holds at that time.
+async fn application(listener: tokio::net::TcpListener, text: Arc<std::sync::Mutex<&'static str>>) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else { return };
+        let mut head = [0; 2048];
+        let _ = stream.read(&mut head).await;
+        let body = *text.lock().expect("nobody panicked");
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+}
+
+#[tokio::test]
+async fn metrics_of_the_application_are_served_with_ours() {
+    LocalSet::new()
+        .run_until(async {
+            let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
+            let address = listener.local_addr().expect("it is bound");
+            let text = Arc::new(std::sync::Mutex::new("# TYPE orders_total counter\norders_total{kind=\"a\"} 7\n"));
+            let application = tokio::task::spawn_local(application(listener, Arc::clone(&text)));
+            let mut exporter = Exporter::start().await;
+            exporter.metrics().scrape = vec![ScrapeTarget {
+                name: "app".parse().expect("a name"),
+                url: format!("http://{address}/metrics"),
+                timeout: outrigger_config::Duration::from_secs(10),
+                max_bytes: outrigger_config::ByteSize::mib(1),
+            }];
+            exporter.reload();
+            exporter.wait_for("orders_total{kind=\"a\"} 7").await;
+            exporter.wait_for("outrigger_scrape_target_up{target=\"app\"} 1").await;
+            // What is no exposition text is left out, and ours stays.
+            *text.lock().expect("nobody panicked") = "<html>";
+            exporter.wait_for("outrigger_scrape_target_up{target=\"app\"} 0").await;
+            assert!(!exporter.get("/metrics").await.expect("it answers").contains("<html>"));
+            *text.lock().expect("nobody panicked") = "back 1\n";
+            exporter.wait_for("back 1").await;
+            application.abort();
+        })
+        .await;
 }

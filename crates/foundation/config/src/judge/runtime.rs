@@ -11,6 +11,7 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     tracing(config, judge);
     identity(config, judge);
     statsd(config, judge);
+    scrape(config, judge);
 }
 
 fn runtime(config: &Config, judge: &mut Judge<'_>) {
@@ -105,6 +106,23 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
                 message,
                 "name the lists in `crl`, or remove `crlRequired`",
             );
+        }
+    }
+}
+
+fn scrape(config: &Config, judge: &mut Judge<'_>) {
+    let at = ConfigPath::from("metrics.scrape");
+    let targets = config.metrics.iter().flat_map(|metrics| &metrics.scrape).enumerate();
+    judge.unique(
+        "scrape target",
+        "give each a name of its own",
+        targets.clone().map(|(index, target)| (at.index(index).key("name"), &target.name)),
+    );
+    for (index, target) in targets {
+        judge.not_zero(&at.index(index).key("timeout"), target.timeout);
+        if target.max_bytes.0 == 0 {
+            let message = "`maxBytes` must not be empty";
+            judge.error("value", &at.index(index).key("maxBytes"), message, "write a size such as `4MiB`");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Duration};
+use crate::{ByteSize, Duration, Name};
 
 /// The exporter: the application's metrics, gathered and exposed beside our own.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -17,12 +17,42 @@ pub struct Metrics {
     /// Takes StatsD datagrams from the application.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub statsd: Option<Statsd>,
+    /// Metrics that the application serves itself: fetched at each scrape, and served together with ours, as text 0.0.4.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub scrape: Vec<ScrapeTarget>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15020)), statsd: None }
+        Self { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15020)), statsd: None, scrape: Vec::new() }
     }
+}
+
+/// Metrics that the application serves itself. While they cannot be had, `outrigger_scrape_target_up` is 0 and ours are
+/// served alone; a family that both have is the application's.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScrapeTarget {
+    /// Unique among targets; the label `target` of `outrigger_scrape_target_up`.
+    pub name: Name,
+    /// Where they are, such as `http://127.0.0.1:8080/metrics`.
+    #[schemars(extend("format" = "http-url"))]
+    pub url: String,
+    /// Time for one answer; keep it below Prometheus' `scrape_timeout`.
+    #[serde(default = "default_scrape_timeout")]
+    pub timeout: Duration,
+    /// An answer with more bytes is not taken.
+    #[serde(default = "default_scrape_limit")]
+    pub max_bytes: ByteSize,
+}
+
+fn default_scrape_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn default_scrape_limit() -> ByteSize {
+    ByteSize::mib(4)
 }
 
 /// A StatsD listener: counters, gauges and timers, with DogStatsD tags.
