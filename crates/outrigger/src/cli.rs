@@ -12,6 +12,7 @@ use crate::connections::{self, ConnectionsArgs};
 use crate::expect::{self, TestArgs};
 use crate::explain::{self, ExplainArgs};
 use crate::init::{self, InitArgs};
+use crate::inject::{self, InjectArgs, UninjectArgs};
 use crate::output;
 use crate::shop::ShopArgs;
 use crate::tables::TableArgs;
@@ -58,6 +59,12 @@ pub(crate) enum Command {
     /// Wait until a running Outrigger is ready: the barrier before the application
     #[command(after_help = wait::HELP)]
     Wait(WaitArgs),
+    /// Put the sidecar into manifests: `inject -f FILE|-`; needs no cluster
+    #[command(after_help = inject::HELP)]
+    Inject(InjectArgs),
+    /// Take the sidecar out of manifests again
+    #[command(after_help = inject::UNINJECT_HELP)]
+    Uninject(UninjectArgs),
     /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
     #[command(after_help = KEEPER_HELP)]
     Keeper(KeeperArgs),

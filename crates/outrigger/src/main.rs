@@ -12,6 +12,7 @@ mod demo;
 mod expect;
 mod explain;
 mod init;
+mod inject;
 mod keeper;
 mod output;
 mod privileges;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Init(args) => init::init(&args),
         Command::Wait(args) => wait::wait(&args),
+        Command::Inject(args) => inject::inject(&args),
+        Command::Uninject(args) => inject::uninject(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Tap(args) => tap::tap(&args),
         Command::Explain(args) => explain::run(&args),

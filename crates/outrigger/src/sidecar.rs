@@ -46,8 +46,9 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
         Box::new(outrigger_secrets::SecretsComponent::new(resolver.clone())),
-        Box::new(outrigger_exporter::MetricsComponent::new()),
+        Box::new(outrigger_exporter::MetricsComponent::new(resolver.clone())),
         Box::new(outrigger_traces::TracesComponent::new(spans.clone(), resolver.clone())),
+        Box::new(outrigger_probes::ProbesComponent::from_environment(resolver.clone())),
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone())),
         Box::new(outrigger_page::PageComponent),
     ];

@@ -5,6 +5,8 @@
 
 #[path = "cluster/api.rs"]
 mod api;
+#[path = "cluster/injected.rs"]
+mod injected;
 #[path = "cluster/manifest.rs"]
 mod manifest;
 #[path = "cluster/pods.rs"]

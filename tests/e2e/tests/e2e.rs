@@ -35,6 +35,8 @@ mod handover;
 mod harness;
 #[path = "e2e/http2.rs"]
 mod http2;
+#[path = "e2e/inject.rs"]
+mod inject;
 #[path = "e2e/intercept.rs"]
 mod intercept;
 #[path = "e2e/metrics.rs"]

@@ -24,6 +24,9 @@ use crate::history::History;
 /// Time for a feature's handler.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Endpoints below it are on the health port, too: the application's probes.
+const APPLICATION: &str = "/app-health/";
+
 /// Everything the admin API shows and moves.
 pub(crate) struct Api {
     pub(crate) health: Health,
@@ -97,6 +100,14 @@ impl Api {
     pub(super) async fn answer_probe(&self, head: Parts) -> AdminResponse {
         let query = head.uri.query().unwrap_or_default().to_owned();
         let request = AdminRequest { query, headers: head.headers };
+        let of_application = head.uri.path().starts_with(APPLICATION);
+        if let Some(handler) = of_application.then(|| self.routes.handler(head.uri.path())).flatten() {
+            if !matches!(head.method, Method::GET | Method::HEAD) {
+                return method_not_allowed(&["GET"]);
+            }
+            let late = || AdminRoutes::text(StatusCode::GATEWAY_TIMEOUT, "the endpoint did not answer in time\n");
+            return tokio::time::timeout(HANDLER_TIMEOUT, handler(request)).await.unwrap_or_else(|_| late());
+        }
         if !matches!(head.uri.path(), "/livez" | "/readyz" | "/startupz") {
             return AdminRoutes::text(StatusCode::NOT_FOUND, "only /livez, /readyz and /startupz are here\n");
         }

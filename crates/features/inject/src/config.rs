@@ -1,0 +1,244 @@
+//! The config that an injected sidecar reads.
+//!
+//! In: the profile's config, the pod's, and what follows from the pod itself. Out: one config,
+//! checked by the very code that will read it, and the folders it needs. Promise: a config that
+//! the sidecar would refuse refuses the pod, with the place of the mistake.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::settings::Settings;
+use crate::yaml;
+
+/// Annotations of an object hold 256 KiB in all.
+const MOST_BYTES: usize = 160 << 10;
+
+/// Variables that the sidecar has, and values that stand in for them when a config is checked.
+pub(crate) const VARIABLES: &[(&str, &str, &str)] = &[
+    ("POD_NAME", "metadata.name", "pod-0"),
+    ("POD_NAMESPACE", "metadata.namespace", "default"),
+    ("POD_UID", "metadata.uid", "00000000-0000-0000-0000-000000000000"),
+    ("POD_IP", "status.podIP", "10.0.0.1"),
+    ("HOST_IP", "status.hostIP", "10.0.0.2"),
+    ("NODE_NAME", "spec.nodeName", "node1"),
+    ("SERVICE_ACCOUNT", "spec.serviceAccountName", "default"),
+];
+
+/// Maps are merged, lists of things with a `name` by that name, everything else is replaced.
+pub(crate) fn merged(base: Value, over: &Value) -> Value {
+    match (base, over) {
+        (Value::Object(mut base), Value::Object(over)) => {
+            for (key, value) in over {
+                let merged = match base.get_mut(key) {
+                    Some(before) => merged(before.take(), value),
+                    None => value.clone(),
+                };
+                base.insert(key.clone(), merged);
+            }
+            Value::Object(base)
+        }
+        (Value::Array(mut base), Value::Array(over)) if named(&base) && named(over) => {
+            for item in over {
+                match base.iter_mut().find(|before| before["name"] == item["name"]) {
+                    Some(before) => *before = merged(before.take(), item),
+                    None => base.push(item.clone()),
+                }
+            }
+            Value::Array(base)
+        }
+        (_, over) => over.clone(),
+    }
+}
+
+fn named(items: &[Value]) -> bool {
+    !items.is_empty() && items.iter().all(|item| item.get("name").is_some_and(Value::is_string))
+}
+
+/// A text that stays as it is when the config's variables are filled in.
+pub(crate) fn literal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        out.push(c);
+        if c == '$' && matches!(rest.peek(), Some('$' | '{')) {
+            out.push('$');
+        }
+    }
+    out
+}
+
+/// What holds when neither profile nor pod say more: everything passes, and is counted.
+pub(crate) fn foundation(settings: &Settings, grace_seconds: Option<u64>) -> Value {
+    let mut config = json!({ "metrics": {} });
+    if settings.interception.redirects() {
+        let listener = |name: &str, port: u16| json!({ "name": name, "direction": name, "address": format!("[::]:{port}"), "protocol": "auto", "redirected": true });
+        config["proxy"] = json!({ "listeners": [listener("inbound", 15006), listener("outbound", 15001)] });
+    }
+    if let Some(grace) = grace_seconds.filter(|grace| *grace != 30) {
+        // A sixth is left for the kubelet, as of the usual 30 seconds.
+        let budget = (grace * 1000 * 5 / 6).max(500);
+        let flush = (budget / 5).min(5000);
+        config["runtime"] = json!({ "shutdownBudget": format!("{budget}ms"), "flushBudget": format!("{flush}ms") });
+    }
+    config
+}
+
+/// A config that was put together.
+pub(crate) struct Effective {
+    /// As the sidecar reads it.
+    pub(crate) text: String,
+    pub(crate) value: Value,
+}
+
+/// Prints and checks a config.
+pub(crate) fn checked(value: Value, settings: &Settings) -> Result<Effective, Vec<String>> {
+    let text = yaml::write(&value);
+    if text.len() > MOST_BYTES {
+        let problem = format!(
+            "the config has {} bytes, and annotations take {MOST_BYTES}; put it into a ConfigMap (`outrigger.dev/config-map`)",
+            text.len()
+        );
+        return Err(vec![problem]);
+    }
+    let variable = |name: &str| {
+        let known = VARIABLES.iter().find(|(known, ..)| *known == name);
+        known.map(|(_, _, value)| (*value).to_owned())
+    };
+    let loaded = outrigger_config::parse("config", &text, &variable).map_err(|diagnostics| {
+        let told = diagnostics.iter().filter(|one| one.severity == outrigger_config::Severity::Error);
+        let told = told.map(|one| {
+            let help = one.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
+            let at = one.path.to_string();
+            let place = if at.is_empty() { String::new() } else { format!(" at `{at}`") };
+            format!("the config is invalid{place}: {}{help}", one.message)
+        });
+        told.collect::<Vec<_>>()
+    })?;
+    if settings.interception.redirects() {
+        use outrigger_config::Direction;
+        let listeners = loaded.config.proxy.iter().flat_map(|proxy| &proxy.listeners).filter(|one| one.redirected);
+        let ports: Vec<_> = listeners.map(|one| (one.direction, one.address.port())).collect();
+        let missing = [(Direction::Inbound, 15006, "inbound"), (Direction::Outbound, 15001, "outbound")];
+        let missing = missing.iter().filter(|(direction, port, _)| !ports.contains(&(*direction, *port)));
+        let problems: Vec<String> = missing
+            .map(|(_, port, name)| {
+                format!("the config has no {name} listener at port {port} with `redirected: true`, but connections are redirected there; add it, or set `outrigger.dev/interception` to `none`")
+            })
+            .collect();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+    }
+    Ok(Effective { text, value })
+}
+
+/// Folders that the sidecar writes to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Folders {
+    /// Secrets, which the application reads.
+    pub(crate) secrets: BTreeSet<String>,
+    /// The hand-over's socket.
+    pub(crate) handover: Option<String>,
+    /// Checkpoints, and files of its own.
+    pub(crate) state: BTreeSet<String>,
+}
+
+pub(crate) fn folders(config: &Value) -> Folders {
+    let mut folders = Folders::default();
+    for file in config["secrets"]["files"].as_array().into_iter().flatten() {
+        folders.secrets.extend(file["path"].as_str().and_then(parent));
+    }
+    folders.handover = config["runtime"]["handover"]["socket"].as_str().and_then(parent);
+    if let Some(logs) = config.get("logs").and_then(Value::as_object) {
+        let directory = logs.get("stateDirectory").and_then(Value::as_str).unwrap_or("/var/lib/outrigger");
+        folders.state.insert(directory.trim_end_matches('/').to_owned());
+        let sinks = logs.get("sinks").and_then(Value::as_array);
+        folders.state.extend(sinks.into_iter().flatten().filter_map(|sink| parent(sink["file"]["path"].as_str()?)));
+    }
+    let authority = config["identity"]["development"]["directory"].as_str();
+    folders.state.extend(
+        authority.filter(|folder| folder.starts_with('/')).map(|folder| folder.trim_end_matches('/').to_owned()),
+    );
+    folders.state.extend(config["proxy"]["accessLog"]["path"].as_str().and_then(parent));
+    folders
+}
+
+fn parent(path: &str) -> Option<String> {
+    // Those of `/proc` and `/dev` are there already.
+    if !path.starts_with('/') || path.starts_with("/proc/") || path.starts_with("/dev/") {
+        return None;
+    }
+    path.rsplit_once('/').map(|(folder, _)| if folder.is_empty() { "/".to_owned() } else { folder.to_owned() })
+}
+
+/// Lets the application read secrets that the config gives no mode: it runs as another user than we do.
+pub(crate) fn open_secrets(config: &mut Value, fs_group: bool) -> bool {
+    let files = config.get_mut("secrets").and_then(|secrets| secrets.get_mut("files")).and_then(Value::as_array_mut);
+    let mut opened = false;
+    for file in files.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if !["mode", "uid", "gid"].iter().any(|key| file.contains_key(*key)) {
+            file.insert("mode".to_owned(), json!(if fs_group { "0440" } else { "0444" }));
+            opened = true;
+        }
+    }
+    opened
+}
+
+/// An empty section, to be merged into.
+pub(crate) fn section(name: &str, value: Value) -> Value {
+    let mut map = Map::new();
+    map.insert(name.to_owned(), value);
+    Value::Object(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Interception;
+
+    #[test]
+    fn configs_are_merged_by_name() {
+        let base = json!({ "a": {"x": 1, "y": 2}, "list": [{"name": "p", "v": 1, "w": 1}], "plain": [1, 2] });
+        let over = json!({ "a": {"y": 3}, "list": [{"name": "p", "v": 2}, {"name": "q"}], "plain": [3], "new": true });
+        let expected = json!({ "a": {"x": 1, "y": 3}, "list": [{"name": "p", "v": 2, "w": 1}, {"name": "q"}], "plain": [3], "new": true });
+        assert_eq!(merged(base, &over), expected);
+    }
+
+    #[test]
+    fn what_holds_by_default_is_a_valid_config() {
+        for interception in [Interception::Init, Interception::None] {
+            for grace in [None, Some(1), Some(30), Some(600)] {
+                let settings = Settings { interception, ..Settings::default() };
+                checked(foundation(&settings, grace), &settings)
+                    .map_err(|problems| problems.join("; "))
+                    .map(drop)
+                    .unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        let settings = Settings::default();
+        for (config, expected) in [
+            (json!({ "proxy": {"listener": []} }), "the config is invalid at `proxy.listener`"),
+            (json!({ "metrics": {"listen": "${WHERE}"} }), "WHERE"),
+            (json!({ "metrics": {} }), "no inbound listener at port 15006"),
+            (json!({ "metrics": {}, "tests": "x".repeat(MOST_BYTES) }), "put it into a ConfigMap"),
+        ] {
+            let problems = checked(config, &settings).map(drop).unwrap_err();
+            assert!(problems[0].contains(expected), "{problems:?}");
+        }
+        let mut config = foundation(&settings, None);
+        config["proxy"]["zone"] = json!("${POD_IP}-${NODE_NAME}");
+        assert!(checked(config, &settings).is_ok(), "variables of the pod are known");
+    }
+
+    #[test]
+    fn literals_survive_the_filling_in_of_variables() {
+        for (text, expected) in [("$k: {{ $v }}", "$k: {{ $v }}"), ("${x}", "$${x}"), ("$$k", "$$$k"), ("a$", "a$")] {
+            assert_eq!(literal(text), expected);
+        }
+    }
+}
