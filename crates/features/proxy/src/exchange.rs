@@ -138,8 +138,19 @@ impl Sent {
 
 /// Times that a request is sent again because endpoints ended connections without looking at it. Where a connection
 /// carries more requests at once than the endpoint takes on it, as nginx's `keepalive_requests` bounds, one may meet
-/// that several times.
-const MOST_UNSEEN: u32 = 5;
+/// that several times, and where others come before it each time, many times.
+const MOST_UNSEEN: u32 = 16;
+/// After so many it waits a moment before it goes again, each time longer, so that the crowd has passed.
+const UNSEEN_AT_ONCE: u32 = 5;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a request waits that was not looked at so many times: from half of it to all, as chance wants.
+fn pause(unseen: u32, chance: u32) -> Option<Duration> {
+    let doublings = unseen.checked_sub(UNSEEN_AT_ONCE + 1)?;
+    let longest = SHORTEST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE);
+    Some(longest.mul_f64(0.5 + f64::from(chance) / f64::from(u32::MAX) / 2.0))
+}
 
 impl Exchange {
     pub(crate) fn new(downstream: &Rc<Downstream>, watched: &Rc<Watched>, started: Instant) -> Self {
@@ -319,7 +330,13 @@ impl Exchange {
             let certain = !incoming.request.method().is_idempotent();
             let tried = self.tries.as_ref().map_or(&[][..], |tries| &tries.tried);
             let wish = Wish { way, fresh, certain, ends: self.downstream.ends, tried, key };
-            let mut lease = self.in_time(pin!(pool.checkout(wish))).await??;
+            let lease = self.in_time(pin!(pool.checkout(wish))).await?;
+            // The one that was being made has ended before anybody could use it.
+            if matches!(lease, Err(Reason::Unseen)) && unseen < MOST_UNSEEN {
+                self.go_again(pool, &mut unseen).await?;
+                continue;
+            }
+            let mut lease = lease?;
             self.endpoint = Some(lease.address());
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, ask, response).await? {
@@ -333,13 +350,30 @@ impl Exchange {
                 }
                 Try::Stale(reason) if fresh => return Err(reason),
                 Try::Unseen if unseen == MOST_UNSEEN => return Err(Reason::Unseen),
-                Try::Stale(_) => fresh = true,
+                Try::Stale(_) => {
+                    fresh = true;
+                    pool.metrics.retries.inc();
+                    self.retried = true;
+                }
                 // Others find by themselves that the connection takes no more requests.
-                Try::Unseen => unseen += 1,
+                Try::Unseen => {
+                    drop(lease);
+                    self.go_again(pool, &mut unseen).await?;
+                }
             }
-            pool.metrics.retries.inc();
-            self.retried = true;
         }
+    }
+
+    /// Notes that a request goes again because nobody looked at it, after a pause when that happens often.
+    async fn go_again(&mut self, pool: &Pool, unseen: &mut u32) -> Result<(), Reason> {
+        *unseen += 1;
+        pool.metrics.retries.inc();
+        self.retried = true;
+        if let Some(pause) = pause(*unseen, self.downstream.local.worker.random()) {
+            // On the heap: few requests come here.
+            self.in_time(Box::pin(tokio::time::sleep(pause)).as_mut()).await?;
+        }
+        Ok(())
     }
 
     /// Whether there is room for another request.
@@ -395,5 +429,19 @@ impl Exchange {
             work.as_mut().poll(cx).map(Ok)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_looked_at_again_and_again_waits_longer_each_time() {
+        let millis = |unseen, chance| pause(unseen, chance).map(|pause| pause.as_millis());
+        assert_eq!(millis(UNSEEN_AT_ONCE, u32::MAX), None);
+        assert_eq!((6..=8).map(|unseen| millis(unseen, u32::MAX)).collect::<Vec<_>>(), [Some(5), Some(10), Some(20)]);
+        assert_eq!(millis(8, 0), Some(10), "half of it at least");
+        assert_eq!(millis(MOST_UNSEEN, u32::MAX), Some(100));
     }
 }

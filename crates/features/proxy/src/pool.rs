@@ -139,8 +139,8 @@ impl Pool {
                     let began = began.map(|began| if reused { began } else { Instant::now() });
                     return Ok(Lease { ticket, connection, reused, keep: true, began, _place: place });
                 }
-                // It is not the endpoint's fault.
-                Err(reason @ (Reason::Overflow(_) | Reason::NoDescriptor)) => return Err(reason),
+                // It is not the endpoint's fault, or none that it should be avoided for.
+                Err(reason @ (Reason::Overflow(_) | Reason::NoDescriptor | Reason::Unseen)) => return Err(reason),
                 Err(reason) => {
                     self.failed(&ticket.endpoint);
                     failed += 1;

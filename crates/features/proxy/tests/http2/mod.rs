@@ -269,7 +269,7 @@ fn fickle(refusals: usize) -> App {
 
 #[tokio::test]
 async fn a_request_that_no_connection_looked_at_is_sent_again_a_few_times() {
-    for (refusals, expected) in [(1, "HTTP/1.1 200"), (5, "HTTP/1.1 200"), (6, "HTTP/1.1 503")] {
+    for (refusals, expected) in [(1, "HTTP/1.1 200"), (16, "HTTP/1.1 200"), (17, "HTTP/1.1 503")] {
         let app = fickle(refusals);
         let config = app.plain_config("").replace("endpoints:", "protocol: http2\n      endpoints:");
         let proxy = Proxy::start_on(&config, 1).await;
