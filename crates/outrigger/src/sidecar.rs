@@ -3,6 +3,8 @@
 //! This is the only place that knows every feature; a feature learns of another only
 //! through what is passed here.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use outrigger_config as config;
 use outrigger_http::Resolver;
@@ -41,7 +43,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
 /// Every feature, joined.
 pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
-    let (identity, identities) = IdentityComponent::new();
+    let enrolment = Arc::new(outrigger_enrol::CreateCertificate::new(resolver.clone()));
+    let (identity, identities) = IdentityComponent::with_enrolment(enrolment);
     let spans = SpanQueue::new();
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
@@ -51,6 +54,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_probes::ProbesComponent::from_environment(resolver.clone())),
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone())),
         Box::new(outrigger_page::PageComponent),
+        Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
     ];
     components.extend(outrigger_proxy::components(identities, resolver, spans));
     components

@@ -7,6 +7,8 @@
 mod access_log;
 #[path = "e2e/admin.rs"]
 mod admin;
+#[path = "e2e/authority.rs"]
+mod authority;
 #[path = "e2e/cli.rs"]
 mod cli;
 #[path = "e2e/compression.rs"]

@@ -28,12 +28,12 @@ use crate::error::{Failure, HttpError, Stage};
 use crate::resolver::Resolver;
 use crate::target::{self, Target};
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Bytes of an answer's headers, and so of what a server says of a failure.
 const MAX_HEAD: u32 = 16 << 10;
 /// Bytes before each message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// What bounds calls.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
-//! The one HTTP client, with gRPC over HTTP/2, and the one resolver of the house.
+//! The one HTTP client, gRPC over HTTP/2 at both ends, and the one resolver of the house.
 //!
-//! In: requests with whole bodies, host names. Out: responses with whole bodies, addresses;
-//! or an error that says where it failed and whether another try may help. Promise: every
+//! In: requests with whole bodies, host names; for the server, a socket and a service. Out: responses
+//! with whole bodies, addresses; or an error that says where it failed and whether another try may help. Promise: every
 //! wait ends, every buffer, pool and cache is bounded, no error shows a query, credentials
 //! or headers, and nothing is started before it is needed. Names are resolved in here, never
 //! by the C library, for the executable is static.
@@ -12,6 +12,7 @@ mod error;
 mod grpc;
 mod pool;
 mod resolver;
+mod server;
 mod target;
 
 pub use client::{Client, ClientOptions};
@@ -19,3 +20,4 @@ pub use connect::client_tls;
 pub use error::{HttpError, Stage};
 pub use grpc::{GrpcClient, GrpcError, GrpcOptions};
 pub use resolver::{ResolveError, Resolved, Resolver, ResolverOptions};
+pub use server::{GrpcAnswer, GrpcCall, GrpcCode, GrpcServerOptions, GrpcService, GrpcStatus, TlsSource, serve_grpc};

@@ -71,8 +71,12 @@ async fn workload(folder: &std::path::Path, account: &str) -> Arc<Snapshot> {
         service_account: account.parse().unwrap(),
         ttl: outrigger_config::Duration::from_secs(3600),
     };
-    let identity =
-        Identity { trust_domain: "shop.example".parse().unwrap(), files: None, development: Some(development) };
+    let identity = Identity {
+        trust_domain: "shop.example".parse().unwrap(),
+        files: None,
+        authority: None,
+        development: Some(development),
+    };
     let config = Config { identity: Some(identity), ..Config::default() };
     let (component, identities) = IdentityComponent::new();
     let (context, _outside) = Context::standalone(config, 0);

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::enrolment::Enrolment;
 use crate::error::{Error, chain, date, span};
 use crate::handle::Identities;
 use crate::material::Material;
@@ -39,13 +40,20 @@ const EARLIEST_WARNING: Duration = Duration::from_secs(7 * 86400);
 pub struct IdentityComponent {
     current: watch::Sender<Option<Arc<Snapshot>>>,
     generation: AtomicU64,
+    enrolment: Option<Arc<dyn Enrolment>>,
 }
 
 impl IdentityComponent {
     /// The component, and the handle by which others see what it has.
     pub fn new() -> (Self, Identities) {
         let (current, identities) = Identities::channel();
-        (Self { current, generation: AtomicU64::new(0) }, identities)
+        (Self { current, generation: AtomicU64::new(0), enrolment: None }, identities)
+    }
+
+    /// The same, able to ask authorities.
+    pub fn with_enrolment(enrolment: Arc<dyn Enrolment>) -> (Self, Identities) {
+        let (component, identities) = Self::new();
+        (Self { enrolment: Some(enrolment), ..component }, identities)
     }
 
     fn current(&self) -> Option<Arc<Snapshot>> {
@@ -69,7 +77,7 @@ impl Component for IdentityComponent {
     fn check(&self, old: Option<&Config>, new: &Config) -> Result<(), BoxError> {
         let Some(section) = &new.identity else { return Ok(()) };
         check_peers(section, new)?;
-        let source = Source::new(section)?;
+        let source = Source::new(section, self.enrolment.as_ref())?;
         // At the start we wait for files that are not there yet; a reload must not swap what works for what does not.
         match old {
             Some(old) if old.identity.as_ref() != Some(section) => Ok(source.check(SystemTime::now())?),
@@ -107,7 +115,7 @@ async fn run(component: &IdentityComponent, ctx: Context) -> Result<(), BoxError
             ctx.stop.requested().await;
             return Ok(());
         };
-        let source = Source::new(&section)?;
+        let source = Source::new(&section, component.enrolment.as_ref())?;
         let watcher = FileWatcher::new(source.paths())?;
         let mut keeper = Keeper::new(component, source, &ctx.status, &metrics);
         tokio::select! {

@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use outrigger_config::{SpiffePattern, TrustDomain};
+use outrigger_config::{HostPort, SpiffePattern, TrustDomain};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -176,6 +176,34 @@ pub enum Error {
         /// What the verification said.
         reason: String,
     },
+    /// A token is empty, or no text.
+    #[error("the token {} is empty or no text; project a service account token there", path.display())]
+    EmptyToken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The authority gave no certificate.
+    #[error("the authority {address}: cannot {action}")]
+    Enrolment {
+        /// Whom we asked.
+        address: HostPort,
+        /// What was tried.
+        action: &'static str,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody in this process can ask an authority.
+    #[error("this program cannot ask an authority for certificates; use the source `files`")]
+    NoEnrolment,
+    /// Keys would be written to a disk.
+    #[error(
+        "`stateDirectory` {} is not in memory (tmpfs), and a key on a disk outlives its pod; mount an `emptyDir` with `medium: Memory` there, or remove it",
+        path.display()
+    )]
+    NotInMemory {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The development authority's folder cannot be used.
     #[error("the development authority in {}: cannot {action}", directory.display())]
     Authority {
@@ -231,6 +259,8 @@ pub enum Part {
     CaBundle,
     /// Certificates that are trusted no more.
     RevocationList,
+    /// What proves to an authority who we are.
+    Token,
 }
 
 impl Part {
@@ -258,6 +288,7 @@ impl fmt::Display for Part {
             Self::TrustBundle => "trust bundle",
             Self::CaBundle => "CA bundle",
             Self::RevocationList => "revocation list",
+            Self::Token => "token",
         })
     }
 }

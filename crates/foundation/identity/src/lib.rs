@@ -1,6 +1,6 @@
 //! Who this workload is, and whom it talks to: X.509-SVIDs and the TLS made of them.
 //!
-//! In: PEM files, or a development authority in a shared folder. Out: [`Snapshot`]s, each
+//! In: PEM files, an authority that is asked over the network, or a development authority in a shared folder. Out: [`Snapshot`]s, each
 //! one identity with ready-made rustls configs, swapped whole when a certificate rotates.
 //! Promise: no peer passes that is not a valid X.509-SVID ([X509-SVID]) of the trust domain
 //! and one of those expected, nor one that is revoked; a half-written or unusable certificate never replaces a good
@@ -11,6 +11,7 @@
 mod authority;
 mod component;
 mod development;
+mod enrolment;
 mod error;
 mod files;
 mod handle;
@@ -29,11 +30,13 @@ mod tests;
 mod verifier;
 
 pub use component::IdentityComponent;
+pub use enrolment::{Asked, Enrolled, Enrolment};
 pub use error::{Error, Part};
 pub use handle::Identities;
 pub use handshake::{tls_error_reason, tls_error_text};
 pub use outrigger_config::{SpiffeId, SpiffePattern, TrustDomain};
+pub use pem::write_pem;
 pub use public::{ConfigDigest, client_config_with_roots, ordinary_client_config, public_client_config};
-pub use server::server_config_with_certificates;
+pub use server::{server_config_with_certificates, server_config_with_key};
 pub use snapshot::{PeerPolicy, Snapshot};
 pub use svid::{PeerError, certificate_hash, peer_id};

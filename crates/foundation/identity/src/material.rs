@@ -212,7 +212,7 @@ pub(crate) fn absent(part: Part, path: &Path, blocks: &[Block]) -> Error {
     Error::Absent { part, path: path.into(), found }
 }
 
-fn read_blocks(part: Part, path: &Path) -> Result<Vec<Block>, Error> {
+pub(crate) fn read_blocks(part: Part, path: &Path) -> Result<Vec<Block>, Error> {
     let bytes = read_file(part, path)?;
     if pem::looks_like_der(&bytes) {
         return Err(Error::Der { part, path: path.into() });

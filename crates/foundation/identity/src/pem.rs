@@ -1,4 +1,4 @@
-//! Reads PEM ([RFC 7468], and the older forms with headers) into its blocks.
+//! Reads PEM ([RFC 7468], and the older forms with headers) into its blocks, and writes it.
 //!
 //! In: the bytes of a file. Out: blocks in order, or the line that is wrong. Promise: never
 //! panics, whatever the file holds; no error repeats a byte of it but the block's label;
@@ -6,6 +6,8 @@
 //!
 //! [RFC 7468]: https://www.rfc-editor.org/rfc/rfc7468
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 /// The longest label worth showing.
@@ -39,6 +41,19 @@ pub(crate) fn blocks(bytes: &[u8]) -> Result<Vec<Block>, Malformed> {
         }
     }
     Ok(blocks)
+}
+
+/// A block as text.
+pub fn write_pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut out = String::with_capacity(text.len() + text.len() / 64 + 2 * label.len() + 64);
+    out.extend(["-----BEGIN ", label, "-----\n"]);
+    for line in text.as_bytes().chunks(64) {
+        out.extend(line.iter().map(|byte| char::from(*byte)));
+        out.push('\n');
+    }
+    out.extend(["-----END ", label, "-----\n"]);
+    out
 }
 
 /// Whether bytes look like DER: a SEQUENCE whose length fills the file.

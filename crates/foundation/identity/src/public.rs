@@ -109,6 +109,18 @@ pub fn ordinary_client_config(
     Ok((config, digest))
 }
 
+/// TLS to a server that must chain to one of these authorities.
+pub(crate) fn client_config_trusting(authorities: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(authorities.iter().cloned());
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(TlsVersion::Tls12))
+        .map_err(Error::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
 /// A certificate with its chain, and the key that belongs to it.
 pub(crate) fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let pair = CertifiedKey::new(read_certificates(Part::Certificate, certificate)?, read_key(key)?);

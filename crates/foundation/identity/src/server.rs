@@ -13,9 +13,10 @@ use std::sync::Arc;
 use outrigger_config::TlsVersion;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::pki_types::CertificateDer;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -50,6 +51,28 @@ pub fn server_config_with_certificates(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = Ticketer::new().map_err(Error::Tls)?;
     Ok((Arc::new(config), digest))
+}
+
+/// A server config that shows everybody one certificate, whose key is given as PKCS#8. Nobody is asked for one.
+///
+/// # Errors
+/// When the key is of an unsupported kind, or belongs to another certificate.
+pub fn server_config_with_key(
+    chain: Vec<CertificateDer<'static>>,
+    key: &[u8],
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, Error> {
+    let key = any_supported_type(&PrivatePkcs8KeyDer::from(key).into()).map_err(Error::Tls)?;
+    let pair = CertifiedKey::new(chain, key);
+    pair.keys_match().map_err(Error::Tls)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(TlsVersion::Tls12))
+        .map_err(Error::Tls)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
 }
 
 #[derive(Debug, Default)]

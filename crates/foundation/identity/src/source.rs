@@ -1,14 +1,16 @@
-//! Where an identity comes from, as the config says: files, or the development authority.
+//! Where an identity comes from, as the config says: files, an authority, or the development authority.
 //!
 //! In: section `identity`. Out: material, when there is something new.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use outrigger_config::{DevelopmentAuthority, Identity, IdentityFiles, TrustDomain};
 
 use crate::authority::{self, Authority};
 use crate::development;
+use crate::enrolment::{self, Enrolling, Enrolment};
 use crate::error::Error;
 use crate::files::{self, Loaded};
 use crate::material::Material;
@@ -23,25 +25,30 @@ pub(crate) struct Found {
 }
 
 /// One source of an identity.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) trust_domain: TrustDomain,
     kind: Kind,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Kind {
     Files(IdentityFiles),
+    Authority(Enrolling),
     Development(DevelopmentAuthority),
 }
 
 impl Source {
-    /// The source that a section names.
-    pub(crate) fn new(section: &Identity) -> Result<Self, Error> {
-        let kind = match (&section.files, &section.development) {
-            (Some(files), _) => Kind::Files(files.clone()),
-            (None, Some(settings)) => Kind::Development(settings.clone()),
-            (None, None) => return Err(Error::NoSource),
+    /// The source that a section names. `enrolment` asks authorities.
+    pub(crate) fn new(section: &Identity, enrolment: Option<&Arc<dyn Enrolment>>) -> Result<Self, Error> {
+        let kind = match (&section.files, &section.authority, &section.development) {
+            (Some(files), _, _) => Kind::Files(files.clone()),
+            (None, Some(settings), _) => {
+                let enrolment = enrolment.ok_or(Error::NoEnrolment)?;
+                Kind::Authority(Enrolling::new(settings, Arc::clone(enrolment))?)
+            }
+            (None, None, Some(settings)) => Kind::Development(settings.clone()),
+            (None, None, None) => return Err(Error::NoSource),
         };
         Ok(Self { trust_domain: section.trust_domain.clone(), kind })
     }
@@ -53,6 +60,7 @@ impl Source {
                 let vital = [&files.certificate, &files.key, &files.trust_bundle];
                 vital.into_iter().chain(&files.crl).cloned().collect()
             }
+            Kind::Authority(enrolling) => enrolling.paths(),
             Kind::Development(settings) => authority::paths(&settings.directory).into(),
         }
     }
@@ -67,6 +75,10 @@ impl Source {
                 let known = current.is_some_and(|current| material.same_as(current.material()));
                 Ok(Found { material: (!known).then_some(material), problem })
             }
+            Kind::Authority(enrolling) => {
+                let material = enrolling.load(&self.trust_domain, current, now).await?;
+                Ok(Found { material, problem: None })
+            }
             Kind::Development(settings) => {
                 let material = development::load(settings, &self.trust_domain, current, now).await?;
                 Ok(Found { material, problem: None })
@@ -78,6 +90,7 @@ impl Source {
     pub(crate) fn renew_at(&self, snapshot: &Snapshot) -> Option<SystemTime> {
         match &self.kind {
             Kind::Files(_) => None,
+            Kind::Authority(_) => Some(enrolment::renew_at(snapshot)),
             Kind::Development(_) => Some(development::renew_at(snapshot)),
         }
     }
@@ -86,6 +99,7 @@ impl Source {
     pub(crate) fn check(&self, now: SystemTime) -> Result<(), Error> {
         match &self.kind {
             Kind::Files(files) => files::load(files, &self.trust_domain, None, now).map(drop),
+            Kind::Authority(enrolling) => enrolling.check(),
             Kind::Development(settings) => Authority::read(&settings.directory, &self.trust_domain).map(drop),
         }
     }

@@ -90,7 +90,7 @@ fn from_files(folder: &Path) -> Identity {
         crl: Vec::new(),
         crl_required: false,
     };
-    Identity { trust_domain: "shop.example".parse().unwrap(), files: Some(files), development: None }
+    Identity { trust_domain: "shop.example".parse().unwrap(), files: Some(files), authority: None, development: None }
 }
 
 fn development(folder: &Path, account: &str, ttl: Duration) -> Identity {
@@ -100,7 +100,12 @@ fn development(folder: &Path, account: &str, ttl: Duration) -> Identity {
         service_account: account.parse().unwrap(),
         ttl: outrigger_config::Duration(ttl),
     };
-    Identity { trust_domain: "shop.example".parse().unwrap(), files: None, development: Some(settings) }
+    Identity {
+        trust_domain: "shop.example".parse().unwrap(),
+        files: None,
+        authority: None,
+        development: Some(settings),
+    }
 }
 
 /// An authority and the SVIDs it issues, as PEM.

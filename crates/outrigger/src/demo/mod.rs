@@ -184,6 +184,7 @@ impl Shop {
         let identity = Identity {
             trust_domain: TRUST_DOMAIN.parse()?,
             files: None,
+            authority: None,
             development: Some(DevelopmentAuthority {
                 directory: self.folder.join("authority"),
                 namespace: "shop".parse()?,

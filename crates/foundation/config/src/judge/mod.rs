@@ -4,6 +4,7 @@
 //! rule, at the value that breaks it. Promise: a value that the file does not hold as it
 //! is seen here (a stand-in for a mistake reported already) is not judged again.
 
+mod authority;
 mod logs;
 mod proxy;
 mod runtime;
@@ -29,6 +30,7 @@ pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Prob
     proxy::rules(config, &mut judge);
     logs::rules(config, &mut judge);
     secrets::rules(config, &mut judge);
+    authority::rules(config, &mut judge);
     sockets::rules(config, &mut judge);
     tests::rules(config, &mut judge);
     judge.problems

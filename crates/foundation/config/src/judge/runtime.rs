@@ -90,7 +90,17 @@ fn registry(config: &Config, judge: &mut Judge<'_>) {
 fn identity(config: &Config, judge: &mut Judge<'_>) {
     let Some(identity) = &config.identity else { return };
     let at = ConfigPath::from("identity");
-    judge.exactly_one(&at, &[("files", identity.files.is_some()), ("development", identity.development.is_some())]);
+    let sources = [
+        ("files", identity.files.is_some()),
+        ("authority", identity.authority.is_some()),
+        ("development", identity.development.is_some()),
+    ];
+    judge.exactly_one(&at, &sources);
+    if let Some(authority) = &identity.authority {
+        let at = at.key("authority");
+        judge.not_zero(&at.key("ttl"), authority.ttl);
+        judge.not_zero(&at.key("timeout"), authority.timeout);
+    }
     if let Some(development) = &identity.development {
         judge.not_zero(&at.key("development").key("ttl"), development.ttl);
     }

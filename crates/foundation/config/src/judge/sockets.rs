@@ -61,6 +61,9 @@ fn sockets(config: &Config) -> Vec<Socket<'_>> {
             add("metrics.statsd.listen".into(), Address::Udp(statsd.listen));
         }
     }
+    if let Some(authority) = &config.authority {
+        add("authority.listen".into(), Address::Tcp(authority.listen));
+    }
     for (index, listener) in config.proxy.iter().flat_map(|proxy| &proxy.listeners).enumerate() {
         add(ConfigPath::from("proxy.listeners").index(index).key("address"), Address::Tcp(listener.address));
     }

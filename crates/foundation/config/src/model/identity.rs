@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, Name, TrustDomain};
+use crate::{Duration, HostPort, Name, TrustDomain};
 
-/// Who this workload is. Exactly one source: `files` or `development`.
+/// Who this workload is. Exactly one source: `files`, `authority` or `development`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Identity {
@@ -16,6 +16,9 @@ pub struct Identity {
     /// Certificate, key and trust bundle from PEM files, read again when they change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<IdentityFiles>,
+    /// A certificate from an authority that is asked over the network, with a token of the pod's service account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<IdentityAuthority>,
     /// A tiny built-in authority, for development and demos only: whoever reads its folder can be anyone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub development: Option<DevelopmentAuthority>,
@@ -43,6 +46,47 @@ pub struct IdentityFiles {
     /// such a peer passes, and a list that is too old stays in force.
     #[serde(default)]
     pub crl_required: bool,
+}
+
+/// A certificate from an authority that serves Istio's `CreateCertificate` API: Outrigger's own (section `authority`), istiod,
+/// or istio-csr. The key is made in memory; the certificate is renewed from half its life on; while the authority is away
+/// the last one stays.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IdentityAuthority {
+    /// Where it is asked, over TLS.
+    pub address: HostPort,
+    /// The authorities its own certificate must chain to, as PEM; read again when they change. Those of the trust bundle that
+    /// it gave us count, too, so that its root can change.
+    #[schemars(extend("format" = "path"))]
+    pub ca_file: PathBuf,
+    /// The token that proves who we are; read again for each request.
+    #[serde(default = "default_token_file")]
+    #[schemars(extend("format" = "path"))]
+    pub token_file: PathBuf,
+    /// The lifetime we ask for. The authority may give less.
+    #[serde(default = "default_authority_ttl")]
+    pub ttl: Duration,
+    /// Time for one request.
+    #[serde(default = "default_authority_timeout")]
+    pub timeout: Duration,
+    /// A folder in memory (tmpfs, such as an `emptyDir` with `medium: Memory`) that keeps certificate and key, so that a
+    /// restart while the authority is away finds them. Absent means that they are kept nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub state_directory: Option<PathBuf>,
+}
+
+fn default_token_file() -> PathBuf {
+    "/var/run/secrets/outrigger/tokens/outrigger".into()
+}
+
+fn default_authority_ttl() -> Duration {
+    Duration::from_secs(86400)
+}
+
+fn default_authority_timeout() -> Duration {
+    Duration::from_secs(10)
 }
 
 fn paths(_: &mut SchemaGenerator) -> Schema {

@@ -4,6 +4,7 @@
 //! struct denies unknown fields, every field has a description (it becomes the JSON
 //! Schema's) and every bound has a default that suits a small pod.
 
+mod authority;
 mod identity;
 mod logs;
 mod metrics;
@@ -13,6 +14,7 @@ mod secrets;
 mod test;
 mod tracing;
 
+pub use authority::*;
 pub use identity::*;
 pub use logs::*;
 pub use metrics::*;
@@ -25,7 +27,7 @@ pub use tracing::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Outrigger's configuration. An absent pillar (`identity`, `proxy`, `logs`, `secrets`, `metrics`) is off and costs nothing.
+/// Outrigger's configuration. An absent pillar (`identity`, `proxy`, `logs`, `secrets`, `metrics`, `authority`) is off and costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
@@ -50,6 +52,9 @@ pub struct Config {
     /// The exporter: the application's metrics, gathered and exposed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
+    /// A certificate authority for the workloads of a cluster: what a controller runs, not a sidecar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<Authority>,
     /// What the routes are expected to do, for `outrigger test`; a process that runs does not look at it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<RouteTest>,

@@ -1,6 +1,7 @@
 //! Certificates for the tests, good and bad, and the tests that need several of the crate's parts.
 
 mod authority;
+mod enrolment;
 mod files;
 mod handshake;
 mod revocation;
@@ -58,6 +59,10 @@ impl Pki {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Pair { chain: vec![certificate.der().clone()], key }
+    }
+
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
     }
 
     /// An authority below this one.

@@ -1,0 +1,5 @@
+//! Tests that need several of the crate's parts.
+
+mod requests;
+mod rotation;
+mod service;

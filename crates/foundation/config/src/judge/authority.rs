@@ -1,0 +1,72 @@
+//! Rules of the section `authority`.
+
+use super::Judge;
+use crate::units::is_host;
+use crate::{Config, ConfigPath, Duration};
+
+pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
+    let Some(authority) = &config.authority else { return };
+    let at = ConfigPath::from("authority");
+    judge.exactly_one(&at, &[("roots", authority.roots.is_some()), ("issuer", authority.issuer.is_some())]);
+    let (ttl, max_ttl) = (at.key("ttl"), at.key("maxTtl"));
+    judge.not_zero(&ttl, authority.ttl);
+    judge.not_zero(&max_ttl, authority.max_ttl);
+    if authority.ttl > authority.max_ttl {
+        let (ttl_shown, most) = (judge.shown(&ttl, &authority.ttl), judge.shown(&max_ttl, &authority.max_ttl));
+        let place = judge.given_of([&ttl, &max_ttl]).clone();
+        judge.error(
+            "conflict",
+            &place,
+            format!("`ttl` ({ttl_shown}) is longer than `maxTtl` ({most})"),
+            "shorten `ttl`, or raise `maxTtl`",
+        );
+    }
+    let names = at.key("names");
+    if authority.names.is_empty() && !judge.checked.is_blurred(&names) {
+        let help = "name the service, such as `outrigger.outrigger-system.svc`";
+        judge.error("value", &names, "`names` is empty, so no client would accept its certificate", help);
+    }
+    for (index, name) in authority.names.iter().enumerate() {
+        if !is_host(name) && name.parse::<std::net::Ipv6Addr>().is_err() {
+            let place = names.index(index);
+            let message = format!("`{}` is neither a DNS name nor an IP address", judge.shown(&place, name));
+            judge.error("value", &place, message, "write it as clients dial it, without a port");
+        }
+    }
+    roots(config, &at, judge);
+    let kubernetes = at.key("kubernetes");
+    if !authority.kubernetes.server.starts_with("https://") {
+        let place = kubernetes.key("server");
+        let message = format!("`{}` is not an https URL", judge.shown(&place, &authority.kubernetes.server));
+        judge.error("value", &place, message, "write `https://HOST:PORT`; tokens are not sent in clear text");
+    }
+    if authority.kubernetes.audience.is_empty() {
+        let help = "name the audience of the projected tokens, such as `outrigger`";
+        judge.error("value", &kubernetes.key("audience"), "`audience` is empty", help);
+    }
+    judge.not_zero(&kubernetes.key("timeout"), authority.kubernetes.timeout);
+    judge.not_zero(&at.key("rateLimit").key("per"), authority.rate_limit.per);
+}
+
+fn roots(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let Some((authority, roots)) = config.authority.as_ref().and_then(|all| Some((all, all.roots.as_ref()?))) else {
+        return;
+    };
+    let place = at.key("roots");
+    judge.exactly_one(&place, &[("directory", roots.directory.is_some()), ("secret", roots.secret.is_some())]);
+    let (lifetime, propagation) = (place.key("lifetime"), place.key("propagation"));
+    let most = judge.shown(&at.key("maxTtl"), &authority.max_ttl);
+    if authority.propagation() < authority.max_ttl.0 + std::time::Duration::from_secs(1) {
+        let shown = judge.shown(&propagation, &Duration(authority.propagation()));
+        let message = format!("`propagation` ({shown}) is not longer than `maxTtl` ({most})");
+        let help =
+            "a workload with a certificate of that age must have the new root before it meets it; write a longer time";
+        judge.error("conflict", &propagation, message, help);
+    }
+    if roots.lifetime.0 < (authority.propagation() + authority.max_ttl.0) * 2 {
+        let shown = judge.shown(&lifetime, &roots.lifetime);
+        let message =
+            format!("`lifetime` ({shown}) is too short for a root: a change takes `propagation` and `maxTtl` ({most})");
+        judge.error("conflict", &lifetime, message, "write at least twice the sum of those two, such as `8760h`");
+    }
+}
