@@ -1,5 +1,7 @@
 //! Manifests as people write them, through `outrigger inject`, before a real API server and in real pods.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;

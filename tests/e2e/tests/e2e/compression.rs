@@ -1,7 +1,5 @@
 //! Compressed bodies as curl asks for them and unpacks them, with nginx behind: byte for byte, over both versions of HTTP.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
-
 use std::fs;
 
 use outrigger_e2e::{Nginx, free_port, run, start_outrigger, tool};
