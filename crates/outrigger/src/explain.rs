@@ -178,6 +178,15 @@ fn text(told: &Explanation, colour: bool) -> String {
         }
     }
     told.global_rate_limits.iter().for_each(|asked| lines.add("rate limit", asked));
+    if let Some(session) = &told.session {
+        let brought = match (&session.endpoint, session.brought) {
+            (Some(endpoint), _) => format!("brought, of {endpoint}"),
+            (None, true) if told.live => "brought, but it counts no more".to_owned(),
+            (None, true) => "brought".to_owned(),
+            (None, false) => "not brought".to_owned(),
+        };
+        lines.add("session", &format!("{} `{}`, ends {}; {brought}", session.kind, session.name, session.ends));
+    }
     told.timeout.iter().for_each(|timeout| lines.add("timeout", timeout));
     for backend in &told.backends {
         let share = if backend.share < 100.0 { format!("{:.1} % to ", backend.share) } else { String::new() };

@@ -27,12 +27,15 @@ Examples:
   outrigger tap --min-latency 200ms --route 'cart-*'        what is slow
   outrigger tap --peer 'spiffe://shop.example/ns/web/*'     who calls
   outrigger tap --path /api --header x-tenant=blue --headers
+  outrigger tap --path /api/orders --bodies 1KiB            what is sent and answered
   outrigger tap --flag UF,UT --format json --max 10 | jq .
   kubectl exec shop-0 -c outrigger -- outrigger tap --status 400-499
 
 Values of fields that may be secret (authorization, cookie, names with `token`, `secret`, … and `proxy.maskHeaders`) show
-as length and mark; the same mark is the same value. Queries and bodies are never shown. The same is served to curl as
-`GET /tap?status=5xx&headers` at the admin address, one JSON object a line.
+as length and mark; the same mark is the same value. Queries are never shown, bodies only with --bodies: as the application
+has them, before answers are compressed. Members of JSON and fields of forms with such names are masked in them, what else they
+hold is not; what is no text is shown in base64. The same is served to curl as `GET /tap?status=5xx&headers` at the admin
+address, one JSON object a line.
 
 Exit codes:
   0  --max or --duration was reached, or the reader of our output has gone
@@ -97,6 +100,9 @@ pub(crate) struct TapArgs {
     /// Show the fields of request and response too
     #[arg(long)]
     headers: bool,
+    /// Show up to so many bytes of both bodies: `1KiB`, at most 64KiB. They may hold what no mask knows
+    #[arg(long, value_name = "SIZE")]
+    bodies: Option<String>,
     /// How requests are printed; `json` is one object a line
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -123,6 +129,7 @@ impl TapArgs {
             ("max", &self.max.iter().map(u64::to_string).collect()),
             ("duration", &one(&self.duration)),
             ("sample", &one(&self.sample)),
+            ("bodies", &one(&self.bodies)),
             ("headers", &self.headers.then(|| "true".to_owned()).into_iter().collect()),
         ] {
             for value in values {
@@ -268,6 +275,14 @@ impl Printer {
                 text.push_str(&format!("  {mark} {}: {}\n", part("name"), part("value")));
             }
         }
+        for (mark, key) in [('>', "request_body"), ('<', "response_body")] {
+            let Some(bytes) = told[format!("{key}_bytes")].as_u64() else { continue };
+            text.push_str(&format!("  {mark} {bytes} bytes of body\n"));
+            let lines = told[key].as_str().or_else(|| told[format!("{key}_base64")].as_str());
+            for line in lines.unwrap_or_default().lines() {
+                text.push_str(&format!("  {mark}   {}\n", shown(line)));
+            }
+        }
     }
 
     fn line(&mut self, [time, code, took]: [String; 3], names: &[String; 5], place: &str) -> String {
@@ -320,8 +335,14 @@ mod tests {
         assert!(query.contains("header=x-a%3Db%26c") && query.contains("reason=no%25way"), "{query}");
         let asked = TapQuery::parse(&query).unwrap();
         assert_eq!((asked.most, asked.headers), (Some(3), true));
-        for flag in ["route", "cluster", "listener", "peer", "flag", "method", "grpc-status", "sample", "duration"] {
-            let value = if matches!(flag, "grpc-status" | "sample") { "1" } else { "1s" };
+        for flag in
+            ["route", "cluster", "listener", "peer", "flag", "method", "grpc-status", "sample", "duration", "bodies"]
+        {
+            let value = match flag {
+                "grpc-status" | "sample" => "1",
+                "bodies" => "1KiB",
+                _ => "1s",
+            };
             let args = Line::parse_from(["x".to_owned(), format!("--{flag}"), value.to_owned()]).args;
             assert!(TapQuery::parse(&args.query()).is_ok(), "{flag}");
         }

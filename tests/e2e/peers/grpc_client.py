@@ -182,6 +182,28 @@ def limited():
     assert "rate limit" in error.details(), error
 
 
+def routed():
+    """Calls go where their method says, and after a while none meets the server that fails."""
+    way = channel(*NO_RETRIES)
+    unary, in_a_row, failed = way.unary_unary(name("Unary")), 0, 0
+    for _ in range(500):
+        try:
+            assert unary(b"again", **WAIT) == b"again"
+            in_a_row += 1
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+            in_a_row, failed = 0, failed + 1
+        if in_a_row == 20:
+            break
+    assert in_a_row == 20 and 3 <= failed < 20, (in_a_row, failed)
+    error = status_of(lambda: way.unary_unary(name("Fail"))(b"", **WAIT))
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
+    error = status_of(lambda: list(way.unary_stream(name("FailLate"))(b"", **WAIT)))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+    error = status_of(lambda: way.unary_unary(name("Left"))(b"", **WAIT))
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED and "no route" in error.details(), error
+
+
 def stays():
     """One channel outlives its server: says `up`, and then calls until one fails, and until one succeeds again."""
     way = channel(("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))

@@ -1,4 +1,4 @@
-"""A gRPC server that does what its methods are named for. Arguments: PORT.
+"""A gRPC server that does what its methods are named for. Arguments: PORT, and `failing` for one that cannot.
 
 Messages are bytes: what is tested is the way, not protobuf.
 """
@@ -100,9 +100,16 @@ METHODS = {
 }
 
 
+def cannot(request, context):
+    context.abort(grpc.StatusCode.UNAVAILABLE, "out of order")
+
+
+FAILING = grpc.unary_unary_rpc_method_handler(cannot)
+
+
 class Methods(grpc.GenericRpcHandler):
     def service(self, details):
-        return METHODS.get(details.method)
+        return FAILING if "failing" in sys.argv[2:] else METHODS.get(details.method)
 
 
 server = grpc.server(

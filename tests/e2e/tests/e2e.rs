@@ -57,6 +57,8 @@ mod reload;
 mod resilience;
 #[path = "e2e/routing.rs"]
 mod routing;
+#[path = "e2e/sessions.rs"]
+mod sessions;
 #[path = "e2e/supervise.rs"]
 mod supervise;
 #[path = "e2e/tap.rs"]

@@ -5,19 +5,27 @@
 //! is worked out beside the traffic, from the config that runs, and holds no secret.
 
 use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use outrigger_config::{BackendRef, Config};
 use outrigger_runtime::{AdminRequest, AdminResponse, AdminRoutes, Context};
 use outrigger_telemetry::{Format, Registry};
 use outrigger_traffic::explain::{EndpointTold, Explanation, Question, explain, filter_in_words, match_in_words};
+use outrigger_traffic::session::Persistence;
+use outrigger_wire::head::Head;
 use serde_json::{Value, json};
 
 use crate::cluster::Clusters;
 use crate::snapshot::Listener;
 
 /// `GET /explain`: what becomes of a request.
-pub(crate) fn explained(request: &AdminRequest, config: &Config, clusters: &Clusters) -> AdminResponse {
+pub(crate) fn explained(
+    request: &AdminRequest,
+    config: &Config,
+    clusters: &Clusters,
+    listeners: &[Weak<Listener>],
+) -> AdminResponse {
     let question = match question(&request.query) {
         Ok(question) => question,
         Err(why) => return AdminRoutes::text(StatusCode::BAD_REQUEST, format!("{why}\n")),
@@ -25,6 +33,7 @@ pub(crate) fn explained(request: &AdminRequest, config: &Config, clusters: &Clus
     match explain(config, &question) {
         Ok(mut told) => {
             as_it_is(&mut told, clusters);
+            session_as_it_is(&mut told, config, &question, listeners);
             match serde_json::to_value(&told) {
                 Ok(value) => AdminRoutes::json(&value),
                 Err(error) => AdminRoutes::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -101,6 +110,32 @@ fn as_it_is(told: &mut Explanation, clusters: &Clusters) {
             told.notes.push(format!("cluster `{}`: {error}", backend.cluster));
         }
     }
+}
+
+/// Says which endpoint a session names that the request brings.
+fn session_as_it_is(told: &mut Explanation, config: &Config, question: &Question, listeners: &[Weak<Listener>]) {
+    let (Some(session), Some(route)) = (&mut told.session, &told.route) else { return };
+    let Some(listener) = listeners.iter().filter_map(Weak::upgrade).find(|one| one.name == told.listener.name) else {
+        return;
+    };
+    let configs =
+        config.proxy.iter().flat_map(|proxy| &proxy.listeners).filter(|one| one.name.as_str() == listener.name);
+    let calls = configs.clone().flat_map(|one| &one.grpc_routes).map(|route| route.as_route());
+    let routes = configs.flat_map(|one| &one.routes).cloned().chain(calls);
+    let Some(persistence) =
+        routes.into_iter().find(|one| one.name.as_str() == route.name).and_then(|one| Persistence::of(&one))
+    else {
+        return;
+    };
+    let mut head = Head::default();
+    question.headers.iter().for_each(|(name, value)| head.push(name, value.as_bytes()));
+    let snapshot = listener.current.load();
+    let keys = snapshot.session_keys.as_ref();
+    let found =
+        keys.zip(persistence.brought(&head)).and_then(|(keys, brought)| keys.open(brought, persistence.context()));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    session.endpoint =
+        found.filter(|session| persistence.counts(session, now)).map(|session| session.endpoint.to_string());
 }
 
 impl crate::members::Peer {
@@ -209,10 +244,10 @@ fn hits(metrics: &str, listener: &str, route: &str) -> u64 {
 pub(crate) fn register(
     ctx: &Context,
     clusters: impl Fn() -> Arc<Clusters> + Clone + Send + Sync + 'static,
-    known: impl Fn() -> Vec<Weak<Listener>> + Send + Sync + 'static,
+    known: impl Fn() -> Vec<Weak<Listener>> + Clone + Send + Sync + 'static,
 ) -> Vec<outrigger_runtime::AdminRoute> {
     let (config, registry) = (ctx.config.clone(), ctx.registry.clone());
-    let for_routes = config.clone();
+    let (for_routes, listening) = (config.clone(), known.clone());
     let now = |answer: AdminResponse| -> outrigger_runtime::BoxFuture<'static, AdminResponse> {
         Box::pin(std::future::ready(answer))
     };
@@ -221,7 +256,7 @@ pub(crate) fn register(
     vec![
         ctx.admin.register("/explain", about, move |request| {
             let config = Arc::clone(&config.borrow());
-            now(explained(&request, &config, &clusters()))
+            now(explained(&request, &config, &clusters(), &listening()))
         }),
         ctx.admin.register("/listeners", "listeners and their connections, as JSON", move |_| now(listeners(&known()))),
         ctx.admin.register("/routes", "routes and how often each was taken, as JSON", move |_| {

@@ -189,6 +189,12 @@ impl Local {
         self.endpoints.len()
     }
 
+    /// The one at an address, if it may be used.
+    pub(crate) fn at(&mut self, address: SocketAddr, now: Instant) -> Option<Rc<Endpoint>> {
+        let index = self.members.peers.iter().position(|peer| peer.address == address)?;
+        self.may_be_used(index, now).then(|| self.endpoint(index))
+    }
+
     /// Any that was not tried and did not fail lately.
     pub(crate) fn untried(&mut self, tried: &[SocketAddr], now: Instant) -> Option<Rc<Endpoint>> {
         let fits =

@@ -19,6 +19,7 @@ use crate::buffer::{self, Buffer};
 use crate::coded::CodedSource;
 use crate::h2::guard::Guard;
 use crate::h2::headers::{clean_trailers, from_header_map, to_header_map};
+use crate::tapped::TappedSource;
 use crate::transport::{Output, Transport};
 use crate::upstream::FLOODS;
 use crate::upstream::TRAILER_LIMITS;
@@ -116,6 +117,8 @@ pub(crate) enum Source<'a> {
     Kept(Box<KeptSource<'a>>),
     /// One that is compressed or decompressed.
     Coded(Box<CodedSource<'a>>),
+    /// One whose beginning is copied.
+    Tapped(Box<TappedSource<'a>>),
 }
 
 impl<'a> Source<'a> {
@@ -150,6 +153,7 @@ impl<'a> Source<'a> {
             Self::H2(source) => source.data.is_empty() && source.stream.is_end_stream(),
             Self::Kept(source) => source.again == source.kept.len() && source.inner.is_ended(),
             Self::Coded(source) => source.is_ended(),
+            Self::Tapped(source) => source.inner.is_ended(),
         }
     }
 
@@ -158,6 +162,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Kept(source) => source.inner.is_read(),
             Self::Coded(source) => source.inner.is_read(),
+            Self::Tapped(source) => source.inner.is_read(),
             other => other.is_ended(),
         }
     }
@@ -169,6 +174,7 @@ impl<'a> Source<'a> {
             Self::H1(source) => source,
             Self::Kept(source) if source.inner.is_read() => return source.inner.poll_gone(cx),
             Self::Coded(source) if source.inner.is_read() => return source.inner.poll_gone(cx),
+            Self::Tapped(source) => return source.inner.poll_gone(cx),
             _ => return Poll::Pending,
         };
         while source.buffer.len() < MOST_AHEAD {
@@ -185,6 +191,7 @@ impl<'a> Source<'a> {
         match self {
             Self::H1(source) if !source.beyond && source.run == 0 && source.kept.is_empty() => source.keep(),
             Self::H2(source) => source.keeps = true,
+            Self::Tapped(source) => source.inner.keep(),
             _ => {}
         }
     }
@@ -212,6 +219,17 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// What was kept of the body, and where the rest of it comes from.
+    pub(crate) fn parts(&mut self) -> (&[u8], &mut Self) {
+        match self {
+            Self::Kept(source) => {
+                let KeptSource { inner, kept, .. } = &mut **source;
+                (kept, inner)
+            }
+            other => (&[], other),
+        }
+    }
+
     /// Whether all of the body can be sent again.
     pub(crate) fn is_kept(&self) -> bool {
         match self {
@@ -219,6 +237,7 @@ impl<'a> Source<'a> {
             Self::H1(source) => !source.beyond,
             Self::H2(source) => source.is_kept(),
             Self::Kept(source) => !source.beyond,
+            Self::Tapped(source) => source.inner.is_kept(),
             _ => false,
         }
     }
@@ -239,6 +258,7 @@ impl<'a> Source<'a> {
                 source.again = 0;
                 true
             }
+            Self::Tapped(source) => source.rewind(),
             _ => false,
         }
     }
@@ -247,6 +267,8 @@ impl<'a> Source<'a> {
     pub(crate) fn become_tunnel(&mut self) {
         if let Self::H1(source) = self {
             *source.decoder = BodyDecoder::new(Framing::UntilClose, TRAILER_LIMITS);
+        } else if let Self::Tapped(source) = self {
+            source.inner.become_tunnel();
         } else if let Self::Kept(_) = self {
             // Nothing of a tunnel is sent again.
             let Self::Kept(source) = std::mem::replace(self, Self::Empty) else { return };
@@ -265,6 +287,7 @@ impl<'a> Source<'a> {
             Self::Kept(source) if source.again < source.kept.len() => Poll::Ready(Ok(true)),
             Self::Kept(source) => source.inner.poll_ready(cx),
             Self::Coded(source) => source.poll_ready(cx),
+            Self::Tapped(source) => source.poll_ready(cx),
         }
     }
 
@@ -279,6 +302,7 @@ impl<'a> Source<'a> {
             Self::Kept(source) if source.again < source.kept.len() => &source.kept[source.again..],
             Self::Kept(source) => source.inner.data(),
             Self::Coded(source) => source.data(),
+            Self::Tapped(source) => source.inner.data(),
         }
     }
 
@@ -291,6 +315,7 @@ impl<'a> Source<'a> {
             Self::H2(source) => source.advance(count),
             Self::Kept(source) => source.advance(count),
             Self::Coded(source) => source.advance(count),
+            Self::Tapped(source) => source.advance(count),
         }
     }
 
@@ -298,6 +323,7 @@ impl<'a> Source<'a> {
     fn is_last(&self) -> bool {
         match self {
             Self::Empty | Self::Kept(_) | Self::Coded(_) => false,
+            Self::Tapped(source) => source.inner.is_last(),
             Self::Own(_) => true,
             Self::H1(source) => {
                 source.again == source.kept.len() && source.decoder.is_done() && source.trailers().is_none()
@@ -314,6 +340,7 @@ impl<'a> Source<'a> {
             Self::H2(source) => source.trailers(),
             Self::Kept(source) => source.inner.trailers(),
             Self::Coded(source) => source.inner.trailers(),
+            Self::Tapped(source) => source.inner.trailers(),
         }
     }
 
@@ -327,6 +354,7 @@ impl<'a> Source<'a> {
             }
             Self::Kept(source) => source.inner.take_trailers(),
             Self::Coded(source) => source.inner.take_trailers(),
+            Self::Tapped(source) => source.inner.take_trailers(),
             _ => None,
         }
     }
@@ -339,6 +367,7 @@ impl<'a> Source<'a> {
             Self::H2(source) => source.grpc_status.as_ref().map(HeaderValue::as_bytes),
             Self::Kept(source) => source.inner.grpc_status(),
             Self::Coded(source) => source.inner.grpc_status(),
+            Self::Tapped(source) => source.inner.grpc_status(),
         }
     }
 }

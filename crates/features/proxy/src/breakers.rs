@@ -15,6 +15,7 @@ pub(crate) struct Breakers {
     pub(crate) connections: AtomicU32,
     pending: AtomicU32,
     requests: AtomicU32,
+    retries: AtomicU32,
 }
 
 /// Which of them.
@@ -22,6 +23,7 @@ pub(crate) struct Breakers {
 pub(crate) enum Breaker {
     Pending,
     Requests,
+    Retries,
 }
 
 /// A place under a breaker, given back when dropped.
@@ -40,6 +42,7 @@ impl Breakers {
         match breaker {
             Breaker::Pending => &self.pending,
             Breaker::Requests => &self.requests,
+            Breaker::Retries => &self.retries,
         }
     }
 }
@@ -55,6 +58,7 @@ impl Pool {
                     ("pending", Reason::Overflow("too many requests wait for a connection to the cluster"))
                 }
                 Breaker::Requests => ("requests", Reason::Overflow("too many requests are under way at the cluster")),
+                Breaker::Retries => ("retries", Reason::Overflow("too many requests were sent again to the cluster")),
             };
             self.metrics.refused(name);
             return Err(reason);

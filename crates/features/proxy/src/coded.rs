@@ -269,7 +269,8 @@ mod tests {
             let small = compressed(text.as_bytes(), coding, &bodies);
             assert!(small.len() < text.len() / 20, "{coding:?}: {}", small.len());
             let place = bodies.place().unwrap();
-            let mut back = CodedSource::decompressed(Source::Own(&small), coding, 10_000, place, CodedMetrics::none());
+            let mut back =
+                CodedSource::decompressed(Source::Own(&small), coding, 1_000_000, place, CodedMetrics::none());
             assert!(bodies.place().is_none(), "there is one place");
             assert!(buffer::bytes_held().0 > 0, "its memory counts");
             assert!(whole(&mut back).unwrap() == text.as_bytes() && back.is_ended(), "{coding:?}");

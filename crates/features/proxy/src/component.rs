@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
 use outrigger_config::{
     Cluster as ClusterConfig, Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Proxy, ProxyLimits,
-    RateLimitService, Route as RouteConfig,
+    RateLimitService, Route as RouteConfig, Secret,
 };
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
@@ -33,6 +33,7 @@ use crate::listener;
 use crate::metrics::Families;
 use crate::resilience::{Limiters, TELL_EVERY};
 use crate::route::RouteTable;
+use crate::session::SessionKeys;
 use crate::snapshot::{Listener, ListenerSnapshot, Places, Tracing};
 use crate::tap::{self, Taps};
 use crate::worker::Worker;
@@ -63,6 +64,7 @@ pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) 
         spans,
         taps: Taps::new(),
         coded: CodedBodies::new(ProxyLimits::default().max_coded_bodies),
+        own_session_keys: OnceLock::new(),
         live_routes: Mutex::default(),
         ask_routes: Mutex::default(),
         listeners: Arc::default(),
@@ -89,6 +91,8 @@ struct Shared {
     spans: SpanQueue,
     taps: Arc<Taps>,
     coded: Arc<CodedBodies>,
+    /// What seals sessions when the config has no keys for that; made when it is first needed.
+    own_session_keys: OnceLock<Option<Arc<SessionKeys>>>,
     /// Keeps what tells of traffic as it goes, as long as either direction runs.
     live_routes: Mutex<Weak<Vec<AdminRoute>>>,
     /// The same for what is asked of the data plane as it is.
@@ -118,6 +122,19 @@ impl Shared {
             *kept = Arc::downgrade(&routes);
             routes
         })
+    }
+
+    /// What seals the sessions of listeners' routes, where any has them.
+    fn session_keys(&self, secrets: &[Secret], listeners: &[&ListenerConfig]) -> Option<Arc<SessionKeys>> {
+        let has_any = |listener: &&ListenerConfig| {
+            listener.routes.iter().any(|route| route.session_persistence.is_some())
+                || listener.grpc_routes.iter().any(|route| route.session_persistence.is_some())
+        };
+        match secrets {
+            _ if !listeners.iter().any(has_any) => None,
+            [] => self.own_session_keys.get_or_init(SessionKeys::random).clone(),
+            secrets => SessionKeys::of(secrets),
+        }
     }
 
     /// Notes a listener, for operators who ask.
@@ -221,6 +238,7 @@ struct Running<'a> {
     /// Clusters whose files for TLS cannot be used, and why.
     untrusted: Vec<String>,
     tracing: Option<Arc<Tracing>>,
+    session_keys: Option<Arc<SessionKeys>>,
     _live_routes: Arc<Vec<AdminRoute>>,
     _state_route: Arc<AdminRoute>,
     _ask_routes: Arc<Vec<AdminRoute>>,
@@ -243,6 +261,7 @@ impl<'a> Running<'a> {
             cared_for: Vec::new(),
             untrusted: Vec::new(),
             tracing: None,
+            session_keys: None,
             _live_routes: live_routes,
             _state_route: state_route,
             _ask_routes: ask_routes,
@@ -344,6 +363,8 @@ impl<'a> Running<'a> {
         let buffer_share = limits.max_buffer_bytes.as_usize() / self.ctx.workers.count().max(1);
         let zone = proxy.and_then(|proxy| proxy.zone.as_ref());
         self.component.shared.clusters.set_zone(zone.map(|zone| zone.as_str()));
+        let secrets = proxy.map_or(&[][..], |proxy| &proxy.session_keys);
+        self.session_keys = self.component.shared.session_keys(secrets, &configs);
         let clusters = self.clusters(proxy, &configs);
         self.read_origination(&clusters);
         self.care_for(&clusters);
@@ -540,6 +561,7 @@ impl<'a> Running<'a> {
             tracing: self.tracing.clone(),
             taps: Arc::clone(&self.component.shared.taps),
             coded: Arc::clone(&self.component.shared.coded),
+            session_keys: self.session_keys.clone(),
         })
     }
 

@@ -36,6 +36,7 @@ mod note;
 mod protect;
 mod refuse;
 mod retry;
+mod session;
 mod trace;
 
 pub(crate) use note::is_grpc;
@@ -44,6 +45,7 @@ pub(crate) use refuse::own_response;
 use filters::Filtered;
 use note::Line;
 use retry::Tries;
+use session::Sticky;
 use trace::Traced;
 
 /// A request as it came, and whom to answer.
@@ -96,6 +98,8 @@ pub(crate) struct Exchange {
     retried: bool,
     /// What its route asks for beyond sending it once.
     tries: Option<Box<Tries>>,
+    /// Whom its client belongs to, where the route keeps to that.
+    session: Option<Box<Sticky>>,
     /// Its place under `maxRequests`.
     place: Option<limits::Place>,
     /// Some bytes of the response's head have gone to the client.
@@ -174,6 +178,7 @@ impl Exchange {
             upstream: None,
             retried: false,
             tries: None,
+            session: None,
             place: None,
             answered: false,
             noted: false,
@@ -263,6 +268,11 @@ impl Exchange {
             self.change_request(request)?;
             self.decompress_request(incoming)?;
         }
+        if let Some(heads) = self.line.as_mut().and_then(|line| line.heads.as_mut())
+            && !matches!(incoming.framing, Framing::Empty)
+        {
+            incoming.source = heads.tap_request(std::mem::replace(&mut incoming.source, Source::Empty));
+        }
         let request = &mut *incoming.request;
         if !request.contains(FieldId::Host) {
             // HTTP/1.0 knows requests without a host, 1.1 does not.
@@ -329,7 +339,7 @@ impl Exchange {
         loop {
             let certain = !incoming.request.method().is_idempotent();
             let tried = self.tries.as_ref().map_or(&[][..], |tries| &tries.tried);
-            let wish = Wish { way, fresh, certain, ends: self.downstream.ends, tried, key };
+            let wish = Wish { way, fresh, certain, ends: self.downstream.ends, tried, key, prefer: self.belongs_to() };
             let lease = self.in_time(pin!(pool.checkout(wish))).await?;
             // The one that was being made has ended before anybody could use it.
             if matches!(lease, Err(Reason::Unseen)) && unseen < MOST_UNSEEN {
@@ -409,13 +419,16 @@ impl Exchange {
         let number = number.ok_or(Reason::NoRoute)?;
         let route = routes.route(number).ok_or(Reason::NoRoute)?;
         let worker = &self.downstream.local.worker;
-        let backend = route.choose(worker.random());
+        let session = if route.session.is_some() { self.read_session(route, request) } else { None };
+        let kept = session.as_ref().and_then(|session| session.backend(route));
+        let backend = kept.or_else(|| route.choose(worker.random()));
         let pool = backend.and_then(|backend| route.cluster_of(backend)).ok_or(Reason::NoEndpoint);
         let pool = pool.and_then(|cluster| worker.pool_for(cluster, route.direct, &self.downstream));
         let any = route.filters.is_some() || backend.is_some_and(|backend| route.backend_filters(backend).is_some());
         let timeout = route.timeout;
         self.filtered = Filtered { backend, matched: found.map_or(0, |found| found.matched), any };
         self.route = Some(number);
+        self.session = session;
         Ok((timeout, pool))
     }
 

@@ -153,7 +153,7 @@ async fn try_once(
     request: &Head,
     message: &[u8],
 ) -> Result<Answer, Unanswered> {
-    let wish = Wish { way: Way::Shared, fresh: false, certain: true, ends, tried: &[], key };
+    let wish = Wish { way: Way::Shared, fresh: false, certain: true, ends, tried: &[], key, prefer: None };
     let mut lease = pool.checkout(wish).await?;
     let (secure, report) = (lease.is_secure(), lease.report());
     let (link, _) = lease.parts();

@@ -16,7 +16,8 @@ use outrigger_config::{
 };
 use outrigger_traffic::balance::{Member, Plan, Policy, Settings, hash};
 use outrigger_traffic::outlier::Ejection;
-use outrigger_wire::head::{FieldId, Head};
+use outrigger_traffic::session::cookie;
+use outrigger_wire::head::Head;
 
 use crate::cluster::Terms;
 use crate::outlier::{Tally, Thresholds};
@@ -271,12 +272,6 @@ fn keys(balancing: &LoadBalancing) -> Arc<[KeyOf]> {
         HashPolicyType::SourceAddress => KeyOf::Source,
     };
     balancing.hash_policy.iter().map(key).collect()
-}
-
-/// The value of a cookie.
-fn cookie<'a>(request: &'a Head, name: &str) -> Option<&'a [u8]> {
-    let fields = request.get_all(FieldId::Cookie).flat_map(|field| field.split(|byte| *byte == b';'));
-    fields.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 #[cfg(test)]

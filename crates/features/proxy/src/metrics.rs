@@ -511,7 +511,7 @@ pub(crate) enum Hedged {
 }
 
 const FAILURES: [&str; 6] = ["connect-failure", "refused-stream", "reset", "timeout", "code", "grpc-code"];
-const WITHHELD: [&str; 5] = ["attempts", "budget", "body", "deadline", "asked"];
+const WITHHELD: [&str; 6] = ["attempts", "budget", "body", "deadline", "asked", "overflow"];
 
 impl RetryMetrics {
     /// Counts a try after one that failed so.

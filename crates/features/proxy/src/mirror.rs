@@ -108,7 +108,7 @@ async fn copy(pool: &Rc<Pool>, ends: Ends, request: &Head, framing: Framing, bod
         ClusterProtocol::Http1 => Way::Own,
     };
     let key = pool.key(Some(request), ends.client.ip());
-    let wish = Wish { way, fresh: false, certain: true, ends, tried: &[], key };
+    let wish = Wish { way, fresh: false, certain: true, ends, tried: &[], key, prefer: None };
     let mut lease = pool.checkout(wish).await?;
     let (secure, report) = (lease.is_secure(), lease.report());
     let (link, keep) = lease.parts();

@@ -75,6 +75,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) tried: &'a [SocketAddr],
     /// What the policy goes by, if it goes by anything.
     pub(crate) key: Option<u64>,
+    /// The endpoint that it belongs to: taken before all others, while nothing speaks against that.
+    pub(crate) prefer: Option<SocketAddr>,
 }
 
 /// How a request may go.
@@ -131,7 +133,11 @@ impl Pool {
         let place = self.hold(Breaker::Requests)?;
         let mut failed = 0;
         loop {
-            let (endpoint, began) = self.choose_beside(wish.key, wish.tried)?;
+            let preferred = wish.prefer.filter(|_| failed == 0).and_then(|address| self.prefer(address, wish.tried));
+            let (endpoint, began) = match preferred {
+                Some(preferred) => preferred,
+                None => self.choose_beside(wish.key, wish.tried)?,
+            };
             let mut ticket = Ticket::take(self, endpoint);
             match self.obtain(&mut ticket, generation, wish).await {
                 Ok((connection, reused)) => {
@@ -256,6 +262,15 @@ impl Pool {
         Ok((chosen, now.filter(|_| local.members().measure.latency)))
     }
 
+    /// The endpoint at an address, if it is one of the cluster's, may be used and was not tried yet.
+    fn prefer(&self, address: SocketAddr, tried: &[SocketAddr]) -> Option<(Rc<Endpoint>, Option<Instant>)> {
+        self.renew();
+        let now = Instant::now();
+        let mut local = self.local.borrow_mut();
+        let found = local.at(address, now).filter(|_| !tried.contains(&address))?;
+        Some((found, Some(now).filter(|_| local.members().measure.latency)))
+    }
+
     /// An endpoint that was not tried yet, if there is one that is not avoided.
     fn choose_beside(&self, key: Option<u64>, tried: &[SocketAddr]) -> Result<(Rc<Endpoint>, Option<Instant>), Reason> {
         let (mut chosen, now) = self.choose(key)?;
@@ -367,6 +382,7 @@ impl Pool {
         match breaker {
             Breaker::Pending => breakers.max_pending_requests,
             Breaker::Requests => breakers.max_requests,
+            Breaker::Retries => breakers.max_retries,
         }
     }
 

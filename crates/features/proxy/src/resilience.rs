@@ -65,7 +65,7 @@ impl Resilience {
         let retry = config.and_then(|config| config.retry.as_ref()).map(RetryPolicy::of);
         let priority = config.and_then(|config| config.priority.clone()).unwrap_or_default();
         let hedge = config.and_then(|config| config.hedge.as_ref());
-        let hedge = hedge.map(|hedge| Hedge { after: hedge.after.into(), most: hedge.max });
+        let hedge = hedge.map(Hedge::of);
         let any = backend_request.is_some()
             || idle.is_some()
             || deadlines

@@ -16,6 +16,7 @@ use outrigger_config::{
 };
 use outrigger_traffic::filter::Filters;
 use outrigger_traffic::route::{self, Found, Request};
+use outrigger_traffic::session::Persistence;
 
 use crate::cluster::{Cluster, PASSTHROUGH};
 use crate::global_limit::GlobalLimit;
@@ -32,6 +33,8 @@ pub(crate) struct Route {
     pub(crate) direct: bool,
     /// What it does beyond sending a request once.
     pub(crate) resilience: Option<Box<Resilience>>,
+    /// Its clients stay with an endpoint.
+    pub(crate) session: Option<Box<Persistence>>,
     /// What is done with its requests and answers.
     pub(crate) filters: Option<Box<Filters>>,
     backends: Vec<Backend>,
@@ -51,7 +54,8 @@ impl Route {
         let timeout = Duration::from(config.timeouts.request);
         let timeout = (!timeout.is_zero()).then_some(timeout);
         let filters = Filters::of(&config.filters);
-        Self { timeout, filters, ..Self::to(&config.name, &config.backend_refs, cluster) }
+        let session = Persistence::of(config);
+        Self { timeout, filters, session, ..Self::to(&config.name, &config.backend_refs, cluster) }
     }
 
     /// A route without conditions.
@@ -71,6 +75,7 @@ impl Route {
             timeout: None,
             direct: false,
             resilience: None,
+            session: None,
             filters: None,
             total_weight: backends.iter().map(|backend| u64::from(backend.weight)).sum(),
             backends,

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::coded::CodedBodies;
 use crate::route::RouteTable;
+use crate::session::SessionKeys;
 use crate::tap::Taps;
 
 /// A listener that is bound, shared by all workers.
@@ -75,6 +76,8 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) taps: Arc<Taps>,
     /// Bodies that are compressed or decompressed.
     pub(crate) coded: Arc<CodedBodies>,
+    /// What seals sessions, where a route has any.
+    pub(crate) session_keys: Option<Arc<SessionKeys>>,
     /// There is an access log, or tracing.
     pub(crate) is_told: bool,
 }

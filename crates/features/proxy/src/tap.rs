@@ -3,27 +3,35 @@
 //! In: requests at their end, on the workers. Out: a JSON line each, to every tap that wants it.
 //! Promise: without a tap a request pays one relaxed load; with one, traffic never waits for who
 //! reads: what does not fit in a tap's queue is dropped, counted, and told in its place. Values of
-//! header fields that may be secret are told by length and mark only.
+//! header fields, and of members of JSON and forms, that may be secret are told by length and mark only. Bodies are copied,
+//! up to a bound, while somebody asks for them.
 
+use std::cell::RefCell;
 use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::io::Write;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::StatusCode;
 use outrigger_runtime::{AdminRequest, AdminResponse, AdminRoutes, BoxFuture};
 use outrigger_traffic::tap::{Glob, TapQuery, Told};
-use outrigger_wire::head::Head;
+use outrigger_traffic::{BodyKind, mask_body};
+use outrigger_wire::head::{FieldId, Head};
 use tokio::sync::mpsc;
 
 use crate::access_log::{Entry, quoted};
+use crate::body::Source;
 use crate::metrics::Families;
+use crate::tapped::{BodyCopy, TappedSource};
 use crate::worker::Worker;
 
 /// Taps at a time.
@@ -58,6 +66,8 @@ pub(crate) struct Taps {
     on: AtomicBool,
     /// One of them needs requests' heads.
     wants_heads: AtomicBool,
+    /// The most bytes of a body that one of them wants.
+    bodies: AtomicUsize,
     all: ArcSwap<Vec<Arc<Tap>>>,
     changes: Mutex<()>,
     masks: Masks,
@@ -79,11 +89,33 @@ struct Line {
     missed_before: u64,
 }
 
-/// The heads of a request and its response.
+/// The heads of a request and its response, and how their bodies begin.
 #[derive(Default)]
 pub(crate) struct Heads {
     pub(crate) request: Head,
     pub(crate) response: Option<Head>,
+    /// So many bytes of bodies are wanted.
+    most: usize,
+    request_body: Option<Rc<RefCell<BodyCopy>>>,
+    response_body: Option<Rc<RefCell<BodyCopy>>>,
+}
+
+impl Heads {
+    /// The request's body, copied as it goes if somebody wants to see it.
+    pub(crate) fn tap_request<'a>(&mut self, body: Source<'a>) -> Source<'a> {
+        if self.most == 0 {
+            return body;
+        }
+        TappedSource::of(body, Rc::clone(self.request_body.insert(BodyCopy::new(self.most))))
+    }
+
+    /// The same for the answer's.
+    pub(crate) fn tap_response<'a>(&mut self, body: Source<'a>) -> Source<'a> {
+        if self.most == 0 {
+            return body;
+        }
+        TappedSource::of(body, Rc::clone(self.response_body.insert(BodyCopy::new(self.most))))
+    }
 }
 
 impl Taps {
@@ -91,6 +123,7 @@ impl Taps {
         Arc::new(Self {
             on: AtomicBool::new(false),
             wants_heads: AtomicBool::new(false),
+            bodies: AtomicUsize::new(0),
             all: ArcSwap::default(),
             changes: Mutex::new(()),
             masks: Masks::new(),
@@ -112,7 +145,7 @@ impl Taps {
         if !self.wants_heads.load(Relaxed) {
             return None;
         }
-        let mut heads = Box::new(Heads::default());
+        let mut heads = Box::new(Heads { most: self.bodies.load(Relaxed), ..Heads::default() });
         heads.request.copy_from(request);
         Some(heads)
     }
@@ -134,6 +167,13 @@ impl Taps {
                 self.masks.write(&mut line, "request_headers", &heads.request);
                 if let Some(response) = &heads.response {
                     self.masks.write(&mut line, "response_headers", response);
+                }
+            }
+            if let Some(heads) = heads.filter(|_| tap.query.bodies > 0) {
+                self.masks.write_body(&mut line, "request_body", &heads.request, &heads.request_body, tap.query.bodies);
+                if let Some(response) = &heads.response {
+                    let body = &heads.response_body;
+                    self.masks.write_body(&mut line, "response_body", response, body, tap.query.bodies);
                 }
             }
             line.extend_from_slice(b"}\n");
@@ -180,9 +220,11 @@ impl Taps {
         let _alone = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::clone(&self.all.load());
         let outcome = work(&mut all);
+        let bodies = all.iter().map(|tap| tap.query.bodies).max().unwrap_or(0);
         let (on, wants_heads) = (!all.is_empty(), all.iter().any(|tap| tap.query.needs_head()));
         self.all.store(Arc::new(all));
         self.wants_heads.store(wants_heads, Relaxed);
+        self.bodies.store(bodies, Relaxed);
         self.on.store(on, Relaxed);
         outcome
     }
@@ -317,6 +359,37 @@ impl Masks {
             line.push(b'}');
         }
         line.push(b']');
+    }
+
+    /// Writes how a body begins: as text, if it is one, else in base64.
+    fn write_body(
+        &self,
+        line: &mut Vec<u8>,
+        key: &str,
+        head: &Head,
+        body: &Option<Rc<RefCell<BodyCopy>>>,
+        most: usize,
+    ) {
+        let Some(body) = body.as_ref().map(|body| body.borrow()).filter(|body| body.length() > 0) else { return };
+        let bytes = &body.bytes()[..body.bytes().len().min(most)];
+        let text = match str::from_utf8(bytes) {
+            Ok(text) => Some(text),
+            // A character that was cut is no sign of bytes that are no text.
+            Err(error) if error.error_len().is_none() => str::from_utf8(&bytes[..error.valid_up_to()]).ok(),
+            Err(_) => None,
+        };
+        match text.filter(|text| !text.contains('\0')) {
+            Some(text) => {
+                let kind = BodyKind::of(head.get(FieldId::ContentType).unwrap_or_default());
+                let mask = |value: &str| String::from_utf8_lossy(&self.masked(value.as_bytes())).into_owned();
+                let _ = write!(line, ",\"{key}\":");
+                quoted(line, mask_body(kind, text, |name| self.masks(name), mask).as_bytes());
+            }
+            None => {
+                let _ = write!(line, ",\"{key}_base64\":\"{}\"", STANDARD.encode(bytes));
+            }
+        }
+        let _ = write!(line, ",\"{key}_bytes\":{}", body.length());
     }
 
     /// A field's value as it is told.

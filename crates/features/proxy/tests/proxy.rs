@@ -24,6 +24,7 @@ mod public;
 mod race;
 mod retries;
 mod routing;
+mod sessions;
 mod stale;
 mod tunnel;
 

@@ -394,6 +394,7 @@ async fn the_preflight_lets_a_start_wait_and_refuses_a_reload() {
         zone: None,
         rate_limit_service: None,
         mask_headers: Vec::new(),
+        session_keys: Vec::new(),
         access_log: None,
         limits: ProxyLimits::default(),
     });

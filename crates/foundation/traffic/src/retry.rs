@@ -100,6 +100,8 @@ pub enum Withheld {
     Deadline,
     /// The endpoint does not want it, or not within `maxRetryAfter`.
     Asked,
+    /// The cluster's `circuitBreakers.maxRetries` are under way.
+    Overflow,
 }
 
 impl Withheld {
@@ -111,6 +113,7 @@ impl Withheld {
             Self::Body => "body",
             Self::Deadline => "deadline",
             Self::Asked => "asked",
+            Self::Overflow => "overflow",
         }
     }
 }

@@ -12,6 +12,8 @@ use outrigger_wire::head::Head;
 /// Bytes of a query, and of one value in it.
 const MOST_QUERY: usize = 8 * 1024;
 const MOST_VALUE: usize = 512;
+/// Bytes of a body that are told.
+const MOST_BODY: usize = 64 * 1024;
 /// Alternatives of one kind.
 const MOST_VALUES: usize = 32;
 
@@ -28,6 +30,8 @@ pub struct TapQuery {
     pub duration: Option<Duration>,
     /// The heads of request and response are told too.
     pub headers: bool,
+    /// So many bytes of both bodies are told too.
+    pub bodies: usize,
 }
 
 /// Which requests are wanted: all kinds of conditions must hold; of one kind any alternative, but all `headers`.
@@ -85,7 +89,8 @@ impl TapQuery {
     /// # Errors
     /// What is wrong with which parameter.
     pub fn parse(query: &str) -> Result<Self, String> {
-        let mut wanted = Self { filter: Filter::default(), share: 1.0, most: None, duration: None, headers: false };
+        let mut wanted =
+            Self { filter: Filter::default(), share: 1.0, most: None, duration: None, headers: false, bodies: 0 };
         if query.len() > MOST_QUERY {
             return Err(format!("the query is longer than {MOST_QUERY} bytes"));
         }
@@ -102,7 +107,7 @@ impl TapQuery {
 
     /// Whether a condition needs the request's head.
     pub fn needs_head(&self) -> bool {
-        self.headers || !self.filter.headers.is_empty()
+        self.headers || self.bodies > 0 || !self.filter.headers.is_empty()
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -160,6 +165,14 @@ impl TapQuery {
                 "false" | "0" => Ok(()),
                 _ => Err(format!("`{value}` is neither `true` nor `false`")),
             },
+            "bodies" => {
+                let size = value.parse::<outrigger_config::ByteSize>().map_err(|error| error.to_string())?.as_usize();
+                if !(1..=MOST_BODY).contains(&size) {
+                    return Err(format!("`{value}` is not between 1B and 64KiB"));
+                }
+                self.bodies = size;
+                Ok(())
+            }
             _ => Err("there is no such parameter".to_owned()),
         }
     }
@@ -406,6 +419,9 @@ mod tests {
             ("max=0", "above 0"),
             ("headers=maybe", "neither"),
             ("header==x", "not the name"),
+            ("bodies=1MiB", "not between"),
+            ("bodies=0", "not between"),
+            ("bodies=much", "`bodies`"),
             ("path=%zz", "percent-encoded"),
             ("path=%ff", "percent-encoded"),
         ] {
@@ -421,7 +437,9 @@ mod tests {
     fn bounds_are_read() {
         let tap = TapQuery::parse("max=5&duration=10s&sample=25%25&headers").unwrap();
         assert_eq!((tap.most, tap.duration, tap.share), (Some(5), Some(Duration::from_secs(10)), 0.25));
-        assert!(tap.headers && tap.needs_head());
+        assert!(tap.headers && tap.needs_head() && tap.bodies == 0);
+        let tap = TapQuery::parse("bodies=1KiB").unwrap();
+        assert!(!tap.headers && tap.needs_head() && tap.bodies == 1024);
     }
 
     proptest! {

@@ -111,3 +111,48 @@ fn says(client: &mut Process, word: &str) {
         Ok(())
     });
 }
+
+#[test]
+fn routes_go_by_service_and_method_and_servers_that_fail_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = |name: &str| {
+        let home = folder.path().join(name);
+        fs::create_dir(&home).unwrap();
+        home
+    };
+    let (good, bad, port) = (free_port(), free_port(), free_port());
+    let _good = peer_server("grpc_server.py", good, &home("good"));
+    let arguments = [bad.to_string(), "failing".to_owned()];
+    let mut failing =
+        outrigger_e2e::start_peer("grpc_server.py", &arguments.each_ref().map(String::as_str), &home("bad"));
+    eventually("the one that fails", || {
+        failing.still_runs()?;
+        outrigger_e2e::is_listening(bad)
+    });
+    let config = format!(
+        "proxy:\n  listeners:\n    - name: in\n      direction: inbound\n      address: 127.0.0.1:{port}\n      grpcRoutes:\n        \
+         - name: unary\n          matches: [{{ method: {{ service: test.Way, method: Unary }} }}]\n          \
+         backendRefs: [{{ name: both }}]\n        - name: fails\n          matches: [{{ method: {{ type: RegularExpression, \
+         service: \"test[.].*\", method: \"Fail(Late)?\" }} }}]\n          backendRefs: [{{ name: good }}]\n  clusters:\n    \
+         - {{ name: good, endpoints: [\"127.0.0.1:{good}\"] }}\n    - name: both\n      endpoints: [\"127.0.0.1:{good}\", \
+         \"127.0.0.1:{bad}\"]\n      loadBalancing: {{ policy: RoundRobin }}\n      outlierDetection: {{ consecutive5xx: 3, \
+         baseEjectionTime: 10m, maxEjectionTime: 10m }}\n"
+    );
+    let proxy = outrigger_e2e::start_outrigger(folder.path(), &config);
+    let at = format!("127.0.0.1:{port}");
+    run_peer("grpc_client.py", &[&at, "routed"]).unwrap_or_else(|error| panic!("{error:#}"));
+    let ejections = r#"outrigger_outlier_ejections_total{cluster="both",cause="consecutive5xx"}"#;
+    let metrics = proxy.get("/metrics").unwrap().ok().unwrap();
+    assert!(metrics.contains("outrigger_outlier_ejections_active{cluster=\"both\"} 1"), "{ejections}: {metrics}");
+    let of = |route: &str, status: &str| {
+        metrics.lines().any(|line| {
+            line.starts_with("outrigger_grpc_requests_total")
+                && (route.is_empty() != line.contains("route="))
+                && (route.is_empty() || line.contains(&format!("route=\"{route}\"")))
+                && line.contains(&format!("grpc_status=\"{status}\""))
+        })
+    };
+    for (route, status) in [("unary", "0"), ("unary", "14"), ("fails", "9"), ("fails", "8"), ("", "12")] {
+        assert!(of(route, status), "{route} {status}: {metrics}");
+    }
+}

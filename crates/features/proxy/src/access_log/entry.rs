@@ -13,6 +13,8 @@ use crate::error::Reason;
 
 /// The flag of a request that failed and would have been sent again, had it been allowed.
 const RETRIES_EXHAUSTED: &str = "URX";
+/// Envoy's flag for one that was not sent again because too many others were.
+const OVERFLOW: &str = "UO";
 
 /// What a line says. Fields from the client are bytes as they came.
 pub(crate) struct Entry<'a> {
@@ -108,7 +110,12 @@ impl Entry<'_> {
 
     /// Its response flags, or nothing.
     pub(crate) fn flags(&self) -> [&'static str; 2] {
-        [self.reason.map_or("", Reason::flag), self.withheld.map_or("", |_| RETRIES_EXHAUSTED)]
+        let withheld = match self.withheld {
+            None => "",
+            Some(Withheld::Overflow) => OVERFLOW,
+            Some(_) => RETRIES_EXHAUSTED,
+        };
+        [self.reason.map_or("", Reason::flag), withheld]
     }
 
     /// The response flags as one text, as Envoy writes them.
@@ -116,6 +123,13 @@ impl Entry<'_> {
         let flag = self.reason.map_or("", Reason::flag);
         match (flag, self.withheld) {
             (flag, None) => flag,
+            ("", Some(Withheld::Overflow)) => OVERFLOW,
+            ("UF", Some(Withheld::Overflow)) => "UF,UO",
+            ("UC", Some(Withheld::Overflow)) => "UC,UO",
+            ("UT", Some(Withheld::Overflow)) => "UT,UO",
+            ("UR", Some(Withheld::Overflow)) => "UR,UO",
+            ("UPE", Some(Withheld::Overflow)) => "UPE,UO",
+            (flag, Some(Withheld::Overflow)) => flag,
             ("", Some(_)) => RETRIES_EXHAUSTED,
             ("UF", Some(_)) => "UF,URX",
             ("UC", Some(_)) => "UC,URX",

@@ -122,9 +122,15 @@ impl Exchange {
         if self.tries.is_some() {
             self.tell_limits(response);
         }
+        if let Some(heads) = self.line.as_mut().and_then(|line| line.heads.as_mut()) {
+            source = heads.tap_response(source);
+        }
         if self.filtered.any {
             self.change_response(incoming.request, response);
             (body, source) = self.code_answer(incoming.request, response, body, source);
+        }
+        if self.session.is_some() {
+            self.tell_session(response);
         }
         self.keep_response(response);
         self.answered = true;

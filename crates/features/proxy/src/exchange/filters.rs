@@ -67,6 +67,10 @@ impl Exchange {
         if let Some(abort) = abort {
             return Err(Reason::Injected { status: abort.status, grpc: abort.grpc_status });
         }
+        if self.route_filters().is_none_or(|filters| filters.answer.is_none()) {
+            return Ok(None);
+        }
+        self.limit_answer(incoming.request)?;
         let Some(answer) = self.route_filters().and_then(|filters| filters.answer.as_ref()) else { return Ok(None) };
         let body = match answer {
             Answer::Redirect(redirect) => {
@@ -89,6 +93,7 @@ impl Exchange {
                 direct.body.clone()
             }
         };
+        self.tell_limits(response);
         Ok(Some(self.answer(incoming, response, &body, true).await))
     }
 

@@ -10,7 +10,7 @@ use outrigger_traffic::{read_grpc_timeout, read_milliseconds, read_unix_deadline
 use outrigger_wire::head::Head;
 
 use super::Exchange;
-use super::retry::Tries;
+use super::retry::{Tries, resilience};
 use crate::error::Reason;
 use crate::pool::Pool;
 use crate::resilience::Resilience;
@@ -105,13 +105,9 @@ impl Exchange {
             self.watched.set_deadline(end);
             callers.tell(request, Instant::now())?;
         }
-        for limiter in &resilience.rate_limits {
-            let decision = limiter.check(request, &self.downstream, self.started);
-            limiter.tell(&decision, &mut tries.fields);
-            if !decision.allowed {
-                self.tries = Some(tries);
-                return Err(Reason::RateLimited);
-            }
+        if let Err(reason) = self.limit(resilience, &mut tries, request) {
+            self.tries = Some(tries);
+            return Err(reason);
         }
         Ok(tries)
     }
@@ -128,6 +124,28 @@ impl Exchange {
         let since = if resilience.global.is_some() { Instant::now() } else { self.started };
         tries.waiting = Some(Waiting { pool: Rc::clone(pool), since, latency: None });
         Ok(())
+    }
+
+    /// Whether the rate limits of a request's route let it pass.
+    fn limit(&self, resilience: &Resilience, tries: &mut Tries, request: &Head) -> Result<(), Reason> {
+        for limiter in &resilience.rate_limits {
+            let decision = limiter.check(request, &self.downstream, self.started);
+            limiter.tell(&decision, &mut tries.fields);
+            if !decision.allowed {
+                return Err(Reason::RateLimited);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a request that a filter answers.
+    pub(super) fn limit_answer(&mut self, request: &Head) -> Result<(), Reason> {
+        let snapshot = Rc::clone(&self.snapshot);
+        let Some(resilience) = resilience(&snapshot, self.route) else { return Ok(()) };
+        let mut tries = Tries::of(resilience, None, None);
+        let outcome = self.limit(resilience, &mut tries, request);
+        self.tries = Some(tries);
+        outcome
     }
 
     /// Adds what a client is told of its limits.

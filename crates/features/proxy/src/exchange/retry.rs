@@ -23,6 +23,7 @@ use super::hedge::Hedge;
 use super::note::is_grpc;
 use super::protect::{CallersDeadline, Waiting};
 use super::{After, Exchange, Incoming, Sent};
+use crate::breakers::{Breaker, Held};
 use crate::error::Reason;
 use crate::mirror::MOST_BODY;
 use crate::pool::{Pool, Way};
@@ -53,6 +54,8 @@ pub(crate) struct Tries {
     pub(super) fields: Vec<(Cow<'static, str>, Vec<u8>)>,
     /// Its place among those that wait for the cluster, where they are limited.
     pub(super) waiting: Option<Waiting>,
+    /// The last try's place under `maxRetries`.
+    retrying: Option<Held>,
     idle: Option<Duration>,
     /// Bytes that had moved when the idle time was set last.
     moved: u64,
@@ -71,6 +74,7 @@ impl Tries {
             callers,
             fields: Vec::new(),
             waiting: None,
+            retrying: None,
             idle: resilience.idle,
             moved: 0,
         })
@@ -124,7 +128,7 @@ impl Exchange {
         let snapshot = Rc::clone(&self.snapshot);
         let resilience = resilience(&snapshot, self.route).ok_or(Reason::NoRoute)?;
         let retry = resilience.retry.as_ref();
-        let hedge = resilience.hedge.filter(|_| Hedge::is_for(incoming.request, framing, ask));
+        let mut hedge = resilience.hedge.as_ref().filter(|_| Hedge::is_for(incoming.request, framing, ask));
         if retry.is_some() || hedge.is_some() {
             pool.cluster.retry_budget.request(Instant::now());
         }
@@ -133,6 +137,12 @@ impl Exchange {
         {
             incoming.source.keep_all(retry.max_body);
         }
+        if let Some(one) = hedge
+            && !matches!(framing, Framing::Empty)
+            && !Box::pin(self.gather(one.max_body, incoming)).await?
+        {
+            hedge = None;
+        }
         loop {
             let end = self.begin_try(resilience, incoming.request)?;
             if retry.is_some_and(|retry| retry.attempt_count) {
@@ -140,7 +150,10 @@ impl Exchange {
                 incoming.request.set(ATTEMPT_COUNT, itoa::Buffer::new().format(number).as_bytes());
             }
             let outcome = match hedge {
-                Some(hedge) => Box::pin(self.send_hedged(hedge, retry, pool, way, incoming, response)).await,
+                Some(hedge) => {
+                    let way = (way, framing);
+                    Box::pin(self.send_hedged(hedge, retry, pool, way, incoming, response)).await
+                }
                 None => self.send(pool, way, incoming, framing, ask, response).await,
             };
             let wait = match outcome {
@@ -256,6 +269,7 @@ impl Exchange {
         let snapshot = Rc::clone(&self.snapshot);
         let retry = resilience(&snapshot, self.route)?.retry.as_ref()?;
         let (tries, pool) = (self.tries.as_mut()?, self.pool.as_ref()?);
+        tries.retrying = None;
         let idempotent = may_be_repeated(incoming.request);
         if !retry.wants(failure, idempotent) {
             return None;
@@ -277,6 +291,14 @@ impl Exchange {
                 None
             }
             Verdict::After(wait) => {
+                match pool.hold(Breaker::Retries) {
+                    Ok(place) => tries.retrying = place,
+                    Err(_) => {
+                        tries.withheld = Some(Withheld::Overflow);
+                        pool.metrics.retry().withheld(Withheld::Overflow);
+                        return None;
+                    }
+                }
                 pool.metrics.retry().made(failure);
                 incoming.source.rewind();
                 Some(wait)

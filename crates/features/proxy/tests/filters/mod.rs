@@ -209,3 +209,38 @@ async fn over_http2_too() {
     proxy.metrics_have(r#"route="all",code="404"} 1"#).await;
     proxy.stop().await;
 }
+
+#[tokio::test]
+async fn answers_of_filters_are_limited_like_others() {
+    let routes = r#"
+      routes:
+        - name: moved
+          matches: [{ path: { value: /moved } }]
+          rateLimits: [{ name: few, requests: 2, per: 1h, headers: true }]
+          filters: [{ type: RequestRedirect, requestRedirect: { hostname: new.example } }]
+        - name: asked
+          matches: [{ path: { value: /asked } }]
+          rateLimits: [{ name: few, requests: 1, per: 1h }]
+          filters:
+            - { type: CORS, cors: { allowOrigins: ["*"] } }
+            - { type: DirectResponse, directResponse: { statusCode: 200, body: "hello" } }
+"#;
+    let proxy = Proxy::start(&config(routes, &apps(&["a"]))).await;
+    let ask = |request: &str| Client::connect(proxy.port).ask(request);
+    let statuses = |path: &str, count: usize| -> Vec<String> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n");
+        (0..count).map(|_| ask(&request)[9..12].to_owned()).collect()
+    };
+    assert!(ask("GET /moved HTTP/1.1\r\nHost: shop\r\n\r\n").contains("RateLimit: \"few\";r=1;"));
+    assert_eq!(statuses("/moved", 3), ["302", "429", "429"]);
+    // A browser's question whether it may ask is none of the requests.
+    let preflight = "OPTIONS /asked HTTP/1.1\r\nHost: shop\r\nOrigin: https://x\r\nAccess-Control-Request-Method: GET\r\nConnection: close\r\n\r\n";
+    for _ in 0..3 {
+        let mut client = Client::connect(proxy.port);
+        client.send(preflight);
+        assert!(client.read_to_end().starts_with("HTTP/1.1 204"));
+    }
+    assert_eq!(statuses("/asked", 2), ["200", "429"]);
+    proxy.metrics_have(r#"route="moved",limit="few",result="limited"} 2"#).await;
+    proxy.stop().await;
+}

@@ -301,14 +301,15 @@ async fn the_first_answer_wins_and_the_other_is_given_up() {
     let route = "hedge: { after: 50ms }, timeouts: { request: 20s }";
     let cluster = "loadBalancing: { policy: RoundRobin }";
     let proxy = Proxy::start_on(&config(route, &[slow.port, fast.port], cluster), 1).await;
-    while slow_seen.load(SeqCst) < 2 {
+    let count = |result| proxy.metric(&format!("outrigger_hedges_total{{cluster=\"app\",result=\"{result}\"}}"));
+    // On a busy machine the fast one is slow now and then, and its hedge does not win.
+    while count("won") < 2.0 {
         let answer = ask(proxy.port, GET.to_owned()).await;
         assert!(answer.ends_with("fast"), "{answer}");
     }
     harness::until("the slow ones are given up", || slow_given_up.load(SeqCst) == slow_seen.load(SeqCst)).await;
     assert_eq!(fast_given_up.load(SeqCst), 0);
-    let count = |result| proxy.metric(&format!("outrigger_hedges_total{{cluster=\"app\",result=\"{result}\"}}"));
-    assert!(count("sent") >= 2.0 && count("won") >= 2.0, "{} {}", count("sent"), count("won"));
+    assert!(slow_seen.load(SeqCst) >= 2 && count("sent") >= 2.0, "{}", count("sent"));
     // What may not be done twice goes to one only, however long that takes.
     let before = slow_seen.load(SeqCst) + fast_seen.load(SeqCst);
     let hedged = count("sent");
@@ -364,4 +365,116 @@ async fn hedges_are_kept_within_the_budget() {
     assert!(seen > 100 && seen <= 110, "{seen} for 100 requests");
     proxy.metrics_have("outrigger_hedges_total{cluster=\"app\",result=\"withheld\"}").await;
     proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_is_hedged_too_and_comes_whole() {
+    let bodies = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&bodies);
+    let slow = App::talking(move |mut stream| {
+        while let Some(request) = read_request(&mut stream) {
+            log.lock().unwrap().push(request.split_once("\r\n\r\n").unwrap().1.to_owned());
+            // It never answers; the proxy gives it up.
+            let _ = stream.read(&mut [0]);
+        }
+    });
+    let fast = App::answering(OK);
+    let cluster = "loadBalancing: { policy: RoundRobin }";
+    let route = "hedge: { after: 20ms, maxBodyBytes: 10KiB }, timeouts: { request: 2s }";
+    let proxy = Proxy::start_on(&config(route, &[slow.port, fast.port], cluster), 1).await;
+    let put = |body: &str| format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let body = "0123456789".repeat(900);
+    while bodies.lock().unwrap().len() < 2 {
+        let answer = ask(proxy.port, put(&body)).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(bodies.lock().unwrap().iter().all(|seen| *seen == body));
+    assert!(fast.seen().iter().all(|seen| seen.ends_with(&format!("\r\n\r\n{body}"))));
+    // A longer one goes to one only, whole.
+    let long = "x".repeat(30_000);
+    let hedged = proxy.metric("outrigger_hedges_total{cluster=\"app\",result=\"sent\"}");
+    let mut answers = [ask(proxy.port, put(&long)).await, ask(proxy.port, put(&long)).await];
+    answers.sort();
+    assert!(answers[0].starts_with("HTTP/1.1 200") && answers[1].starts_with("HTTP/1.1 504"), "{answers:?}");
+    assert!(fast.seen().last().unwrap().ends_with(&format!("\r\n\r\n{long}")));
+    assert_eq!(proxy.metric("outrigger_hedges_total{cluster=\"app\",result=\"sent\"}"), hedged);
+    // Nor one whose client waits for a consent before it sends the body.
+    let expecting = put("abc").replace("Host: a", "Host: a\r\nConnection: close\r\nExpect: 100-continue");
+    let answers = [ask(proxy.port, expecting.clone()).await, ask(proxy.port, expecting).await];
+    assert!(answers.iter().any(|answer| answer.contains("HTTP/1.1 200")), "{answers:?}");
+    assert_eq!(proxy.metric("outrigger_hedges_total{cluster=\"app\",result=\"sent\"}"), hedged);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn what_few_answers_take_is_found_out() {
+    let hold = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let held = Arc::clone(&hold);
+    let slow = App::talking(move |mut stream| {
+        while read_request(&mut stream).is_some() {
+            if held.load(SeqCst) {
+                let _ = stream.read(&mut [0]);
+                return;
+            }
+            stream.write_all(OK.as_bytes()).unwrap();
+        }
+    });
+    let fast = App::answering(OK);
+    let cluster = "loadBalancing: { policy: RoundRobin }\n      retryConstraint: { minRetryRate: { count: 1000 } }";
+    let route = "hedge: { percentile: 95 }, timeouts: { request: 20s }";
+    let proxy = Proxy::start_on(&config(route, &[slow.port, fast.port], cluster), 1).await;
+    let sent = || proxy.metric("outrigger_hedges_total{cluster=\"app\",result=\"sent\"}");
+    let port = proxy.port;
+    let many = move |count: usize| {
+        let mut client = Client::connect(port);
+        (0..count).for_each(|_| assert!(client.ask(GET).starts_with("HTTP/1.1 200")));
+    };
+    tokio::task::spawn_blocking(move || many(99)).await.unwrap();
+    assert_eq!(sent(), 0.0, "little is known yet");
+    tokio::task::spawn_blocking(move || many(60)).await.unwrap();
+    // One endpoint answers no more; without a second request each other one would take the route's whole time.
+    hold.store(true, SeqCst);
+    let before = Instant::now();
+    tokio::task::spawn_blocking(move || many(10)).await.unwrap();
+    assert!(sent() >= 4.0, "{}", sent());
+    assert!(before.elapsed() < Duration::from_secs(20), "none waited for its whole time");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn only_so_many_are_sent_again_at_once() {
+    let (wait, held) = std::sync::mpsc::sync_channel::<()>(0);
+    let held = std::sync::Mutex::new(held);
+    let busy = App::answering(BUSY);
+    let slow = App::new(move |_| {
+        let _ = held.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        Some(OK.to_owned())
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    // All go to the one first, and to the other when they failed.
+    let cluster = "circuitBreakers: { maxRetries: 1 }\n      retryConstraint: { minRetryRate: { count: 1000 } }";
+    let config = config("retry: { codes: [503], backoff: 1ms }", &[busy.port], cluster).replace(
+        &format!("\"127.0.0.1:{}\"", busy.port),
+        &format!("{{ address: \"127.0.0.1:{}\" }}, {{ address: \"127.0.0.1:{}\", priority: 1 }}", busy.port, slow.port),
+    ) + &format!("  accessLog: {{ path: {} }}\n", path.display());
+    let proxy = Proxy::start_on(&config, 1).await;
+    let mut first = Client::connect(proxy.port);
+    first.send(GET);
+    harness::until("the first one is sent again", || slow.seen().len() == 1).await;
+    let answer = ask(proxy.port, GET.to_owned()).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("busy"), "{answer}");
+    proxy.metrics_have("outrigger_circuit_breaker_refusals_total{cluster=\"app\",breaker=\"retries\"} 1").await;
+    proxy.metrics_have("outrigger_retries_withheld_total{cluster=\"app\",reason=\"overflow\"} 1").await;
+    wait.send(()).unwrap();
+    assert!(first.read_some().starts_with("HTTP/1.1 200"));
+    // Its place is free again.
+    let port = proxy.port;
+    let again = tokio::task::spawn_blocking(move || Client::connect(port).ask(GET));
+    harness::until("another one is sent again", || slow.seen().len() == 2).await;
+    wait.send(()).unwrap();
+    assert!(again.await.unwrap().starts_with("HTTP/1.1 200"));
+    proxy.stop().await;
+    let log = std::fs::read_to_string(&path).unwrap();
+    assert!(log.contains("\"flags\":\"UO\"") && log.contains("\"retry_withheld\":\"overflow\""), "{log}");
 }

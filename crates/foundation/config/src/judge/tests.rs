@@ -9,10 +9,13 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     judge.unique("test name", "give each a name of its own", named);
     for (index, test) in config.tests.iter().enumerate() {
         let (at, expect) = (at.index(index).key("expect"), &test.expect);
-        let nothing =
-            expect.route.is_none() && expect.backend.is_none() && expect.request.is_none() && expect.response.is_none();
+        let nothing = expect.route.is_none()
+            && expect.backend.is_none()
+            && expect.session_name.is_none()
+            && expect.request.is_none()
+            && expect.response.is_none();
         if nothing && !judge.checked.is_blurred_within(&at) {
-            let help = "give it a `route`, a `backend`, a `request` or a `response`";
+            let help = "give it a `route`, a `backend`, a `sessionName`, a `request` or a `response`";
             judge.error("missing", &at, "the test expects nothing", help);
         }
     }

@@ -59,6 +59,9 @@ pub struct TestExpectation {
     /// A cluster that may get it: one of the route's with a weight above 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// The name of the cookie or header field by which its client stays with an endpoint (`sessionPersistence`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_name: Option<String>,
     /// The request as filters leave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<TestForwarded>,

@@ -137,6 +137,7 @@ pub fn explain(config: &Config, question: &Question) -> Result<Explanation, Unan
                 path: taken.map(|one| one.path.clone()).unwrap_or_default(),
             });
             asked_of_service(proxy, &route, &asked.head, question.peer.as_deref().filter(|_| mutual), &mut told);
+            told.session = words::session(&route, &asked.head);
             filtered(&route, &mut asked.head, found.matched, listener, &mut told);
             told.backends = backends(proxy, &route.backend_refs);
         }

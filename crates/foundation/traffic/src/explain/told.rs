@@ -28,6 +28,9 @@ pub struct Explanation {
     /// What its filters do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<String>,
+    /// How its client stays with an endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionTold>,
     /// The route's `timeouts.request`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
@@ -186,6 +189,24 @@ impl RouteKind {
             Self::UnknownDestination => "unknown destination",
         }
     }
+}
+
+/// How a client stays with an endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionTold {
+    /// `Cookie` or `Header`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The name of the cookie or the header field.
+    pub name: String,
+    /// The request brings one along.
+    pub brought: bool,
+    /// Until when it holds, in words.
+    pub ends: String,
+    /// The endpoint that it names; only a process that runs knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 /// A cluster that the request may go to.

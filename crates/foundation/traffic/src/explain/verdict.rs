@@ -44,6 +44,10 @@ pub fn judge_test(config: &Config, test: &RouteTest) -> Result<(Explanation, Vec
         let got = if names.is_empty() { "none".to_owned() } else { names.join(" or ") };
         found.add("backend", expected, &got);
     }
+    if let Some(expected) = &expect.session_name {
+        let got = told.session.as_ref().map_or("none", |session| session.name.as_str());
+        found.compare("sessionName", expected, got);
+    }
     if let Some(expected) = &expect.request {
         match &told.forwarded {
             None => found.add("request", "is forwarded", &fate(&told)),

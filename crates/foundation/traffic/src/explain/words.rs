@@ -2,10 +2,14 @@
 
 use outrigger_config::{
     Cluster, ContentCoding, DirectResponse, FaultInjection, Filter, GrpcRouteMatch, HeaderMatch, HeaderModifier,
-    PathMatchType, PathModifier, RequestRedirect, RouteMatch, SpiffePattern, UrlRewrite, ValueMatchType,
+    PathMatchType, PathModifier, RequestRedirect, Route, RouteMatch, SpiffePattern, UrlRewrite, ValueMatchType,
 };
 
+use outrigger_wire::head::Head;
+
+use super::SessionTold;
 use crate::filter::coding;
+use crate::session::Persistence;
 
 pub(super) fn host(host: &str) -> String {
     if host.is_empty() { "*".to_owned() } else { host.to_owned() }
@@ -55,6 +59,21 @@ pub fn filter(filter: &Filter) -> String {
             String::new()
         };
     format!("{kind}: {what}")
+}
+
+/// How a route's clients stay with an endpoint.
+pub(super) fn session(route: &Route, request: &Head) -> Option<SessionTold> {
+    let (config, persistence) = (route.session_persistence.as_ref()?, Persistence::of(route)?);
+    let absolute = config.absolute_timeout.map(|time| format!("{time} after it began"));
+    let idle = config.idle_timeout.map(|time| format!("after {time} of silence"));
+    let ends: Vec<_> = absolute.into_iter().chain(idle).collect();
+    Some(SessionTold {
+        kind: format!("{:?}", config.kind),
+        name: config.name_for(route.name.as_str()),
+        brought: persistence.brought(request).is_some(),
+        ends: if ends.is_empty() { "with its client".to_owned() } else { ends.join(" or ") },
+        endpoint: None,
+    })
 }
 
 fn codings(codings: &[ContentCoding]) -> String {

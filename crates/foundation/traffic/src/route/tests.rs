@@ -65,6 +65,7 @@ fn call(name: &str, kind: ValueMatchType, service: Option<&str>, method: Option<
         backend_refs: Vec::new(),
         timeouts: Route::new("x".parse().unwrap()).timeouts,
         retry: None,
+        session_persistence: None,
         rate_limits: Vec::new(),
         global_rate_limits: Vec::new(),
         priority: None,

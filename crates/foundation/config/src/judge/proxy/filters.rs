@@ -210,6 +210,12 @@ fn modifier_rules(changes: &HeaderModifier, at: &ConfigPath, judge: &mut Judge<'
     values(&changes.add, &add, judge);
 }
 
+/// Whether a field of a message is not for the config to use.
+pub(super) fn is_untouched(name: &str) -> bool {
+    let own = ["cookie", "set-cookie", "content-type", "content-encoding", "authorization"];
+    UNTOUCHED.iter().map(|(known, _)| *known).chain(own).any(|known| name.eq_ignore_ascii_case(known))
+}
+
 fn untouched(name: &str, at: &ConfigPath, judge: &mut Judge<'_>) {
     if let Some((_, why)) = UNTOUCHED.iter().find(|(known, _)| *known == name) {
         let message = format!("no filter may change `{}`: {why}", judge.shown(at, &name));

@@ -52,6 +52,13 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
             judge.error("value", &at.key("maskHeaders").index(index), message, help);
         }
     }
+    for (index, key) in proxy.session_keys.iter().enumerate().filter(|(_, key)| key.expose().len() < 16) {
+        let at = at.key("sessionKeys").index(index);
+        if !judge.checked.is_blurred(&at) {
+            let message = format!("{} characters are too few for a secret", key.expose().len());
+            judge.error("value", &at, message, "write 16 or more, as `openssl rand -base64 24` makes them");
+        }
+    }
     if let Some(log) = &proxy.access_log {
         access_log_rules(log, &at.key("accessLog"), judge);
     }

@@ -14,7 +14,11 @@ pub(super) fn route_rules(route: &Route, at: &ConfigPath, judge: &mut Judge<'_>)
         retry_rules(retry, &at.key("retry"), judge);
     }
     if let Some(hedge) = &route.hedge {
-        judge.not_zero(&at.key("hedge").key("after"), hedge.after);
+        let at = at.key("hedge");
+        judge.exactly_one(&at, &[("after", hedge.after.is_some()), ("percentile", hedge.percentile.is_some())]);
+        if let Some(after) = hedge.after {
+            judge.not_zero(&at.key("after"), after);
+        }
     }
     rate_limit_rules(&route.rate_limits, &at.key("rateLimits"), judge);
 }

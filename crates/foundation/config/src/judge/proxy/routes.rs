@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::filters::{backend_filters, grpc_route_filters, route_filters};
+use super::filters::{backend_filters, grpc_route_filters, is_untouched, route_filters};
 use super::global_limits;
 use super::matches::{grpc_match_rules, match_rules};
 use super::resilience;
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{
-    BackendRef, Config, ConfigPath, ConnectMode, GrpcRoute, HeaderMatch, HostPort, Listener, ListenerProtocol, Name,
-    PathMatchType, Proxy, Route, RouteMatch,
+    BackendRef, Config, ConfigPath, ConnectMode, CookieLifetime, GrpcRoute, HeaderMatch, HostPort, Listener,
+    ListenerProtocol, Name, PathMatchType, Proxy, Route, RouteMatch, SessionPersistenceType,
 };
 
 pub(super) fn route_rules(
@@ -27,6 +27,7 @@ pub(super) fn route_rules(
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(route, at, judge);
     global_limits::route_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
+    session_rules(proxy, route, at, judge);
     mirror_rules(proxy, listener, route, at, judge);
     let matches = at.key("matches");
     for (index, one) in route.matches.iter().enumerate() {
@@ -48,6 +49,7 @@ pub(super) fn grpc_route_rules(
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(&route.as_route(), at, judge);
     global_limits::route_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
+    session_rules(proxy, &route.as_route(), at, judge);
     for (index, one) in route.matches.iter().enumerate() {
         grpc_match_rules(config, listener, one, &matches.index(index), judge);
     }
@@ -76,6 +78,60 @@ pub(super) fn carrying_rules(
 ) {
     backend_rules(proxy, listener, backend_refs, at, judge);
     no_filters(backend_refs, at, judge);
+}
+
+fn session_rules(proxy: &Proxy, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {
+    let Some(session) = &route.session_persistence else { return };
+    let at = at.key("sessionPersistence");
+    if judge.checked.is_blurred_within(&at) {
+        return;
+    }
+    if route.backend_refs.is_empty() {
+        let message = "`sessionPersistence` is never used: a filter answers all requests";
+        judge.error("conflict", &at, message, "remove one of both");
+    }
+    for (key, timeout) in [("absoluteTimeout", session.absolute_timeout), ("idleTimeout", session.idle_timeout)] {
+        if timeout.is_some_and(|timeout| timeout < crate::Duration::from_secs(1)) {
+            judge.error("value", &at.key(key), "a session is at least a second long", "write `1s` or more");
+        }
+    }
+    if let (Some(absolute), Some(idle)) = (session.absolute_timeout, session.idle_timeout)
+        && idle > absolute
+    {
+        let message = "`idleTimeout` is longer than `absoluteTimeout`, which ends the session before";
+        judge.error("conflict", &at.key("idleTimeout"), message, "make it shorter, or remove it");
+    }
+    let cookie = at.key("cookieConfig");
+    match (session.kind, &session.cookie_config) {
+        (SessionPersistenceType::Header, Some(_)) => {
+            let message = "`cookieConfig` is never used with `type: Header`";
+            judge.error("conflict", &cookie, message, "remove it, or change `type`");
+        }
+        (SessionPersistenceType::Cookie, Some(config))
+            if config.lifetime_type == CookieLifetime::Permanent && session.absolute_timeout.is_none() =>
+        {
+            let message = "a permanent cookie needs to know until when";
+            judge.error(
+                "missing",
+                &cookie.key("lifetimeType"),
+                message,
+                "add `absoluteTimeout:` beside `cookieConfig`",
+            );
+        }
+        _ => {}
+    }
+    if session.kind == SessionPersistenceType::Header
+        && let Some(name) = &session.session_name
+        && is_untouched(name)
+    {
+        let name_at = at.key("sessionName");
+        let message = format!("`{}` has a meaning of its own", judge.shown(&name_at, name));
+        judge.error("value", &name_at, message, "use a name such as `x-session`");
+    }
+    if proxy.session_keys.is_empty() {
+        let message = "sessions end when this process is replaced, and other replicas do not know them";
+        judge.warning("missing", &at, message, "give all replicas the same secret in `proxy.sessionKeys`");
+    }
 }
 
 fn mirror_rules(proxy: &Proxy, listener: &Listener, route: &Route, at: &ConfigPath, judge: &mut Judge<'_>) {

@@ -28,7 +28,7 @@ pub use route::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Name};
+use crate::{ByteSize, Name, Secret};
 
 /// The data plane.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -54,6 +54,12 @@ pub struct Proxy {
     /// with `token`, `secret`, `password`, `api-key`, `apikey` or `session` in them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mask_headers: Vec<String>,
+    /// Secrets that seal the sessions of `sessionPersistence`, 16 characters or more each, such as `${SESSION_KEY}`: the first
+    /// seals, all unseal. All replicas must have the same. Without any a key is made that only this process has: its
+    /// sessions end with it, and other replicas do not know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub session_keys: Vec<Secret>,
     /// Bounds on what all clients may use together.
     #[serde(default)]
     pub limits: ProxyLimits,

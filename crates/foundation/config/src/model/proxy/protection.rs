@@ -84,11 +84,16 @@ pub struct CircuitBreakers {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_requests: Option<u32>,
+    /// Requests under way that were sent again (`retry`) or beside another one (`hedge`). One that would be too much is not
+    /// made: the answer at hand goes to the client. Absent means that only `retryConstraint` bounds them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_retries: Option<u32>,
 }
 
 impl Default for CircuitBreakers {
     fn default() -> Self {
-        Self { max_connections: 2048, max_pending_requests: None, max_requests: None }
+        Self { max_connections: 2048, max_pending_requests: None, max_requests: None, max_retries: None }
     }
 }
 

@@ -99,17 +99,31 @@ impl Default for Retry {
 }
 
 /// Requests that are sent to a second endpoint when the first lets its answer be waited for; the first good answer is taken
-/// and the others are given up. Only those without a body whose method is idempotent, or that have an `Idempotency-Key`, and
-/// within the cluster's `retryConstraint`.
+/// and the others are given up. Only those whose method is idempotent, or that have an `Idempotency-Key`, and within the
+/// cluster's `retryConstraint`. A body is taken whole before the first one is sent.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Hedge {
-    /// How long to wait before each further one: about what all but few answers take.
-    pub after: Duration,
+    /// How long to wait before each further one: about what all but few answers take. Exactly one of this and `percentile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Duration>,
+    /// The same, found out: what so many percent of the route's last few thousand answers took at most. Until a hundred
+    /// answers are known there is no further one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 50.0, max = 99.9))]
+    pub percentile: Option<f64>,
     /// So many further ones.
     #[serde(default = "default_hedges")]
     #[schemars(range(min = 1, max = 3))]
     pub max: u32,
+    /// A request with a longer body is sent once, and so is one with trailers or `Expect`. Counted in
+    /// `proxy.limits.maxBufferBytes`.
+    #[serde(default = "default_hedged_body")]
+    pub max_body_bytes: ByteSize,
+}
+
+fn default_hedged_body() -> ByteSize {
+    ByteSize::kib(64)
 }
 
 fn default_hedges() -> u32 {

@@ -36,6 +36,9 @@ pub struct Route {
     /// Whether another endpoint is asked, too, when one lets its answer be waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
+    /// Whether a client stays with the endpoint that answered it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<SessionPersistence>,
     /// How many requests pass in a time. All of these must allow a request, and the listener's too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<RateLimit>,
@@ -61,6 +64,7 @@ impl Route {
             timeouts: RouteTimeouts::default(),
             retry: None,
             hedge: None,
+            session_persistence: None,
             rate_limits: Vec::new(),
             global_rate_limits: Vec::new(),
             priority: None,
@@ -187,6 +191,9 @@ pub struct GrpcRoute {
     /// Whether failed calls are sent again; absent means that only what no endpoint has seen is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Whether a client stays with the endpoint that answered it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<SessionPersistence>,
     /// How many calls pass in a time. All of these must allow a call, and the listener's too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<RateLimit>,
@@ -212,6 +219,7 @@ impl GrpcRoute {
             timeouts: self.timeouts.clone(),
             retry: self.retry.clone(),
             hedge: None,
+            session_persistence: self.session_persistence.clone(),
             rate_limits: self.rate_limits.clone(),
             global_rate_limits: self.global_rate_limits.clone(),
             priority: self.priority.clone(),
@@ -358,4 +366,67 @@ pub enum ConnectMode {
     Terminate,
     /// An endpoint of the cluster, which is a proxy: it gets the CONNECT, over HTTP/1.1 or, with `protocol: http2`, HTTP/2.
     Forward,
+}
+
+/// A client stays with the endpoint that answered it first, as [GEP-1619] has it: the answer gives it a session, which it
+/// brings along with later requests. What it carries is sealed with `proxy.sessionKeys`: it tells the client nothing and
+/// cannot be made by it. When the endpoint is gone or taken out, another one takes the session over. Of weighted
+/// backends the session stays with its own, unless that has a weight of 0 by now.
+///
+/// [GEP-1619]: https://gateway-api.sigs.k8s.io/geps/gep-1619/
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SessionPersistence {
+    /// The name of the cookie or header field; absent means `outrigger-` and the route's name. It is the route's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "header-name"))]
+    pub session_name: Option<String>,
+    /// By what a client brings its session.
+    #[serde(rename = "type")]
+    pub kind: SessionPersistenceType,
+    /// A session ends so long after it began; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absolute_timeout: Option<Duration>,
+    /// A session ends when its client was silent for so long, give or take a tenth; absent means never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// With `type: Cookie`: what kind of cookie.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cookie_config: Option<SessionCookie>,
+}
+
+impl SessionPersistence {
+    /// The name of the cookie or header field on a route.
+    pub fn name_for(&self, route: &str) -> String {
+        self.session_name.clone().unwrap_or_else(|| format!("outrigger-{route}"))
+    }
+}
+
+/// By what a client brings its session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SessionPersistenceType {
+    /// A cookie, which browsers keep by themselves. It is for the paths that the route matches, `HttpOnly`, and `Secure`
+    /// over TLS.
+    #[default]
+    Cookie,
+    /// A header field of the answer, which the client must send along with further requests.
+    Header,
+}
+
+/// What kind of cookie a session is.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SessionCookie {
+    /// How long browsers keep it.
+    pub lifetime_type: CookieLifetime,
+}
+
+/// How long browsers keep a cookie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum CookieLifetime {
+    /// Until they are closed.
+    #[default]
+    Session,
+    /// Until `absoluteTimeout`, which must be given.
+    Permanent,
 }
