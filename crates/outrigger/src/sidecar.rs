@@ -9,7 +9,7 @@ use anyhow::Context;
 use outrigger_config as config;
 use outrigger_http::Resolver;
 use outrigger_identity::IdentityComponent;
-use outrigger_runtime::{Component, RuntimeOptions};
+use outrigger_runtime::{Component, LineQueue, RuntimeOptions};
 use outrigger_telemetry::trace::SpanQueue;
 
 use rustix::process::Signal;
@@ -45,17 +45,17 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let enrolment = Arc::new(outrigger_enrol::CreateCertificate::new(resolver.clone()));
     let (identity, identities) = IdentityComponent::with_enrolment(enrolment);
-    let spans = SpanQueue::new();
+    let (spans, lines) = (SpanQueue::new(), LineQueue::new());
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
         Box::new(outrigger_secrets::SecretsComponent::new(resolver.clone())),
         Box::new(outrigger_exporter::MetricsComponent::new(resolver.clone())),
         Box::new(outrigger_traces::TracesComponent::new(spans.clone(), resolver.clone())),
         Box::new(outrigger_probes::ProbesComponent::from_environment(resolver.clone())),
-        Box::new(outrigger_logs::LogsComponent::new(resolver.clone())),
+        Box::new(outrigger_logs::LogsComponent::new(resolver.clone(), lines.clone())),
         Box::new(outrigger_page::PageComponent),
         Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
     ];
-    components.extend(outrigger_proxy::components(identities, resolver, spans));
+    components.extend(outrigger_proxy::components(identities, resolver, spans, lines));
     components
 }

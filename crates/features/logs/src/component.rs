@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use outrigger_config::{Config, Logs};
 use outrigger_http::Resolver;
-use outrigger_runtime::{BoxError, BoxFuture, Component, Context, StopPhase};
+use outrigger_runtime::{BoxError, BoxFuture, Component, Context, LineQueue, StopPhase};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{Checkpoint, FileCheckpoint, StateDirectory};
 use crate::error::Error;
+use crate::feed::Feed;
 use crate::graph::{self, Path};
 use crate::metrics::Metrics;
 use crate::problems::Problems;
@@ -43,12 +44,14 @@ const LAST_CHECKPOINT: Duration = Duration::from_millis(200);
 /// The logs pillar.
 pub struct LogsComponent {
     resolver: Resolver,
+    /// What the access log gives.
+    lines: LineQueue,
 }
 
 impl LogsComponent {
-    /// The pillar; `resolver` finds receivers of HTTP sinks.
-    pub fn new(resolver: Resolver) -> Self {
-        Self { resolver }
+    /// The pillar; `resolver` finds receivers of HTTP sinks, and `lines` come from the access log.
+    pub fn new(resolver: Resolver, lines: LineQueue) -> Self {
+        Self { resolver, lines }
     }
 }
 
@@ -104,7 +107,7 @@ impl LogsComponent {
             let state = StateDirectory::open(&section.state_directory)?;
             let checkpoint = carried.take().map_or_else(|| state.load(), Ok)?;
             problems.forget();
-            let mut graph = Graph::build(&section, state, checkpoint, &metrics, &problems, &self.resolver);
+            let mut graph = Graph::build(&section, state, checkpoint, &metrics, &problems, self);
             let sources = graph.marks.sources.iter().map(|(name, _, tracked)| (name.clone(), Arc::clone(tracked)));
             shown.show(&section, &sources.collect::<Vec<_>>(), &metrics, &problems);
             let tracked: Vec<_> = graph.marks.sources.iter().map(|(_, _, tracked)| Arc::clone(tracked)).collect();
@@ -185,7 +188,7 @@ impl Graph {
         checkpoint: Checkpoint,
         metrics: &Metrics,
         problems: &Problems,
-        resolver: &Resolver,
+        pillar: &LogsComponent,
     ) -> Self {
         let in_config = |name: &str| logs.sources.iter().any(|source| source.name.as_str() == name);
         let others = checkpoint.sources.iter().filter(|(name, _)| !in_config(name)).take(MOST_KEPT);
@@ -210,10 +213,27 @@ impl Graph {
                 problems: problems.clone(),
             },
         };
-        let queues: Vec<Queue> = logs.sinks.iter().map(|sink| graph.start_sink(sink, &checkpoint, resolver)).collect();
+        let queues: Vec<Queue> =
+            logs.sinks.iter().map(|sink| graph.start_sink(sink, &checkpoint, &pillar.resolver)).collect();
         for source in &logs.sources {
-            let Some(file) = &source.file else { continue };
             let paths = graph::paths(logs, &source.name);
+            let limits = |path: &Path| {
+                let (events, bytes) = graph::piece_limits(&logs.sinks[path.sink]);
+                (queues[path.sink].clone(), events, bytes)
+            };
+            let Some(file) = &source.file else {
+                let feed = Feed {
+                    name: source.name.to_string(),
+                    lines: pillar.lines.clone(),
+                    queues: paths.iter().map(limits).collect(),
+                    paths,
+                    metrics: metrics.source(&source.name),
+                    stop: graph.source_stop.clone(),
+                    changed: Arc::clone(&graph.marks.changed),
+                };
+                graph.sources.spawn(feed.run());
+                continue;
+            };
             let files = checkpoint.sources.get(source.name.as_str());
             let tracked = restore(files, &paths, &graph.marks.changed);
             let memory = match files {
@@ -222,10 +242,6 @@ impl Graph {
                 None => Memory::FirstStart,
             };
             graph.marks.sources.push((source.name.to_string(), paths.clone(), Arc::clone(&tracked)));
-            let limits = |path: &Path| {
-                let (events, bytes) = graph::piece_limits(&logs.sinks[path.sink]);
-                (queues[path.sink].clone(), events, bytes)
-            };
             let source = Source {
                 name: source.name.to_string(),
                 config: file.clone(),

@@ -34,6 +34,11 @@ pub(crate) struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// Of what never was a file.
+    pub(crate) fn of_no_file(key: u64) -> Self {
+        Self { device: 0, inode: 0, born: None, key, length: 0, hash: 0 }
+    }
+
     /// Looks at an open file.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;

@@ -1,6 +1,6 @@
 //! Log forwarding: sources, transforms, sinks, and the promise between them.
 //!
-//! In: files an application writes. Out: JSON lines at sinks that acknowledge them.
+//! In: files an application writes, and the proxy's access log. Out: JSON lines at sinks that acknowledge them.
 //! Promise: a line is given up only when every sink that takes it has acknowledged it. A
 //! slow sink makes its sources wait and nothing else; memory is bounded by each sink's
 //! `buffer`. After a kill -9 every line is delivered, and to a file sink exactly once.
@@ -12,6 +12,7 @@ mod checkpoint;
 mod component;
 mod error;
 mod event;
+mod feed;
 mod graph;
 mod identity;
 mod metrics;

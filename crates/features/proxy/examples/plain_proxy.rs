@@ -7,7 +7,7 @@ use std::error::Error;
 
 use outrigger_http::Resolver;
 use outrigger_identity::IdentityComponent;
-use outrigger_runtime::Context;
+use outrigger_runtime::{Context, LineQueue};
 use outrigger_telemetry::trace::SpanQueue;
 
 #[global_allocator]
@@ -24,7 +24,9 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         let (_component, identities) = IdentityComponent::new();
         // Inbound listeners only; dropping `_standalone` would be the request to stop.
         let (context, _standalone) = Context::standalone(config, workers);
-        let component = outrigger_proxy::components(identities, Resolver::from_system(), SpanQueue::new()).remove(0);
+        let component =
+            outrigger_proxy::components(identities, Resolver::from_system(), SpanQueue::new(), LineQueue::new())
+                .remove(0);
         component.run(context).await
     })
 }

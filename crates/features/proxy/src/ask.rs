@@ -145,6 +145,7 @@ impl crate::members::Peer {
         let state = match (&*unhealthy, ejection.as_ref()) {
             (Some(reason), _) => format!("unhealthy: {reason}"),
             (None, Some(ejection)) => format!("ejected: {}", ejection.cause.as_str()),
+            (None, None) if self.is_told_unhealthy() => "unhealthy: its source says so".to_owned(),
             (None, None) if !self.is_usable() => "unhealthy".to_owned(),
             (None, None) => "healthy".to_owned(),
         };

@@ -1,39 +1,33 @@
 //! Clusters: named sets of endpoints.
 //!
-//! In: configured endpoints, by address or by name. Out: the endpoints to balance over.
+//! In: configured endpoints by address, and what sources tell of others. Out: the endpoints to balance over.
 //! Promise: a cluster stays the same object over a reload while its endpoints are reached as
 //! before, so its connections stay too, whatever becomes of the list of endpoints, their weights
 //! and how they are balanced; when DNS is down the last good addresses are kept.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use outrigger_config::{
     CircuitBreakers, Cluster as ClusterConfig, Direction, Endpoints, HealthCheck, LoadBalancing, OutlierDetection,
+    SrvName,
 };
 use outrigger_http::Resolver;
-use outrigger_runtime::Backoff;
+use outrigger_traffic::endpoints::{Endpoint, EndpointSource, Listing, Update};
 use outrigger_traffic::{AdaptiveLimit, RetryBudget};
 use tokio::sync::{Notify, watch};
 
 use crate::breakers::Breakers;
 use crate::care::Care;
-use crate::members::{Listed, Members, Peer};
+use crate::members::{Members, Peer};
 use crate::origination::Origination;
 use crate::resilience;
+use crate::sources::Dns;
 
-/// A name whose record lives for ever is still asked for again.
-const LONGEST_TTL: Duration = Duration::from_secs(300);
-const SHORTEST_TTL: Duration = Duration::from_secs(1);
-/// Addresses that a cluster takes from DNS. Whoever answers for a name must not be able to fill our memory.
-const MOST_RESOLVED: usize = 1000;
-/// A name is asked for again up to so much before its time is over, so that not all are asked for at once.
-const EARLIER: f64 = 0.1;
 /// Route and cluster, as metrics and logs call them, of connections to destinations that nobody told us of.
 pub(crate) const PASSTHROUGH: &str = "passthrough";
 
@@ -82,6 +76,7 @@ pub(crate) struct Cluster {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Terms {
     endpoints: Endpoints,
+    srv: Option<SrvName>,
     pub(crate) balancing: LoadBalancing,
     pub(crate) outliers: Option<OutlierDetection>,
     pub(crate) checks: Arc<[HealthCheck]>,
@@ -96,6 +91,7 @@ impl Terms {
         let endpoints = std::mem::take(&mut fixed.endpoints);
         let terms = Self {
             endpoints,
+            srv: fixed.srv.take(),
             balancing: std::mem::take(&mut fixed.load_balancing),
             outliers: fixed.outlier_detection.take(),
             checks: std::mem::take(&mut fixed.health_checks).into(),
@@ -106,13 +102,13 @@ impl Terms {
     }
 
     fn has_names(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.address.host.parse::<IpAddr>().is_err())
+        self.srv.is_some() || self.endpoints.iter().any(|endpoint| endpoint.address.host.parse::<IpAddr>().is_err())
     }
 
     /// The endpoints that need no resolving; `None` when there are others.
-    fn literal(&self) -> Option<Vec<Listed>> {
-        let listed = self.selected().map(|endpoint| Some(Listed::of(endpoint, endpoint.address.host.parse().ok()?)));
-        listed.collect()
+    fn literal(&self) -> Option<Vec<Endpoint>> {
+        let listed = self.selected().map(|endpoint| Some(Endpoint::of(endpoint, endpoint.address.host.parse().ok()?)));
+        if self.srv.is_none() { listed.collect() } else { None }
     }
 
     /// The endpoints that have the labels asked for.
@@ -174,7 +170,7 @@ impl Cluster {
     }
 
     /// Takes on a list of endpoints.
-    fn list(&self, list: Vec<Listed>) -> bool {
+    fn list(&self, list: Vec<Endpoint>) -> bool {
         let _renewing = self.renewing();
         let now = Instant::now();
         let peers = self.current.load().listed(list, now);
@@ -224,7 +220,7 @@ impl Cluster {
     /// The same cluster with `address` as its only endpoint.
     pub(crate) fn toward(&self, address: SocketAddr) -> Self {
         let cluster = Self::new(Terms::default(), self.config.clone());
-        cluster.list(vec![Listed { address, weight: 1, priority: 0, zone: None }]);
+        cluster.list(vec![Endpoint::new(address)]);
         cluster.inbound.store(self.inbound.load(Relaxed), Relaxed);
         Self { id: self.id, origination: Arc::clone(&self.origination), toward: true, ..cluster }
     }
@@ -294,71 +290,60 @@ impl Cluster {
 
     /// Keeps the addresses of names fresh until dropped, or until there are no names any more. Cancel-safe.
     pub(crate) async fn keep_resolved(cluster: Weak<Self>, resolver: Resolver) {
-        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
         loop {
             let Some(this) = cluster.upgrade().filter(|this| this.has_names()) else { return };
-            let terms = this.terms.load_full();
-            let wait = match this.resolve(&terms, &resolver).await {
-                Ok(valid_until) => {
-                    backoff.reset();
-                    this.resolution.send_if_modified(|known| known.replace(Ok(())) != Some(Ok(())));
-                    earlier(valid_until.saturating_duration_since(Instant::now())).clamp(SHORTEST_TTL, LONGEST_TTL)
-                }
-                Err(error) => {
-                    let known = this.members().peers.len();
-                    tracing::warn!(component = "proxy", cluster = this.name, %error, known, "cannot resolve endpoints");
-                    this.resolution.send_if_modified(|known| {
-                        let changed = *known != Some(Err(error.clone()));
-                        *known = Some(Err(error));
-                        changed
-                    });
-                    backoff.next()
-                }
-            };
-            if !Arc::ptr_eq(&terms, &this.terms.load()) {
-                continue;
-            }
-            let changed = Arc::clone(&this.changed);
+            let (terms, changed) = (this.terms.load_full(), Arc::clone(&this.changed));
+            let mut source = Dns::new(&this.name, terms.selected().cloned().collect(), terms.srv.clone(), &resolver);
             drop(this);
-            let _ = tokio::time::timeout(wait, changed.notified()).await;
+            Self::follow(&cluster, &mut source, &terms, &changed).await;
         }
     }
 
-    async fn resolve(&self, terms: &Terms, resolver: &Resolver) -> Result<Instant, String> {
-        let mut list = Vec::new();
-        let mut valid_until = Instant::now() + LONGEST_TTL;
-        for endpoint in terms.selected() {
-            let resolved = resolver.resolve(&endpoint.address.host).await.map_err(|error| error.to_string())?;
-            valid_until = valid_until.min(resolved.valid_until);
-            let mut addresses = resolved.addresses;
-            addresses.sort_unstable();
-            list.extend(addresses.into_iter().map(|address| Listed::of(endpoint, address)));
+    /// Takes on what a source tells, until the cluster is gone or has other terms. Cancel-safe.
+    async fn follow(cluster: &Weak<Self>, source: &mut dyn EndpointSource, terms: &Arc<Terms>, changed: &Notify) {
+        let mut listing = Listing::default();
+        loop {
+            let update = tokio::select! {
+                update = source.next() => update,
+                () = changed.notified() => Ok(Update::Changed { set: Vec::new(), removed: Vec::new() }),
+            };
+            let Some(this) = cluster.upgrade().filter(|this| Arc::ptr_eq(terms, &this.terms.load())) else { return };
+            match update {
+                Ok(Update::Changed { set, removed }) if set.is_empty() && removed.is_empty() => {}
+                Ok(update) => this.told(&mut listing, update, terms),
+                Err(error) => this.untold(error),
+            }
         }
-        let (answered, endpoints) = (list.len(), list.len().min(MOST_RESOLVED));
-        list.truncate(MOST_RESOLVED);
+    }
+
+    /// A source told of endpoints.
+    fn told(&self, listing: &mut Listing, update: Update, terms: &Terms) {
+        let beyond = listing.take(update);
+        let subset = &terms.balancing.subset;
+        let selected = |one: &&Endpoint| subset.iter().all(|(name, value)| one.labels.get(name) == Some(value));
+        let list: Vec<Endpoint> = listing.endpoints().iter().filter(selected).cloned().collect();
+        let endpoints = list.len();
         if self.list(list) {
-            if answered > endpoints {
-                let cluster = &self.name;
-                tracing::warn!(
-                    component = "proxy",
-                    cluster,
-                    answered,
-                    taken = endpoints,
-                    "DNS answered more addresses than are taken"
-                );
+            if beyond > 0 {
+                tracing::warn!(component = "proxy", cluster = self.name, beyond, "more endpoints than are taken");
             }
             tracing::info!(component = "proxy", cluster = self.name, endpoints, "endpoints resolved");
             self.resolution.send_modify(|known| *known = Some(Ok(())));
             self.alarm.notify_one();
         }
-        Ok(valid_until)
+        self.resolution.send_if_modified(|known| known.replace(Ok(())) != Some(Ok(())));
     }
-}
 
-/// A little earlier.
-fn earlier(wait: Duration) -> Duration {
-    let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
-    wait.mul_f64(1.0 - EARLIER * chance)
+    /// A source failed, so what it told before holds on.
+    fn untold(&self, error: String) {
+        let known = self.members().peers.len();
+        tracing::warn!(component = "proxy", cluster = self.name, %error, known, "cannot resolve endpoints");
+        self.resolution.send_if_modified(|known| {
+            let changed = *known != Some(Err(error.clone()));
+            *known = Some(Err(error));
+            changed
+        });
+    }
 }
 
 /// All clusters that are in use, by both directions.
@@ -411,5 +396,79 @@ impl Clusters {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use outrigger_traffic::endpoints::NextUpdate;
+
+    use super::*;
+
+    /// Tells one thing after the other, then nothing.
+    struct Scripted(VecDeque<Result<Update, String>>);
+
+    impl EndpointSource for Scripted {
+        fn next(&mut self) -> NextUpdate<'_> {
+            Box::pin(async {
+                match self.0.pop_front() {
+                    Some(update) => update,
+                    None => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    fn told(cluster: &Cluster) -> Vec<(u16, u32, bool)> {
+        let members = cluster.members();
+        members.peers.iter().map(|peer| (peer.address.port(), peer.weight(), peer.is_usable())).collect()
+    }
+
+    #[tokio::test]
+    async fn what_a_source_tells_is_taken_on_and_holds_over_its_failures() {
+        let endpoint = |port: u16| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], port)));
+        let v2 = |port: u16| Endpoint { labels: [("version".to_owned(), "2".to_owned())].into(), ..endpoint(port) };
+        let changed = |set: Vec<Endpoint>, removed: Vec<SocketAddr>| Ok(Update::Changed { set, removed });
+        for (name, subset, script, expected) in [
+            ("a list", "{}", vec![Ok(Update::All(vec![endpoint(1), endpoint(2)]))], vec![(1, 1, true), (2, 1, true)]),
+            (
+                "a change",
+                "{}",
+                vec![
+                    Ok(Update::All(vec![endpoint(1), endpoint(2)])),
+                    changed(vec![Endpoint { weight: 5, ..endpoint(2) }, endpoint(3)], vec![endpoint(1).address]),
+                ],
+                vec![(2, 5, true), (3, 1, true)],
+            ),
+            (
+                "one that is ill, and well again",
+                "{}",
+                vec![
+                    Ok(Update::All(vec![Endpoint { healthy: false, ..endpoint(1) }, endpoint(2)])),
+                    changed(vec![endpoint(1), Endpoint { healthy: false, ..endpoint(2) }], vec![]),
+                ],
+                vec![(1, 1, true), (2, 1, false)],
+            ),
+            (
+                "a failure",
+                "{}",
+                vec![Ok(Update::All(vec![endpoint(1)])), Err("it is down".to_owned())],
+                vec![(1, 1, true)],
+            ),
+            ("a subset", "{\"version\":\"2\"}", vec![Ok(Update::All(vec![endpoint(1), v2(2)]))], vec![(2, 1, true)]),
+        ] {
+            let failed = script.iter().any(Result::is_err);
+            let mut config = ClusterConfig::new("told".parse().unwrap(), vec!["name.test:1".parse().unwrap()]);
+            config.load_balancing.subset = serde_json::from_str(subset).unwrap();
+            let cluster = Clusters::default().obtain(&config);
+            let (terms, changed) = (cluster.terms.load_full(), Arc::clone(&cluster.changed));
+            let (weak, mut source) = (Arc::downgrade(&cluster), Scripted(script.into()));
+            let following = Cluster::follow(&weak, &mut source, &terms, &changed);
+            assert!(tokio::time::timeout(std::time::Duration::from_millis(50), following).await.is_err(), "{name}");
+            assert_eq!(told(&cluster), expected, "{name}");
+            assert_eq!(cluster.resolution().borrow().clone().unwrap().is_err(), failed, "{name}");
+        }
     }
 }

@@ -13,12 +13,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use outrigger_config::{
-    Cluster as ClusterConfig, Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Proxy, ProxyLimits,
+    Cluster as ClusterConfig, Config, Direction, Listener as ListenerConfig, ListenerTlsMode, Logs, Proxy, ProxyLimits,
     RateLimitService, Route as RouteConfig, Secret,
 };
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, PeerPolicy, server_config_with_certificates};
-use outrigger_runtime::{AdminRoute, BoxError, BoxFuture, Component, Context, FileWatcher, SocketError, StopPhase};
+use outrigger_runtime::{
+    AdminRoute, BoxError, BoxFuture, Component, Context, FileWatcher, LineQueue, SocketError, StopPhase,
+};
 use outrigger_telemetry::trace::SpanQueue;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -50,14 +52,20 @@ const RELEASE: Duration = Duration::from_secs(1);
 /// What a reload could not do is tried again, but not in haste.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
-/// The data plane's components: `proxy-inbound` and `proxy-outbound`. Spans of requests go to `spans`.
-pub fn components(identities: Identities, resolver: Resolver, spans: SpanQueue) -> Vec<Box<dyn Component>> {
+/// The data plane's components: `proxy-inbound` and `proxy-outbound`. Spans of requests go to `spans`, lines of the access log to
+/// `lines` where a source of logs takes them.
+pub fn components(
+    identities: Identities,
+    resolver: Resolver,
+    spans: SpanQueue,
+    lines: LineQueue,
+) -> Vec<Box<dyn Component>> {
     let shared = Arc::new(Shared {
         identities,
         resolver,
         clusters: Arc::default(),
         state_route: Mutex::default(),
-        access_logs: AccessLogs::default(),
+        access_logs: AccessLogs::new(lines),
         limiters: Limiters::default(),
         places: Arc::new(Places::new(ProxyLimits::default().max_connections)),
         generation: AtomicU64::new(0),
@@ -239,6 +247,8 @@ struct Running<'a> {
     untrusted: Vec<String>,
     tracing: Option<Arc<Tracing>>,
     session_keys: Option<Arc<SessionKeys>>,
+    /// A source of logs takes the access log.
+    forwards: bool,
     _live_routes: Arc<Vec<AdminRoute>>,
     _state_route: Arc<AdminRoute>,
     _ask_routes: Arc<Vec<AdminRoute>>,
@@ -262,6 +272,7 @@ impl<'a> Running<'a> {
             untrusted: Vec::new(),
             tracing: None,
             session_keys: None,
+            forwards: false,
             _live_routes: live_routes,
             _state_route: state_route,
             _ask_routes: ask_routes,
@@ -270,8 +281,12 @@ impl<'a> Running<'a> {
 
     async fn run(mut self) -> Result<(), Error> {
         let mut config = self.ctx.config.clone();
-        let seen = |config: &Config| (config.proxy.clone(), config.telemetry.tracing.clone());
-        let (mut proxy, mut tracing) = seen(&config.borrow_and_update());
+        let seen = |config: &Config| {
+            let takes = |logs: &Logs| logs.sources.iter().any(|source| source.access_log.is_some());
+            (config.proxy.clone(), config.telemetry.tracing.clone(), config.logs.as_ref().is_some_and(takes))
+        };
+        let (mut proxy, mut tracing, forwards) = seen(&config.borrow_and_update());
+        self.forwards = forwards;
         self.trace(tracing.as_ref());
         self.resolving.spawn(tell_limits(Arc::clone(&self.component.shared), self.families.clone()));
         let mut failures = self.apply(proxy.as_ref()).await;
@@ -297,9 +312,9 @@ impl<'a> Running<'a> {
                     if changed.is_err() {
                         break;
                     }
-                    let (new, traced) = seen(&config.borrow_and_update());
-                    if new != proxy || traced != tracing {
-                        (proxy, tracing) = (new, traced);
+                    let (new, traced, forwards) = seen(&config.borrow_and_update());
+                    if new != proxy || traced != tracing || forwards != self.forwards {
+                        (proxy, tracing, self.forwards) = (new, traced, forwards);
                         self.trace(tracing.as_ref());
                         certificates = watch_certificates(proxy.as_ref(), self.component.direction);
                         problems = self.apply(proxy.as_ref()).await;
@@ -439,10 +454,12 @@ impl<'a> Running<'a> {
 
     fn access_log(&self, proxy: &Proxy) -> Result<Option<Arc<AccessLog>>, Error> {
         let Some(config) = &proxy.access_log else { return Ok(None) };
-        self.component.shared.access_logs.obtain(config, &self.ctx.registry).map(Some).map_err(|source| {
-            let path = config.path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default();
-            Error::AccessLog { path, source }
-        })
+        self.component.shared.access_logs.obtain(config, self.forwards, &self.ctx.registry).map(Some).map_err(
+            |source| {
+                let path = config.path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default();
+                Error::AccessLog { path, source }
+            },
+        )
     }
 
     /// The clusters that these listeners may send to.

@@ -125,6 +125,7 @@ mod session;
 mod shared;
 mod snapshot;
 mod socket;
+mod sources;
 mod speaks_first;
 mod splice;
 mod state;

@@ -11,10 +11,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use outrigger_config::{
-    CircuitBreakers, Endpoint as EndpointConfig, HashPolicyType, LoadBalancing, LoadBalancingPolicy,
-};
+use outrigger_config::{CircuitBreakers, HashPolicyType, LoadBalancing, LoadBalancingPolicy};
 use outrigger_traffic::balance::{Member, Plan, Policy, Settings, hash};
+use outrigger_traffic::endpoints::Endpoint;
 use outrigger_traffic::outlier::Ejection;
 use outrigger_traffic::session::cookie;
 use outrigger_wire::head::Head;
@@ -24,6 +23,8 @@ use crate::outlier::{Tally, Thresholds};
 
 /// Why an endpoint is not used, as bits: it failed too often.
 pub(crate) const EJECTED: u32 = 1;
+/// Whoever knows of it says that it cannot serve.
+pub(crate) const TOLD: u32 = 2;
 /// A health check failed; each check has its bit.
 pub(crate) const UNHEALTHY: u32 = 0xff00;
 
@@ -51,15 +52,15 @@ pub(crate) fn millis(at: Instant) -> u64 {
 }
 
 impl Peer {
-    fn new(listed: Listed, since: u64) -> Self {
-        let Listed { address, weight, priority, zone } = listed;
+    fn new(listed: Endpoint, since: u64) -> Self {
+        let Endpoint { address, weight, priority, zone, healthy, .. } = listed;
         Self {
             address,
             weight: weight.into(),
             priority: priority.into(),
             zone: ArcSwapOption::from_pointee(zone),
             since: since.into(),
-            flags: AtomicU32::new(0),
+            flags: AtomicU32::new(if healthy { 0 } else { TOLD }),
             tally: Tally::default(),
             ejection: ArcSwapOption::empty(),
             unhealthy: ArcSwapOption::empty(),
@@ -90,30 +91,14 @@ impl Peer {
         self.zone.load().as_ref().map(|zone| zone.as_str().to_owned())
     }
 
+    /// Whether its source says that it cannot serve.
+    pub(crate) fn is_told_unhealthy(&self) -> bool {
+        self.flags.load(Relaxed) & TOLD != 0
+    }
+
     /// Whether nothing is known that speaks against it.
     pub(crate) fn is_usable(&self) -> bool {
         self.flags.load(Relaxed) == 0
-    }
-}
-
-/// An endpoint as a list of them says.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Listed {
-    pub(crate) address: SocketAddr,
-    pub(crate) weight: u32,
-    pub(crate) priority: u32,
-    pub(crate) zone: Option<String>,
-}
-
-impl Listed {
-    /// What the config says of an endpoint at one of its addresses.
-    pub(crate) fn of(config: &EndpointConfig, address: IpAddr) -> Self {
-        Self {
-            address: SocketAddr::new(address, config.address.port),
-            weight: config.weight,
-            priority: config.priority,
-            zone: config.zone.as_ref().map(ToString::to_string),
-        }
     }
 }
 
@@ -190,7 +175,7 @@ impl Members {
     }
 
     /// The peers that a new list makes of these; `None` when nothing changed.
-    pub(crate) fn listed(&self, list: Vec<Listed>, now: Instant) -> Option<Arc<[Arc<Peer>]>> {
+    pub(crate) fn listed(&self, list: Vec<Endpoint>, now: Instant) -> Option<Arc<[Arc<Peer>]>> {
         let known: HashMap<SocketAddr, &Arc<Peer>> = self.peers.iter().map(|peer| (peer.address, peer)).collect();
         let since = if self.peers.is_empty() { 0 } else { millis(now) };
         let mut seen = HashSet::with_capacity(list.len());
@@ -203,7 +188,9 @@ impl Members {
                     changed = true;
                     return Arc::new(Peer::new(one, since));
                 };
-                let Listed { weight, priority, zone, .. } = one;
+                let Endpoint { weight, priority, zone, healthy, .. } = one;
+                changed |= (peer.flags.load(Relaxed) & TOLD == 0) != healthy;
+                peer.set(TOLD, !healthy);
                 changed |= peer.weight.swap(weight, Relaxed) != weight;
                 changed |= peer.priority.swap(priority, Relaxed) != priority;
                 if peer.zone.load().as_deref() != zone.as_ref() {
@@ -294,7 +281,7 @@ mod tests {
         }))
         .unwrap();
         let now = Instant::now();
-        let listed = Listed { address: "127.0.0.1:1".parse().unwrap(), weight: 1, priority: 0, zone: None };
+        let listed = Endpoint::new("127.0.0.1:1".parse().unwrap());
         let peer = |since: Option<Instant>| Peer::new(listed.clone(), since.map_or(0, millis));
         for (since, after, expected) in
             [(None, 0, 1.0), (Some(now), 0, 0.1), (Some(now), 5, 0.1), (Some(now), 50, 0.5), (Some(now), 100, 1.0)]

@@ -99,6 +99,7 @@ fn tell_endpoint(peer: &Peer, seen: Seen, now: Instant) -> Value {
     let (health, reason) = match (&*unhealthy, ejection) {
         (Some(reason), _) => ("unhealthy", Some(reason.to_string())),
         (None, Some(ejection)) => ("ejected", Some(ejection.cause.as_str().to_owned())),
+        (None, None) if peer.is_told_unhealthy() => ("unhealthy", Some("its source says so".to_owned())),
         (None, None) if !peer.is_usable() => ("unhealthy", None),
         (None, None) if seen.avoided => ("unreachable", Some("no connection could be made lately".to_owned())),
         (None, None) => ("healthy", None),

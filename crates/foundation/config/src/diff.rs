@@ -2,13 +2,15 @@
 //!
 //! In: two configs. Out: the places that differ, with their old and new values. Promise:
 //! a secret shows only that it changed; items of a list are matched by their name, so
-//! that a new item at the front is one change and not many.
+//! that a new item at the front is one change and not many; long lists are told by what
+//! came and went, and clusters that stay as they are take no memory here.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde_json::Value as Json;
 
-use crate::{Config, ConfigPath, MASK, secret};
+use crate::{Cluster, Config, ConfigPath, MASK, secret};
 
 /// One changed place. Values are shown as JSON on one line; secrets are masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,12 +38,38 @@ impl fmt::Display for Change {
 /// What differs between two configs, in the model's order; empty when nothing does.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Vec::new();
+    let (old, new) = without_same_clusters(old, new);
     // Masked, two secrets look the same; marked, they differ when their values do.
-    let (before, after) = secret::marked(|| (serde_json::to_value(old), serde_json::to_value(new)));
+    let (before, after) = secret::marked(|| (serde_json::to_value(&old), serde_json::to_value(&new)));
     if let (Ok(before), Ok(after)) = (before, after) {
         compare(&ConfigPath::root(), &before, &after, &mut changes);
     }
     changes
+}
+
+/// Lists of up to so many items are shown whole; of longer ones so many as examples.
+const WHOLE: usize = 16;
+const EXAMPLES: usize = 3;
+
+/// Copies that lack the clusters which both have alike: there may be thousands of endpoints in them. When the order of
+/// clusters changed all are there, so that it is told.
+fn without_same_clusters(old: &Config, new: &Config) -> (Config, Config) {
+    let (mut old, mut new) = (old.clone(), new.clone());
+    if let (Some(before), Some(after)) = (&mut old.proxy, &mut new.proxy) {
+        let known: HashMap<&str, &Cluster> =
+            after.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster)).collect();
+        let is_same = |cluster: &Cluster| known.get(cluster.name.as_str()).is_some_and(|other| *other == cluster);
+        let same: HashSet<String> =
+            before.clusters.iter().filter(|one| is_same(one)).map(|one| one.name.to_string()).collect();
+        let order = |clusters: &[Cluster]| -> Vec<String> {
+            clusters.iter().map(|one| one.name.to_string()).filter(|name| same.contains(name)).collect()
+        };
+        if order(&before.clusters) == order(&after.clusters) {
+            before.clusters.retain(|cluster| !same.contains(cluster.name.as_str()));
+            after.clusters.retain(|cluster| !same.contains(cluster.name.as_str()));
+        }
+    }
+    (old, new)
 }
 
 fn compare(path: &ConfigPath, old: &Json, new: &Json, changes: &mut Vec<Change>) {
@@ -56,6 +84,9 @@ fn compare(path: &ConfigPath, old: &Json, new: &Json, changes: &mut Vec<Change>)
         }
         (Json::Array(before), Json::Array(after)) if is_named(before) && is_named(after) => {
             named_items(path, before, after, changes);
+        }
+        (Json::Array(before), Json::Array(after)) if before != after && before.len().max(after.len()) > WHOLE => {
+            changes.push(long_list(path, before, after));
         }
         _ if old != new => {
             let show = |value: &Json| (!value.is_null()).then(|| masked(value).to_string());
@@ -90,10 +121,38 @@ fn named_items(path: &ConfigPath, old: &[Json], new: &[Json], changes: &mut Vec<
     }
 }
 
+/// What came to a long list and what went.
+fn long_list(path: &ConfigPath, before: &[Json], after: &[Json]) -> Change {
+    let only = |these: &[Json], others: &[Json]| {
+        let others: HashSet<String> = others.iter().map(Json::to_string).collect();
+        let only: Vec<&Json> = these.iter().filter(|item| !others.contains(&item.to_string())).collect();
+        let examples: Vec<String> = only.iter().take(EXAMPLES).map(|item| masked(item).to_string()).collect();
+        let more = only.len().saturating_sub(EXAMPLES);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (only.len(), format!("{}{more}", examples.join(", ")))
+    };
+    let ((gone, gone_examples), (came, came_examples)) = (only(before, after), only(after, before));
+    let mut new = format!("{} items", after.len());
+    if gone > 0 {
+        new.push_str(&format!(", {gone} gone: {gone_examples}"));
+    }
+    if came > 0 {
+        new.push_str(&format!(", {came} new: {came_examples}"));
+    }
+    if gone + came == 0 {
+        new.push_str(" in another order");
+    }
+    Change { path: path.clone(), old: Some(format!("{} items", before.len())), new: Some(new) }
+}
+
 /// A value as it may be shown.
 fn masked(value: &Json) -> Json {
     match value {
         Json::String(text) if secret::is_mark(text) => Json::from(MASK),
+        Json::Array(items) if items.len() > WHOLE => {
+            let more = Json::from(format!("… {} more", items.len() - EXAMPLES));
+            items.iter().take(EXAMPLES).map(masked).chain([more]).collect()
+        }
         Json::Array(items) => items.iter().map(masked).collect(),
         Json::Object(members) => members.iter().map(|(key, value)| (key.clone(), masked(value))).collect(),
         other => other.clone(),
@@ -164,5 +223,30 @@ mod tests {
         assert_eq!(changes(&one, &other), ["logs.sinks[loki].http.headers.X-Key: (changed)"]);
         let all = format!("{:?}", [changes("", &one), changes(&one, ""), changes(&sinks(STDOUT), &one)]);
         assert!(all.contains(MASK) && !all.contains("hunter"), "{all}");
+    }
+
+    #[test]
+    fn long_lists_are_told_by_what_came_and_went() {
+        let config = |ports: &[u16], more: &str| {
+            let endpoints: Vec<_> = ports.iter().map(|port| format!("\"10.0.0.1:{port}\"")).collect();
+            format!(
+                "proxy:\n  listeners: [{{ name: in, direction: inbound, address: \"127.0.0.1:1\", routes: [{{ name: all, backendRefs: \
+                 [{{ name: big }}, {{ name: other }}] }}] }}]\n  clusters:\n  - {{ name: big, endpoints: [{}] }}\n  - {{ name: other, \
+                 endpoints: [\"10.0.0.2:1\"]{more} }}\n",
+                endpoints.join(", ")
+            )
+        };
+        let many: Vec<u16> = (1..=1000).collect();
+        let fewer: Vec<u16> = (6..=1001).collect();
+        let expected = "proxy.clusters[big].endpoints: 1000 items -> 996 items, 5 gone: \"10.0.0.1:1\", \"10.0.0.1:2\", \
+                        \"10.0.0.1:3\" and 2 more, 1 new: \"10.0.0.1:1001\"";
+        assert_eq!(changes(&config(&many, ""), &config(&fewer, "")), [expected]);
+        let turned: Vec<u16> = many.iter().copied().rev().collect();
+        let told = changes(&config(&many, ""), &config(&turned, ""));
+        assert_eq!(told, ["proxy.clusters[big].endpoints: 1000 items -> 1000 items in another order"]);
+        let told = changes(&config(&many, ""), &config(&many, ", connectTimeout: 3s"));
+        assert_eq!(told, ["proxy.clusters[other].connectTimeout: \"2s\" -> \"3s\""], "the others are not looked at");
+        let told = changes("", &config(&many, "")).join("");
+        assert!(told.contains("\"10.0.0.1:3\",\"… 997 more\"") && told.len() < 4000, "{} bytes: {told}", told.len());
     }
 }

@@ -19,5 +19,5 @@ pub use client::{Client, ClientOptions};
 pub use connect::client_tls;
 pub use error::{HttpError, Stage};
 pub use grpc::{GrpcClient, GrpcError, GrpcOptions};
-pub use resolver::{ResolveError, Resolved, Resolver, ResolverOptions};
+pub use resolver::{ResolveError, Resolved, ResolvedSrv, Resolver, ResolverOptions, SrvRecord};
 pub use server::{GrpcAnswer, GrpcCall, GrpcCode, GrpcServerOptions, GrpcService, GrpcStatus, TlsSource, serve_grpc};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use outrigger_e2e::{Application, Outrigger, eventually, free_port, request, start_outrigger};
+use outrigger_e2e::{Application, Collector, Mood, Outrigger, eventually, free_port, request, start_outrigger};
 
 struct Logged {
     outrigger: Outrigger,
@@ -91,4 +91,55 @@ fn json_members_are_those_of_the_config_and_a_reload_changes_them() {
         ensure!(lines.iter().any(|line| line == "only 200"), "{lines:?}");
         Ok(())
     });
+}
+
+#[test]
+fn requests_go_straight_to_a_sink_of_the_logs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (application, listen, sink) = (Application::start(), free_port(), free_port());
+    let collector = Collector::start_on(sink, Mood::Takes);
+    let config = format!(
+        r#"proxy:
+  listeners: [{{ name: in, direction: inbound, address: "127.0.0.1:{listen}", routes: [{{ name: all, backendRefs: [{{ name: app }}] }}, {{ name: down, matches: [{{ path: {{ value: /down }} }}], backendRefs: [{{ name: gone }}] }}] }}]
+  clusters: [{{ name: app, endpoints: ["{}"] }}, {{ name: gone, endpoints: ["127.0.0.1:{}"] }}]
+  accessLog: {{ filter: "response.code < 400" }}
+logs:
+  stateDirectory: {}
+  sources: [{{ name: requests, accessLog: {{}} }}]
+  transforms: [{{ name: parsed, inputs: [requests], json: {{}} }}]
+  sinks:
+    - {{ name: out, inputs: [parsed], batch: {{ timeout: 20ms }}, http: {{ url: "http://127.0.0.1:{sink}/" }} }}
+"#,
+        application.address,
+        free_port(),
+        folder.path().join("state").display(),
+    );
+    let mut outrigger = start_outrigger(folder.path(), &config);
+    let get = |path: &str| request("GET", &format!("http://127.0.0.1:{listen}{path}"), &[], "").unwrap();
+    assert_eq!(get("/orders").status, 200);
+    let line = eventually("the line", || {
+        let lines = collector.lines();
+        ensure!(lines.len() == 1, "{lines:?}");
+        Ok(serde_json::from_str::<serde_json::Value>(&lines[0])?)
+    });
+    assert_eq!(
+        (&line["path"], &line["code"], &line["route"]),
+        (&"/orders".into(), &200.into(), &"all".into()),
+        "{line:#}"
+    );
+    assert_eq!((&line["outrigger"]["source"], &line["outrigger"]["file"]), (&"requests".into(), &"accessLog".into()));
+    assert!(!outrigger.process.log().contains("/orders"), "it does not go to standard output, too");
+    // The filter holds, and what was answered just before the stop is delivered.
+    assert_eq!(get("/down/refused").status, 503);
+    outrigger.write_config(&config.replace("response.code < 400", "response.code > 400"));
+    eventually("the new filter", || {
+        get("/down/late");
+        ensure!(collector.lines().iter().any(|line| line.contains("/late")), "not yet");
+        Ok(())
+    });
+    assert_eq!(get("/down/last").status, 503);
+    outrigger.process.stop();
+    let lines = collector.lines();
+    assert!(lines.iter().any(|line| line.contains("/last")), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("/refused")), "{lines:?}");
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use outrigger_config::Config;
 use outrigger_http::Resolver;
 use outrigger_logs::LogsComponent;
-use outrigger_runtime::{BoxError, Component, Context, Standalone};
+use outrigger_runtime::{BoxError, Component, Context, LineQueue, Standalone};
 use outrigger_telemetry::{Format, Registry};
 use serde_json::Value;
 
@@ -34,7 +34,7 @@ impl Logs {
     pub(crate) fn start(yaml: &str) -> Self {
         let (context, outside) = Context::standalone(config(yaml), 0);
         let registry = context.registry.clone();
-        let run = async move { LogsComponent::new(Resolver::from_system()).run(context).await };
+        let run = async move { LogsComponent::new(Resolver::from_system(), LineQueue::new()).run(context).await };
         Self { outside, registry, task: tokio::task::spawn_local(run) }
     }
 

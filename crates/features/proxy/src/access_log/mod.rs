@@ -1,6 +1,6 @@
 //! The access log: one line per request, as JSON or as the config has it.
 //!
-//! In: finished requests, on the workers. Out: lines in a file or on standard output.
+//! In: finished requests, on the workers. Out: lines in a file, on standard output, or for log forwarding.
 //! Promise: traffic never waits for it. Lines gather in a buffer of the worker and are
 //! handed over whole; when the writer cannot keep up they are shed and counted. At an
 //! orderly stop none is lost. A renamed file is noticed, and a new one begun.
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::AccessLog as AccessLogConfig;
+use outrigger_runtime::LineQueue;
 use outrigger_telemetry::{Counter, Registry};
 use tokio::sync::oneshot;
 
@@ -74,6 +75,8 @@ enum Message {
 /// A log with its writer, which writes what is queued and ends when the last handle goes.
 pub(crate) struct AccessLog {
     config: AccessLogConfig,
+    /// Lines are given to log forwarding.
+    forwards: bool,
     shape: Shape,
     /// Fields that the format or the filter needs, in lower case: the request's, then the response's.
     pub(crate) request_fields: Vec<String>,
@@ -84,21 +87,23 @@ pub(crate) struct AccessLog {
 }
 
 impl AccessLog {
-    fn start(config: &AccessLogConfig, registry: &Registry) -> std::io::Result<Self> {
+    fn start(config: &AccessLogConfig, forward: Option<&LineQueue>, registry: &Registry) -> std::io::Result<Self> {
         let lines = registry.counter("outrigger_access_log_lines_total", "Access log lines written.", &[]).with(&[]);
         let shed = registry
             .counter("outrigger_access_log_shed_total", "Access log lines shed, for traffic comes first.", &[])
             .with(&[]);
         let queued = Arc::new(AtomicUsize::new(0));
         let (messages, receiver) = sync_channel(MOST_BATCHES);
-        let writer = Writer { out: Out::open(config)?, queued: Arc::clone(&queued), lines, shed: shed.clone() };
+        let out = Out::open(config, forward)?;
+        let writer = Writer { out, queued: Arc::clone(&queued), lines, shed: shed.clone() };
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .stack_size(64 * 1024)
             .spawn(move || writer.run(&receiver))?;
         let (request_fields, response_fields) = shape::fields(config);
         let shape = Shape::new(config, &request_fields, &response_fields);
-        Ok(Self { config: config.clone(), shape, request_fields, response_fields, messages, queued, shed })
+        let (config, forwards) = (config.clone(), forward.is_some());
+        Ok(Self { config, forwards, shape, request_fields, response_fields, messages, queued, shed })
     }
 
     fn hand_over(&self, lines: Vec<u8>, count: u64) {
@@ -129,26 +134,39 @@ impl AccessLog {
 }
 
 /// The log in use, shared by both directions.
-#[derive(Default)]
-pub(crate) struct AccessLogs(Mutex<std::sync::Weak<AccessLog>>);
+pub(crate) struct AccessLogs {
+    current: Mutex<std::sync::Weak<AccessLog>>,
+    /// To log forwarding.
+    lines: LineQueue,
+}
 
 impl AccessLogs {
-    /// The log of a config: the one in use when nothing changed, a new one otherwise.
-    pub(crate) fn obtain(&self, config: &AccessLogConfig, registry: &Registry) -> std::io::Result<Arc<AccessLog>> {
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn new(lines: LineQueue) -> Self {
+        Self { current: Mutex::default(), lines }
+    }
+
+    /// The log of a config: the one in use when nothing changed, a new one otherwise. `forwards` is whether log forwarding
+    /// takes its lines.
+    pub(crate) fn obtain(
+        &self,
+        config: &AccessLogConfig,
+        forwards: bool,
+        registry: &Registry,
+    ) -> std::io::Result<Arc<AccessLog>> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(log) = current.upgrade()
-            && log.config == *config
+            && (&log.config, log.forwards) == (config, forwards)
         {
             return Ok(log);
         }
-        let log = Arc::new(AccessLog::start(config, registry)?);
+        let log = Arc::new(AccessLog::start(config, forwards.then_some(&self.lines), registry)?);
         *current = Arc::downgrade(&log);
         Ok(log)
     }
 
     /// Waits until what the workers handed over is written: the last thing at a stop.
     pub(crate) async fn flushed(&self) {
-        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         if let Some(log) = current {
             log.flushed().await;
         }
@@ -166,7 +184,7 @@ impl Writer {
     fn run(mut self, messages: &Receiver<Message>) {
         for message in messages {
             match message {
-                Message::Lines(lines, count) => self.write(&lines, count),
+                Message::Lines(lines, count) => self.write(lines, count),
                 Message::Flush(done) => {
                     let _ = done.send(());
                 }
@@ -174,24 +192,47 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, lines: &[u8], count: u64) {
-        match self.out.write(lines) {
-            Ok(()) => self.lines.add(count),
-            Err(error) => {
-                self.shed.add(count);
-                tracing::warn!(component = "proxy", %error, "cannot write the access log");
-            }
+    fn write(&mut self, lines: Vec<u8>, count: u64) {
+        let bytes = lines.len();
+        let mut shed = false;
+        if let Some(place) = &mut self.out.place
+            && let Err(error) = place.write(&lines)
+        {
+            shed = true;
+            tracing::warn!(component = "proxy", %error, "cannot write the access log");
         }
-        self.queued.fetch_sub(lines.len(), Relaxed);
+        if let Some((forward, most)) = &self.out.forward {
+            shed |= !forward.push(lines, *most);
+        }
+        if shed {
+            self.shed.add(count)
+        } else {
+            self.lines.add(count)
+        }
+        self.queued.fetch_sub(bytes, Relaxed);
     }
 }
 
-enum Out {
+/// Where lines go.
+struct Out {
+    place: Option<Place>,
+    /// To log forwarding, as long as no more bytes wait there.
+    forward: Option<(LineQueue, usize)>,
+}
+
+impl Out {
+    fn open(config: &AccessLogConfig, forward: Option<&LineQueue>) -> std::io::Result<Self> {
+        let place = if config.path.is_some() || forward.is_none() { Some(Place::open(config)?) } else { None };
+        Ok(Self { place, forward: forward.map(|lines| (lines.clone(), config.buffer.as_usize())) })
+    }
+}
+
+enum Place {
     Stdout,
     File { path: PathBuf, file: File, inode: u64 },
 }
 
-impl Out {
+impl Place {
     fn open(config: &AccessLogConfig) -> std::io::Result<Self> {
         let Some(path) = &config.path else { return Ok(Self::Stdout) };
         let file = OpenOptions::new().create(true).append(true).open(path)?;
@@ -232,8 +273,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access.log");
         let registry = Registry::new(&outrigger_config::MetricsRegistry::default(), 1);
-        let logs = AccessLogs::default();
-        let log = logs.obtain(&config(path.clone()), &registry).unwrap();
+        let logs = AccessLogs::new(LineQueue::new());
+        let log = logs.obtain(&config(path.clone()), false, &registry).unwrap();
         let mut buffer = Buffer::default();
         buffer.add(&log, &entry("/1", b""));
         buffer.flush(&log);
@@ -254,8 +295,8 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
         let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let registry = Registry::new(&outrigger_config::MetricsRegistry::default(), 1);
-        let logs = AccessLogs::default();
-        let log = logs.obtain(&config(path), &registry).unwrap();
+        let logs = AccessLogs::new(LineQueue::new());
+        let log = logs.obtain(&config(path), false, &registry).unwrap();
         let mut buffer = Buffer::default();
         let begun = std::time::Instant::now();
         while log.shed.value() == 0 {
@@ -265,5 +306,28 @@ mod tests {
         assert!(log.queued.load(Relaxed) <= log.config.buffer.as_usize(), "the memory is bounded");
         logs.flushed().await;
         assert!(begun.elapsed() < Duration::from_secs(20), "a stop does not wait for ever");
+    }
+
+    #[tokio::test]
+    async fn lines_are_given_to_log_forwarding_and_shed_when_it_is_slow() {
+        let registry = Registry::new(&outrigger_config::MetricsRegistry::default(), 1);
+        let lines = LineQueue::new();
+        let logs = AccessLogs::new(lines.clone());
+        let forwarded = AccessLogConfig { path: None, ..config(PathBuf::new()) };
+        let log = logs.obtain(&forwarded, true, &registry).unwrap();
+        let mut buffer = Buffer::default();
+        buffer.add(&log, &entry("/1", b""));
+        buffer.flush(&log);
+        assert!(String::from_utf8(lines.next().await).unwrap().contains("\"/1\""));
+        // Nobody takes them.
+        while log.shed.value() == 0 {
+            buffer.add(&log, &entry("/2", &[b'x'; 1000]));
+            logs.flushed().await;
+        }
+        let mut waiting = 0;
+        while let Some(batch) = lines.try_next() {
+            waiting += batch.len();
+        }
+        assert!(waiting > 0 && waiting <= forwarded.buffer.as_usize(), "{waiting}");
     }
 }

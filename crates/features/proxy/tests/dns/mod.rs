@@ -5,6 +5,8 @@ use std::fs;
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use outrigger_http::{Resolver, ResolverOptions};
@@ -22,17 +24,28 @@ struct Dns {
 
 impl Dns {
     fn start(hosts: &str) -> Self {
+        Self::start_with(hosts, &[])
+    }
+
+    /// It answers with these SRV records, too: `NAME,TARGET,PORT,PRIORITY,WEIGHT`.
+    fn start_with(hosts: &str, services: &[&str]) -> Self {
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+        fs::write(folder.path().join("hosts"), hosts).unwrap();
+        let child = Self::launch(&folder, port, services);
+        Self { folder, port, child }
+    }
+
+    fn launch(folder: &tempfile::TempDir, port: u16, services: &[&str]) -> Child {
         let file = folder.path().join("hosts");
-        fs::write(&file, hosts).unwrap();
         let program = if Path::new("/usr/sbin/dnsmasq").exists() { "/usr/sbin/dnsmasq" } else { "dnsmasq" };
         let child = Command::new(program)
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"])
             .args(["--listen-address=127.0.0.1", "--local-ttl=1", "--local=/test/", "--pid-file=", "--user="])
             .arg(format!("--port={port}"))
             .arg(format!("--addn-hosts={}", file.display()))
+            .args(services.iter().map(|one| format!("--srv-host={one}")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -44,7 +57,43 @@ impl Dns {
             assert!(Instant::now() < deadline, "dnsmasq does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { folder, port, child }
+        child
+    }
+
+    /// Answers with these SRV records from now on; such are read at the start only.
+    fn serve_services(&mut self, services: &[&str]) {
+        self.end();
+        self.child = Self::launch(&self.folder, self.port, services);
+    }
+
+    /// Another server takes its place, which answers everything with SERVFAIL until told to end.
+    fn fail(&mut self) -> Failing {
+        self.end();
+        let socket = UdpSocket::bind(("127.0.0.1", self.port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (end, mut query) = (Arc::clone(&ended), [0; 512]);
+        let thread = std::thread::spawn(move || {
+            let mut answered = 0;
+            while !end.load(Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut query) else { continue };
+                // A response with SERVFAIL, and nothing but the question.
+                let mut answer = query[..length].to_vec();
+                (answer[2], answer[3]) = (answer[2] | 0x80, 0x82);
+                answer[6..12].fill(0);
+                let question = 12 + answer[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+                answer.truncate(question);
+                socket.send_to(&answer, from).unwrap();
+                answered += 1;
+            }
+            answered
+        });
+        Failing { ended, thread }
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Answers with these hosts from now on.
@@ -66,8 +115,21 @@ impl Dns {
 
 impl Drop for Dns {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
+    }
+}
+
+/// A server that fails.
+struct Failing {
+    ended: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<u32>,
+}
+
+impl Failing {
+    /// Ends it; how often it was asked.
+    fn end(self) -> u32 {
+        self.ended.store(true, Relaxed);
+        self.thread.join().unwrap()
     }
 }
 
@@ -138,5 +200,96 @@ async fn thousands_of_addresses_do_not_fill_the_memory() {
     let dns = Dns::start(&(0..3000).map(host).collect::<String>());
     let proxy = Proxy::start_resolving(&config(app.port), dns.resolver()).await;
     until_endpoints(&proxy, 1000).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_of_the_server_takes_no_endpoint_away() {
+    let app = App::answering(OK);
+    let mut dns = Dns::start("127.0.0.1 app.test\n");
+    let proxy = Proxy::start_resolving(&config(app.port), dns.resolver()).await;
+    until_endpoints(&proxy, 1).await;
+    let failing = dns.fail();
+    // Longer than the record's time.
+    for _ in 0..15 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(endpoints(&proxy).await, 1);
+    }
+    assert_eq!(answers(proxy.port, 3, |_| String::new()).await.values().sum::<usize>(), 3);
+    assert!(failing.end() > 0, "nobody asked");
+    proxy.stop().await;
+
+    // And a cluster that never had one says why.
+    let failing = dns.fail();
+    let proxy = Proxy::start_resolving(&config(app.port), dns.resolver()).await;
+    degraded(&proxy, true).await;
+    assert_eq!(endpoints(&proxy).await, 0);
+    failing.end();
+    dns.serve_services(&[]);
+    degraded(&proxy, false).await;
+    until_endpoints(&proxy, 1).await;
+    proxy.stop().await;
+}
+
+/// Address, priority and weight of each endpoint.
+async fn listed(proxy: &Proxy) -> Vec<(String, u64, u64)> {
+    let told = proxy.admin("/clusters").await;
+    let endpoints = told["clusters"][0]["endpoints"].as_array().unwrap().iter();
+    let mut listed: Vec<_> = endpoints
+        .map(|one| {
+            let number = |key: &str| one[key].as_u64().unwrap();
+            (one["address"].as_str().unwrap().to_owned(), number("priority"), number("weight"))
+        })
+        .collect();
+    listed.sort();
+    listed
+}
+
+async fn until_listed(proxy: &Proxy, wanted: &[(&str, u64, u64)]) {
+    let wanted: Vec<_> =
+        wanted.iter().map(|(address, priority, weight)| (address.to_string(), *priority, *weight)).collect();
+    for _ in 0..1500 {
+        if listed(proxy).await == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{:?} is not {wanted:?}", listed(proxy).await);
+}
+
+#[tokio::test]
+async fn services_are_found_with_their_ports_priorities_and_weights() {
+    let (app, other) = (App::answering(OK), App::answering(OK));
+    let name = "_http._tcp.app.test";
+    let record = |target: &str, port: u16, priority: u16, weight: u16| {
+        format!("{name},{target}.test,{port},{priority},{weight}")
+    };
+    let (first, second, spare) =
+        (record("a", app.port, 10, 3), record("b", other.port, 10, 1), record("c", app.port, 20, 0));
+    let hosts = "127.0.0.1 a.test\n127.0.0.2 b.test\n127.0.0.3 c.test\n";
+    let mut dns = Dns::start_with(hosts, &[&first, &second, &spare]);
+    let config = crate::balancing::config("", "", "").replace("endpoints: []", &format!("srv: {name}"));
+    assert!(config.contains(name), "{config}");
+    let proxy = Proxy::start_resolving(&config, dns.resolver()).await;
+    let address = |number: u8, app: &App| format!("127.0.0.{number}:{}", app.port);
+    let (a, b, c) = (address(1, &app), address(2, &other), address(3, &app));
+    until_listed(&proxy, &[(&a, 0, 3), (&b, 0, 1), (&c, 1, 1)]).await;
+    assert_eq!(answers(proxy.port, 12, |_| String::new()).await.values().sum::<usize>(), 12);
+    assert!(!app.seen().is_empty(), "the first has three quarters");
+    // One goes, one comes, one has another weight.
+    dns.serve_services(&[&record("b", other.port, 10, 7), &record("c", other.port, 5, 2)]);
+    let c = address(3, &other);
+    until_listed(&proxy, &[(&b, 1, 7), (&c, 0, 2)]).await;
+    // A target without an address does not hide the others.
+    dns.serve_services(&[&record("b", other.port, 0, 0), &record("gone", other.port, 0, 0)]);
+    until_listed(&proxy, &[(&b, 0, 1)]).await;
+    // No such name: what was known holds on.
+    dns.serve_services(&[]);
+    degraded(&proxy, true).await;
+    until_listed(&proxy, &[(&b, 0, 1)]).await;
+    assert_eq!(answers(proxy.port, 3, |_| String::new()).await.values().sum::<usize>(), 3);
+    dns.serve_services(&[&first]);
+    until_listed(&proxy, &[(&a, 0, 3)]).await;
+    degraded(&proxy, false).await;
     proxy.stop().await;
 }

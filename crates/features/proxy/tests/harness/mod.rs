@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use outrigger_config::Config;
 use outrigger_http::Resolver;
 use outrigger_identity::{Identities, IdentityComponent};
-use outrigger_runtime::{BoxError, Component, Context, Standalone};
+use outrigger_runtime::{BoxError, Component, Context, LineQueue, Standalone};
 use outrigger_telemetry::trace::SpanQueue;
 use outrigger_telemetry::{Format, Registry};
 use tokio::task::JoinSet;
@@ -278,7 +278,8 @@ impl Proxy {
         let config = parse(&config.replace("PORT", &port.to_string()));
         let (ctx, mut standalone) = Context::standalone(config, workers);
         let registry = ctx.registry.clone();
-        let component = outrigger_proxy::components(identities, resolver, SpanQueue::new()).remove(direction);
+        let component =
+            outrigger_proxy::components(identities, resolver, SpanQueue::new(), LineQueue::new()).remove(direction);
         let mut running = JoinSet::new();
         running.spawn(async move { component.run(ctx).await });
         tokio::select! {

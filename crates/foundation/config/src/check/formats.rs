@@ -9,7 +9,7 @@ use crate::tree::is_variable_name;
 use crate::units::{is_host, nearest_address};
 use crate::{
     ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, LogFilter, LogFormat, Name, SpiffeId,
-    SpiffePattern, TrustDomain,
+    SpiffePattern, SrvName, TrustDomain,
 };
 
 /// Whether `text` has the form `format`; unknown formats allow everything.
@@ -23,6 +23,7 @@ pub(super) fn check(format: &str, text: &str) -> Result<(), InvalidScalar> {
         "host-port" => text.parse::<HostPort>().map(drop),
         "spiffe-id" => text.parse::<SpiffeId>().map(drop),
         "spiffe-pattern" => text.parse::<SpiffePattern>().map(drop),
+        "srv-name" => text.parse::<SrvName>().map(drop),
         "trust-domain" => text.parse::<TrustDomain>().map(drop),
         "log-format" => text.parse::<LogFormat>().map(drop),
         "log-filter" => text.parse::<LogFilter>().map(drop),
@@ -49,6 +50,7 @@ pub(super) fn stand_in(format: Option<&str>) -> &'static str {
         "listen-address" | "socket-address" => "127.0.0.1:0",
         "host-port" => "localhost:1",
         "spiffe-id" | "spiffe-pattern" => "spiffe://stand.in/x",
+        "srv-name" => "_stand._in.local",
         "trust-domain" => "stand.in",
         "http-url" | "http-origin" => "http://localhost",
         "route-hostname" => "localhost",
@@ -70,6 +72,7 @@ pub(super) fn example(format: &str) -> Option<&'static str> {
         "listen-address" | "socket-address" => "127.0.0.1:15006",
         "host-port" => "backend.shop:8080",
         "spiffe-id" | "spiffe-pattern" => "spiffe://cluster.local/ns/shop/sa/frontend",
+        "srv-name" => "_http._tcp.orders.shop.svc.cluster.local",
         "trust-domain" => "cluster.local",
         "http-url" => "https://logs.example/ingest",
         "http-origin" => "https://vault.example:8200",
@@ -226,6 +229,7 @@ mod tests {
             "host-port",
             "spiffe-id",
             "spiffe-pattern",
+            "srv-name",
             "trust-domain",
             "socket-address",
             "route-hostname",

@@ -21,7 +21,11 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     graph.lines_fit_buffers(judge);
     for (index, source) in logs.sources.iter().enumerate() {
         let at = at.key("sources").index(index);
-        judge.exactly_one(&at, &[("file", source.file.is_some())]);
+        judge.exactly_one(&at, &[("file", source.file.is_some()), ("accessLog", source.access_log.is_some())]);
+        if source.access_log.is_some() && config.proxy.as_ref().is_none_or(|proxy| proxy.access_log.is_none()) {
+            let message = "there is no access log to take lines from";
+            judge.error("missing", &at.key("accessLog"), message, "add `proxy.accessLog`, such as `accessLog: {}`");
+        }
         if let Some(file) = &source.file
             && file.max_line.0 == 0
         {
@@ -35,6 +39,9 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     for (index, sink) in logs.sinks.iter().enumerate() {
         sink_rules(sink, &at.key("sinks").index(index), judge);
     }
+    let taking = logs.sources.iter().enumerate().filter(|(_, source)| source.access_log.is_some());
+    let taking: Vec<_> = taking.map(|(i, _)| (at.key("sources").index(i).key("accessLog"), "accessLog")).collect();
+    judge.unique("source", "let one source take it; several sinks may take its lines", taking);
     let read = logs.sources.iter().enumerate().filter_map(|(i, source)| {
         Some((at.key("sources").index(i).key("file").key("path"), source.file.as_ref()?.path.clone()))
     });

@@ -26,7 +26,7 @@ pub struct Logs {
     pub sinks: Vec<LogSink>,
 }
 
-/// Where lines come from. Exactly one kind: `file`.
+/// Where lines come from. Exactly one kind: `file` or `accessLog`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LogSource {
@@ -35,7 +35,17 @@ pub struct LogSource {
     /// Tails a file, over rotation by rename.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileSource>,
+    /// Takes the proxy's access log, straight from the proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLogSource>,
 }
+
+/// Takes the lines of `proxy.accessLog` as they are written there, filtered and formatted. They go to its `path`, too, if it has
+/// one, and no longer to standard output. While sinks are slow they wait in its `buffer`; beyond it they are shed. A line
+/// that waits when the process is killed is lost.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessLogSource {}
 
 /// Tails a file.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]

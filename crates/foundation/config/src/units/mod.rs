@@ -13,7 +13,7 @@ pub use address::{HostPort, ListenAddress};
 pub(crate) use address::{UNIX_PATH_MAX, is_host, nearest_address};
 pub use log_filter::{Attribute, Fact, Facts, LogFilter};
 pub use log_format::{LogField, LogFormat, LogOperator, LogPiece, TimePiece};
-pub use name::{Name, SpiffeId, SpiffePattern, TrustDomain};
+pub use name::{Name, SpiffeId, SpiffePattern, SrvName, TrustDomain};
 pub use quantity::{ByteSize, Duration, FileMode};
 
 /// Why a scalar was refused. The text itself is kept apart from the reason, for it may

@@ -53,6 +53,51 @@ string_scalar!(
     "A name: 1 to 63 of a-z, 0-9, `-`, `.` and `_`, beginning and ending with a letter or digit."
 );
 
+/// The name of SRV records ([RFC 2782]): `_SERVICE._PROTOCOL.DOMAIN`.
+///
+/// [RFC 2782]: https://www.rfc-editor.org/rfc/rfc2782
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SrvName(String);
+
+impl SrvName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SrvName {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        let labels: Vec<&str> = name.split('.').collect();
+        let named = |index: usize| labels.get(index).is_some_and(|label| label.len() > 1 && label.starts_with('_'));
+        if name.len() <= 253 && labels.len() > 2 && named(0) && named(1) && labels.iter().all(|one| label(one)) {
+            return Ok(Self(text.to_ascii_lowercase()));
+        }
+        let help = "write `_SERVICE._PROTOCOL.DOMAIN` such as `_http._tcp.orders.shop.svc.cluster.local`";
+        Err(InvalidScalar::new(text, "is not a name of SRV records", help))
+    }
+}
+
+impl fmt::Display for SrvName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+string_scalar!(
+    SrvName,
+    "srv-name",
+    "^_[-_A-Za-z0-9]+\\._[-_A-Za-z0-9]+\\..+$",
+    "A name of SRV records: `_SERVICE._PROTOCOL.DOMAIN`."
+);
+
 /// A SPIFFE ID ([SPIFFE-ID], section 2): `spiffe://trust-domain/path`.
 ///
 /// [SPIFFE-ID]: https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md

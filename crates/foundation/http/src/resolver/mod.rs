@@ -46,6 +46,30 @@ pub struct Resolved {
     pub stale: bool,
 }
 
+/// A record of where a service is ([RFC 2782]).
+///
+/// [RFC 2782]: https://www.rfc-editor.org/rfc/rfc2782
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SrvRecord {
+    /// The lowest is used first.
+    pub priority: u16,
+    /// Its part beside others of the same priority.
+    pub weight: u16,
+    /// Where it listens.
+    pub port: u16,
+    /// The host it runs on.
+    pub target: String,
+}
+
+/// The records of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedSrv {
+    /// At least one, in order.
+    pub records: Vec<SrvRecord>,
+    /// Until when they hold.
+    pub valid_until: Instant,
+}
+
 /// Why a host has no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -164,6 +188,17 @@ impl Resolver {
                 }
             },
         }
+    }
+
+    /// The SRV records of a name such as `_http._tcp.shop.example`, as it is: without search domains. Cancel-safe.
+    ///
+    /// # Errors
+    /// See [`ResolveError`]. Nothing is kept from earlier answers: who asks knows what to do meanwhile.
+    pub async fn resolve_srv(&self, name: &str) -> Result<ResolvedSrv, ResolveError> {
+        let name = normal(name)?;
+        let server = self.0.upstream.lock().current();
+        let server = server.map_err(|problem| ResolveError::NoServer { host: name.to_string(), problem })?;
+        upstream::ask_srv(&server, &name).await
     }
 
     /// The lookup of this name that is under way, or a new one.

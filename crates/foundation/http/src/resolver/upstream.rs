@@ -13,10 +13,11 @@ use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, R
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{RData, RecordType};
 use hickory_resolver::system_conf::parse_resolv_conf;
 
-use super::ResolveError;
 use super::hosts::{Fingerprint, fingerprint};
+use super::{ResolveError, ResolvedSrv, SrvRecord};
 
 /// The library's own cache saves asking every search domain anew; ours, in front of it, holds the results.
 const INNER_CACHE: u64 = 256;
@@ -104,10 +105,46 @@ pub(super) async fn ask(servers: &TokioResolver, name: &str) -> Result<Answer, R
             }
             Ok(Answer { addresses, valid_until: answer.valid_until() })
         }
-        Ok(Err(error)) if is_negative(&error) => Err(ResolveError::NotFound { host: name.to_owned() }),
-        Ok(Err(NetError::Timeout)) => Err(failed("no DNS server answers".to_owned())),
-        Ok(Err(NetError::NoConnections)) => Err(failed("no DNS server can be reached".to_owned())),
-        Ok(Err(error)) => Err(failed(error.to_string())),
+        Ok(Err(error)) => Err(problem(name, &error)),
+    }
+}
+
+/// Asks for the SRV records of a name. A target of `.` says that there is no such service, as if there were no record.
+pub(super) async fn ask_srv(servers: &TokioResolver, name: &str) -> Result<ResolvedSrv, ResolveError> {
+    let whole = format!("{}.", name.trim_end_matches('.'));
+    let answer = match tokio::time::timeout(WHOLE, servers.lookup(whole, RecordType::SRV)).await {
+        Err(_) => {
+            let problem = format!("no DNS server answered within {WHOLE:?}");
+            return Err(ResolveError::Failed { host: name.to_owned(), problem });
+        }
+        Ok(answer) => answer.map_err(|error| problem(name, &error))?,
+    };
+    let records = answer.answers().iter().filter_map(|record| match &record.data {
+        RData::SRV(srv) if !srv.target.is_root() => Some(SrvRecord {
+            priority: srv.priority,
+            weight: srv.weight,
+            port: srv.port,
+            target: srv.target.to_ascii(),
+        }),
+        _ => None,
+    });
+    let mut records: Vec<SrvRecord> = records.collect();
+    records.sort_unstable();
+    records.dedup();
+    if records.is_empty() {
+        return Err(ResolveError::NotFound { host: name.to_owned() });
+    }
+    Ok(ResolvedSrv { records, valid_until: answer.valid_until() })
+}
+
+/// What an error of the library means.
+fn problem(name: &str, error: &NetError) -> ResolveError {
+    let failed = |problem: String| ResolveError::Failed { host: name.to_owned(), problem };
+    match error {
+        error if is_negative(error) => ResolveError::NotFound { host: name.to_owned() },
+        NetError::Timeout => failed("no DNS server answers".to_owned()),
+        NetError::NoConnections => failed("no DNS server can be reached".to_owned()),
+        error => failed(error.to_string()),
     }
 }
 

@@ -372,6 +372,8 @@ fn backends(proxy: &Proxy, backend_refs: &[BackendRef]) -> Vec<BackendTold> {
 fn cluster(proxy: &Proxy, name: &str) -> BackendTold {
     let config = proxy.clusters.iter().find(|cluster| cluster.name.as_str() == name);
     let endpoints = config.into_iter().flat_map(|config| config.endpoints.iter());
+    let srv = config.and_then(|config| config.srv.as_ref());
+    let srv = srv.map(|name| EndpointTold { address: format!("SRV {name}"), weight: 1, ..EndpointTold::default() });
     BackendTold {
         cluster: name.to_owned(),
         weight: 1,
@@ -387,6 +389,7 @@ fn cluster(proxy: &Proxy, name: &str) -> BackendTold {
                 zone: endpoint.zone.as_ref().map(ToString::to_string),
                 state: None,
             })
+            .chain(srv)
             .collect(),
     }
 }

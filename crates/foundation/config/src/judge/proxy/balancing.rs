@@ -77,6 +77,10 @@ pub(super) fn rules(config: &Config, cluster: &Cluster, at: &ConfigPath, judge: 
     let selected = |labels: &std::collections::BTreeMap<String, String>| {
         balancing.subset.iter().all(|(name, value)| labels.get(name) == Some(value))
     };
+    if cluster.srv.is_some() && !balancing.subset.is_empty() {
+        let message = "SRV records have no labels that `subset` could select by";
+        judge.error("conflict", &at.key("subset"), message, "remove it, or list `endpoints` with `labels`");
+    }
     if !cluster.endpoints.is_empty() && !cluster.endpoints.iter().any(|endpoint| selected(&endpoint.labels)) {
         let message = "no endpoint has the labels that `subset` asks for";
         judge.error("reference", &at.key("subset"), message, "correct the labels, here or at the endpoints");

@@ -46,15 +46,21 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
     }
     let endpoints = at.key("endpoints");
     if !judge.checked.is_blurred_within(&endpoints) {
-        match (cluster.endpoints.is_empty(), cluster.original_destination) {
+        let srv = cluster.srv.is_some();
+        match (cluster.endpoints.is_empty() && !srv, cluster.original_destination) {
             (true, false) => {
-                let message = "the cluster has neither `endpoints` nor `originalDestination`";
+                let message = "the cluster has neither `endpoints` nor `srv` nor `originalDestination`";
                 let problem = Problem::error("missing", judge.key_span(at), endpoints.clone(), message);
                 judge.report(problem.help("list its `endpoints`, as HOST:PORT"));
             }
             (false, true) => {
-                let message = "the cluster has both `endpoints` and `originalDestination`";
+                let other = if srv { "srv" } else { "endpoints" };
+                let message = format!("the cluster has both `{other}` and `originalDestination`");
                 judge.error("conflict", &at.key("originalDestination"), message, "keep one of them");
+            }
+            _ if srv && !cluster.endpoints.is_empty() => {
+                let message = "the cluster has both `endpoints` and `srv`";
+                judge.error("conflict", &at.key("srv"), message, "keep one of them");
             }
             _ => {}
         }

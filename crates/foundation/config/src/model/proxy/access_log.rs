@@ -12,7 +12,7 @@ use crate::{ByteSize, LogFilter, LogFormat};
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessLog {
-    /// A file to append to; absent means standard output.
+    /// A file to append to; absent means standard output, or nothing when a source of `logs` takes the lines (`accessLog: {}`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub path: Option<PathBuf>,

@@ -11,7 +11,7 @@ use super::endpoint::Endpoints;
 use super::listener::default_tcp_keepalive;
 use super::protection::{CircuitBreakers, HealthCheck, OutlierDetection};
 use super::resilience::{AdaptiveConcurrency, RetryConstraint};
-use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, TlsVersion};
+use crate::{CertificatePair, Duration, HostPort, Name, SpiffePattern, SrvName, TlsVersion};
 
 /// A named set of endpoints.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -20,10 +20,14 @@ pub struct Cluster {
     /// Unique among clusters.
     pub name: Name,
     /// `HOST:PORT` each, or a mapping that says more; a DNS name stands for all its addresses, of both families, each an
-    /// endpoint of its own. One that does not answer within 250 ms is passed by for another that does. Exactly one of this
-    /// and `originalDestination`.
+    /// endpoint of its own. One that does not answer within 250 ms is passed by for another that does. Exactly one of this,
+    /// `srv` and `originalDestination`.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub endpoints: Endpoints,
+    /// A name whose SRV records tell the endpoints: hosts, ports, priorities and weights. A headless Service of Kubernetes has
+    /// one for each named port. Asked for as it is, without search domains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub srv: Option<SrvName>,
     /// The endpoint is where the client wanted to go before it was redirected to the listener.
     #[serde(default)]
     pub original_destination: bool,
@@ -88,6 +92,7 @@ impl Cluster {
         Self {
             name,
             endpoints: endpoints.into_iter().map(Into::into).collect(),
+            srv: None,
             original_destination: false,
             virtual_addresses: Vec::new(),
             tcp_keepalive: default_tcp_keepalive(),
