@@ -81,11 +81,14 @@ mod tests {
         assert!(queue.push(b"four".to_vec(), 8), "there is again");
         assert_eq!((queue.next().await, queue.try_next()), (b"two\n".to_vec(), Some(b"four".to_vec())));
         assert_eq!(queue.try_next(), None);
-        let waiting = {
-            let queue = queue.clone();
-            tokio::spawn(async move { queue.next().await })
+        // It waits already when another thread brings the line.
+        let push = || {
+            std::thread::spawn({
+                let queue = queue.clone();
+                move || queue.push(b"five\n".to_vec(), 8)
+            })
         };
-        std::thread::spawn(move || queue.push(b"five\n".to_vec(), 8)).join().unwrap();
-        assert_eq!(waiting.await.unwrap(), b"five\n");
+        let (line, ()) = tokio::join!(queue.next(), async { assert!(push().join().unwrap()) });
+        assert_eq!(line, b"five\n");
     }
 }
