@@ -41,7 +41,7 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     }
     let taking = logs.sources.iter().enumerate().filter(|(_, source)| source.access_log.is_some());
     let taking: Vec<_> = taking.map(|(i, _)| (at.key("sources").index(i).key("accessLog"), "accessLog")).collect();
-    judge.unique("source", "let one source take it; several sinks may take its lines", taking);
+    judge.unique("source `accessLog`", "let one source take it; several sinks may take its lines", taking);
     let read = logs.sources.iter().enumerate().filter_map(|(i, source)| {
         Some((at.key("sources").index(i).key("file").key("path"), source.file.as_ref()?.path.clone()))
     });

@@ -197,7 +197,11 @@ impl Judge<'_> {
                 continue;
             };
             let (first_span, shown) = (self.span(first), self.shown(&path, &""));
-            let message = format!("the {what} `{shown}` is given twice");
+            // A mapping has no text to be shown.
+            let message = match shown.is_empty() {
+                true => format!("the {what} is given twice"),
+                false => format!("the {what} `{shown}` is given twice"),
+            };
             let problem = Problem::error("duplicate", self.span(&path), path, message);
             // An alias or a merge key repeats a value that stands in the file once.
             let problem = match problem.span == Some(first_span) {
