@@ -76,7 +76,7 @@ async fn lines_arrive_once_and_in_order_over_rotations() {
         fs::rename(&app.path, app.path.with_extension("moved")).unwrap();
         app.lines(5);
         arrived(&out, app.written).await;
-        assert_eq!(logs.metric("outrigger_logs_sink_acknowledged_total{sink=\"out\"}"), app.written as f64);
+        logs.counted("outrigger_logs_sink_acknowledged_total{sink=\"out\"}", app.written as f64).await;
         logs.stop().await;
         arrived(&out, app.written).await;
     })
@@ -537,7 +537,7 @@ async fn parsed_lines_and_lines_that_cannot_be_parsed() {
         assert_eq!(kept_events[3]["message"].as_str().unwrap().len(), 100);
         assert_eq!(kept_events[3]["truncated"], true);
         assert_eq!(kept_events[4]["n"], 3);
-        assert_eq!(logs.metric("outrigger_logs_dropped_total{component=\"app\",reason=\"parse_error\"}"), 2.0);
+        logs.counted("outrigger_logs_dropped_total{component=\"app\",reason=\"parse_error\"}", 2.0).await;
         logs.stop().await;
         // A dropped last line is done with, too: nothing comes again.
         app.raw(b"no json\n");

@@ -65,6 +65,15 @@ impl Logs {
         text.lines().find_map(|l| l.strip_prefix(series)?.trim().parse().ok()).unwrap_or(0.0)
     }
 
+    /// Waits until the series has the value: an event is seen in a sink a moment before it is counted.
+    pub(crate) async fn counted(&self, series: &str, wanted: f64) {
+        eventually(|| {
+            let value = self.metric(series);
+            if value == wanted { Ok(()) } else { Err(format!("{series} is {value}, not {wanted}")) }
+        })
+        .await;
+    }
+
     pub(crate) async fn status(&self, wanted: &str, reason: &str) {
         eventually(|| {
             let (state, why) = self.outside.status();
