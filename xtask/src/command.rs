@@ -5,6 +5,7 @@
 //! shows what it wrote when it fails; our tools come before the system's in `PATH`.
 
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -74,6 +75,24 @@ impl Cmd {
         let status = self.command.status().with_context(|| format!("cannot start `{}`", self.line()))?;
         if !status.success() {
             bail!("`{}` failed: {status}", self.line());
+        }
+        Ok(())
+    }
+
+    /// Runs it with our own error output for both of its outputs, and shows each line to `see`.
+    pub(crate) fn each_line(mut self, see: impl FnMut(&str)) -> Result<()> {
+        let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+        self.command.stdout(writer.try_clone()?).stderr(writer);
+        if std::io::stderr().is_terminal() {
+            self.command.env("CARGO_TERM_COLOR", "always");
+        }
+        let child = self.command.spawn().with_context(|| format!("cannot start `{}`", self.line()))?;
+        let line = self.line();
+        // The command holds the pipe's other end, too.
+        drop(self);
+        let status = crate::again::copy(child, reader, see)?;
+        if !status.success() {
+            bail!("`{line}` failed: {status}");
         }
         Ok(())
     }

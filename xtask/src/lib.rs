@@ -5,6 +5,7 @@
 //! beforehand but a Rust toolchain and a C compiler; what else a verb needs,
 //! `setup` brings.
 
+mod again;
 mod args;
 mod check;
 pub mod cluster;

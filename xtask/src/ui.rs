@@ -103,18 +103,21 @@ pub(crate) fn table(rows: &[(&str, Outcome, Duration)]) {
     for (name, outcome, took) in rows {
         let (word, time) = match outcome {
             Outcome::Passed => (paint("32", "passed"), seconds(*took)),
+            Outcome::Unsteady => (paint("1;33", "UNSTEADY"), seconds(*took)),
             Outcome::Failed => (paint("1;31", "FAILED"), seconds(*took)),
             Outcome::NotRun => (paint("2", "not run"), String::new()),
         };
-        eprintln!("    {name:<8}  {word:<8}  {time:>12}");
+        eprintln!("    {name:<12}  {word:<8}  {time:>12}");
     }
-    eprintln!("    {:<8}  {:<8}  {:>12}", "total", "", seconds(total));
+    eprintln!("    {:<12}  {:<8}  {:>12}", "total", "", seconds(total));
 }
 
 /// How a stage ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Passed,
+    /// Passed, but for tests that failed first and then passed alone.
+    Unsteady,
     Failed,
     NotRun,
 }

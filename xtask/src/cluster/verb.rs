@@ -10,7 +10,7 @@ use super::network::Network;
 use super::{Cluster, Extent, output, start};
 use crate::args::Args;
 use crate::command::cargo;
-use crate::{image, setup, test, ui};
+use crate::{again, image, setup, test, ui};
 
 pub(crate) const USAGE: &str = "cargo xtask cluster up|down|status|env|load|test|pod-start [ARGUMENTS]
 
@@ -76,7 +76,7 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
             args.done()?;
             setup::ensure(setup::Need::Everything)?;
             image::make(variant)?;
-            tests(&cluster, variant, passed)
+            tests(&cluster, variant, passed).map(drop)
         }
         "pod-start" => {
             let variant = if args.flag("--debug") { image::Variant::Debug } else { image::Variant::Release };
@@ -99,23 +99,24 @@ fn up(cluster: &Cluster, extent: Extent, network: Network) -> Result<()> {
 }
 
 /// Runs the tests that need a cluster; the image of `variant` has been made.
-pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<String>) -> Result<()> {
+pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<String>) -> Result<Vec<String>> {
+    let cargo_test = || {
+        cargo("test")
+            .arg("--locked")
+            .env("OUTRIGGER_BIN", test::executable(variant.profile()))
+            .env("OUTRIGGER_IMAGE", image::name(variant))
+            // Most of the time they wait for pods.
+            .env("RUST_TEST_THREADS", "6")
+    };
     with_image(cluster, variant, |_| {
         ui::step("cluster: the sidecar in real pods", || {
-            cargo("test")
-                .args(["--package", "outrigger-e2e", "--locked", "--test", "cluster", "--"])
-                // Most of the time they wait for pods.
-                .args(["--test-threads", "6"])
-                .args(arguments)
-                .env("OUTRIGGER_BIN", test::executable(variant.profile()))
-                .env("OUTRIGGER_IMAGE", image::name(variant))
-                .run()
+            again::test(cargo_test, &["--package", "outrigger-e2e", "--test", "cluster"], &arguments)
         })
     })
 }
 
 /// Does something in a cluster that has the image; ends it afterwards, unless it ran before.
-fn with_image(cluster: &Cluster, variant: image::Variant, work: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
+fn with_image<T>(cluster: &Cluster, variant: image::Variant, work: impl FnOnce(&Cluster) -> Result<T>) -> Result<T> {
     let ours = !cluster.is_up(Extent::Full);
     let done = up(cluster, Extent::Full, Network::default())
         .and_then(|()| cluster.load(&image::archive_path(variant)))
@@ -124,7 +125,7 @@ fn with_image(cluster: &Cluster, variant: image::Variant, work: impl FnOnce(&Clu
         return done;
     }
     let ended = ui::step("cluster: down", || cluster.down());
-    done.and(ended)
+    done.and_then(|done| ended.map(|()| done))
 }
 
 fn require(cluster: &Cluster) -> Result<()> {
