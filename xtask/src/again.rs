@@ -110,7 +110,7 @@ pub(crate) fn test(make: impl Fn() -> Cmd, targets: &[&str], arguments: &[String
 /// Copies what `child` says through `from` to our own error output, a line at a time, and shows each line without
 /// colours to `see`. Something that `child` started and left behind may hold the pipe: it is not waited for.
 pub(crate) fn copy(mut child: Child, from: PipeReader, mut see: impl FnMut(&str)) -> std::io::Result<ExitStatus> {
-    let (sender, lines) = mpsc::channel();
+    let (sender, lines) = mpsc::sync_channel(256);
     std::thread::spawn(move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();

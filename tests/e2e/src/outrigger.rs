@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::http::{Response, request};
 use crate::pods::Inside;
@@ -126,6 +126,30 @@ impl Outrigger {
         let fresh = self.config.with_extension("new");
         fs::write(&fresh, format!("{}{config}", self.preamble)).expect("the test's folder can be written");
         fs::rename(&fresh, &self.config).expect("the test's folder can be written");
+    }
+
+    /// Waits until a series has the value: what a client sees is counted a moment later.
+    ///
+    /// # Panics
+    /// When it has another value for too long.
+    #[track_caller]
+    pub fn counts(&self, series: &str, value: f64) {
+        eventually(series, || match self.metric(series)? {
+            now if now == value => Ok(()),
+            now => bail!("it is {now}, not {value}"),
+        });
+    }
+
+    /// Waits until a series has at least the value.
+    ///
+    /// # Panics
+    /// When it stays below for too long.
+    #[track_caller]
+    pub fn counts_at_least(&self, series: &str, value: f64) {
+        eventually(series, || match self.metric(series)? {
+            now if now >= value => Ok(()),
+            now => bail!("it is {now}, less than {value}"),
+        });
     }
 
     /// The value of one series on the admin API's `/metrics`, such as `name{label="value"}`.

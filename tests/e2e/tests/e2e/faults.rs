@@ -87,7 +87,7 @@ fn vault_may_come_after_us() {
     let mut outrigger = start_outrigger_with(folder.path(), &rendered.config, &["--", "sh", "-c", &script]);
     wait_until_told(&mut outrigger, 503, &["secrets         waiting", &address, "refused", "not ready: secrets"]);
     assert!(outrigger.children().is_empty() && !rendered.file.exists(), "the application was started");
-    assert_eq!(outrigger.metric("outrigger_component_ready{component=\"secrets\"}").unwrap(), 0.0);
+    outrigger.counts("outrigger_component_ready{component=\"secrets\"}", 0.0);
     let bao = Bao::start_on(folder.path(), port);
     bao.put_secret("db", &json!({ "password": "pw-first" }));
     outrigger.wait_ready();
@@ -96,7 +96,7 @@ fn vault_may_come_after_us() {
     // The application found it there at its first instruction.
     wait_for_content(&seen, "password=pw-first");
     let label = rendered.file.display();
-    assert_eq!(outrigger.metric(&format!("outrigger_secret_version{{path=\"{label}\"}}")).unwrap(), 1.0);
+    outrigger.counts(&format!("outrigger_secret_version{{path=\"{label}\"}}"), 1.0);
     assert!(
         outrigger.metric(&format!("outrigger_secret_rendered_timestamp_seconds{{path=\"{label}\"}}")).unwrap() > 1.7e9
     );
@@ -722,7 +722,7 @@ fn a_sink_that_is_down_loses_nothing_and_costs_no_memory() {
         });
     }
     assert_eq!(collector.lines().len(), 0);
-    assert!(outrigger.metric("outrigger_logs_sink_retries_total{sink=\"http\"}").unwrap() >= 4.0);
+    outrigger.counts_at_least("outrigger_logs_sink_retries_total{sink=\"http\"}", 4.0);
     let after = outrigger.process.memory("RssAnon").unwrap();
     assert!(after < before + 12_000, "it grew from {before} to {after} KiB for a sink that is down");
     assert!(outrigger.metric("outrigger_logs_buffer_bytes{sink=\"http\"}").unwrap() <= 2e6);
@@ -765,7 +765,7 @@ fn a_batch_whose_acknowledgement_is_lost_is_sent_again() {
         ensure!(collector.requests() >= 2, "{}", collector.requests());
         Ok(())
     });
-    assert_eq!(outrigger.metric("outrigger_logs_sink_acknowledged_total{sink=\"http\"}").unwrap(), 0.0);
+    outrigger.counts("outrigger_logs_sink_acknowledged_total{sink=\"http\"}", 0.0);
     collector.set_mood(Mood::Takes);
     eventually_within(LONG, "the acknowledgement", || {
         let acknowledged = outrigger.metric("outrigger_logs_sink_acknowledged_total{sink=\"http\"}")?;

@@ -114,8 +114,8 @@ fn routes_change_under_load_without_a_drop() {
         assert_eq!(applied, reload as f64);
     }
     load.end();
-    assert_eq!(outrigger.metric("outrigger_config_generation").unwrap(), 6.0);
-    assert_eq!(outrigger.metric("outrigger_downstream_connections_total{listener=\"in\"}").unwrap(), 3.0);
+    outrigger.counts("outrigger_config_generation", 6.0);
+    outrigger.counts("outrigger_downstream_connections_total{listener=\"in\"}", 3.0);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn sighup_reads_the_file_again() {
             Ok(())
         });
     }
-    assert_eq!(outrigger.metric("outrigger_config_generation").unwrap(), 1.0);
+    outrigger.counts("outrigger_config_generation", 1.0);
     wait_until_served_by(&applications[0], port);
 }
 
@@ -230,7 +230,7 @@ fn a_bad_file_changes_nothing() {
             ensure!(refused == f64::from(refusals), "{refused} refusals");
             Ok(())
         });
-        assert_eq!(outrigger.metric(SUCCESSFUL).unwrap(), 0.0, "{name}");
+        outrigger.counts(SUCCESSFUL, 0.0);
         let log = outrigger.process.log();
         assert!(log.contains("config refused; the last good one stays"), "{name}: {log}");
         assert!(log.lines().any(|line| line.contains("ERROR") && line.contains(named)), "{name}: {log}");
@@ -242,7 +242,7 @@ fn a_bad_file_changes_nothing() {
     // A good one takes over again.
     outrigger.write_config(&good);
     wait_until_served_by(&applications[1], port);
-    assert_eq!(outrigger.metric(SUCCESSFUL).unwrap(), 1.0);
+    outrigger.counts(SUCCESSFUL, 1.0);
 }
 
 #[test]
@@ -443,7 +443,7 @@ fn a_new_certificate_is_shown_while_an_old_connection_lives() {
     drop(stdin);
     old.kill().unwrap();
     old.wait().unwrap();
-    assert_eq!(outrigger.metric(APPLIED).unwrap(), 0.0, "the config was not touched");
+    outrigger.counts(APPLIED, 0.0);
 }
 
 #[test]

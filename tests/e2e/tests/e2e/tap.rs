@@ -72,7 +72,7 @@ fn a_tap_sees_what_it_asks_for_and_no_secret() {
     let flags = ["--path", "/cart", "--header", "x-user=a*", "--headers", "--max", "2", "--format", "json"];
     let mut carts = pod.tap(folder.path(), "carts", &flags);
     let text = pod.tap(folder.path(), "text", &["--route", "all"]);
-    assert_eq!(pod.outrigger.metric("outrigger_taps_active").unwrap(), 3.0);
+    pod.outrigger.counts("outrigger_taps_active", 3.0);
     let secrets = [
         ("authorization", "Bearer 4real"),
         ("cookie", "id=4real"),

@@ -342,6 +342,24 @@ impl Proxy {
         }
     }
 
+    /// Waits until a metric has the value: what a client sees is counted a moment later.
+    pub(crate) async fn counts(&self, name: &str, value: f64) {
+        self.counts_such(name, |now| now == value).await;
+    }
+
+    /// Waits until a metric has at least the value.
+    pub(crate) async fn counts_at_least(&self, name: &str, value: f64) {
+        self.counts_such(name, |now| now >= value).await;
+    }
+
+    async fn counts_such(&self, name: &str, wanted: impl Fn(f64) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !wanted(self.metric(name)) {
+            assert!(Instant::now() < deadline, "{name} is {}", self.metric(name));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The value of a metric now, by its name and labels as they are written; 0 when there is none.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let metrics = self.metrics();

@@ -70,9 +70,9 @@ async fn two_hundred_clients_share_two_connections() {
     ask_at_once(shop.outbound(), 200).await;
     // Each takes the 100 streams that the other side's listener allows, and both are there yet.
     assert_eq!(connections_to(shop.backend.port), 2);
-    assert_eq!(shop.frontend.metric(r#"outrigger_upstream_http2_connections_active{cluster="backend"}"#), 2.0);
+    shop.frontend.counts(r#"outrigger_upstream_http2_connections_active{cluster="backend"}"#, 2.0).await;
     shop.frontend.metrics_have(r#"outrigger_upstream_http2_streams_active{cluster="backend"} 0"#).await;
-    assert_eq!(shop.frontend.metric(r#"outrigger_upstream_connections_total{cluster="backend",result="ok"}"#), 2.0);
+    shop.frontend.counts(r#"outrigger_upstream_connections_total{cluster="backend",result="ok"}"#, 2.0).await;
     shop.stop().await;
 }
 
@@ -88,7 +88,7 @@ async fn between_outriggers_auto_shares_when_there_are_many() {
     assert!(first.join().unwrap().ends_with("/first"));
     let made = shop.frontend.metric(r#"outrigger_upstream_connections_total{cluster="backend",result="ok"}"#);
     assert_eq!(made, 5.0, "four of their own and one that is shared");
-    assert_eq!(shop.frontend.metric(r#"outrigger_upstream_http2_connections_active{cluster="backend"}"#), 1.0);
+    shop.frontend.counts(r#"outrigger_upstream_http2_connections_active{cluster="backend"}"#, 1.0).await;
     assert_eq!(connections_to(shop.backend.port), 5);
     shop.stop().await;
 }
@@ -152,7 +152,7 @@ async fn an_application_cannot_tell_that_a_connection_was_shared() {
         ["POST /?a=b HTTP/1.1", "X-Before: 1", "HOST: Shop", "x-lower: 2", "X-CaSe: 3", "COOKIE: a=b; c=d"]
     );
     assert!(seen.iter().all(|request| !request.to_lowercase().contains("outrigger-field-names")), "{seen:?}");
-    assert_eq!(shop.frontend.metric(r#"outrigger_upstream_connections_total{cluster="backend",result="ok"}"#), 1.0);
+    shop.frontend.counts(r#"outrigger_upstream_connections_total{cluster="backend",result="ok"}"#, 1.0).await;
     shop.stop().await;
 }
 
@@ -446,7 +446,7 @@ async fn an_endpoint_gets_as_many_at_once_as_it_allows() {
     });
     assert!(clients.await.unwrap());
     assert_eq!(*seen.lock().unwrap(), 3, "no more at once on one connection");
-    assert_eq!(proxy.metric(r#"outrigger_upstream_connections_total{cluster="app",result="ok"}"#), 3.0);
+    proxy.counts(r#"outrigger_upstream_connections_total{cluster="app",result="ok"}"#, 3.0).await;
     proxy.stop().await;
 }
 
