@@ -55,6 +55,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone(), lines.clone())),
         Box::new(outrigger_page::PageComponent),
         Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
+        Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), Vec::new())),
     ];
     components.extend(outrigger_proxy::components(identities, resolver, spans, lines));
     components

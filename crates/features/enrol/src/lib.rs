@@ -36,7 +36,13 @@ impl CreateCertificate {
     async fn ask(&self, asked: Asked<'_>) -> Result<Enrolled, BoxError> {
         let Asked { settings, request, token, tls } = asked;
         let timeout = Duration::from(settings.timeout);
-        let options = GrpcOptions { tls: Some(tls), connect_timeout: timeout, timeout, max_response: MAX_ANSWER };
+        let options = GrpcOptions {
+            tls: Some(tls),
+            connect_timeout: timeout,
+            timeout,
+            max_response: MAX_ANSWER,
+            ..GrpcOptions::default()
+        };
         let server = format!("https://{}", settings.address).parse::<http::Uri>()?;
         // Certificates are wanted twice a day, and a connection must not outlive what verified it.
         let client = GrpcClient::new(server, options, self.resolver.clone());

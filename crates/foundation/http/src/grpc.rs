@@ -1,6 +1,6 @@
-//! Unary gRPC calls ([gRPC over HTTP/2]): one message there, one back.
+//! gRPC calls ([gRPC over HTTP/2]): one message there, one back, or streams of them both ways.
 //!
-//! In: a server's URL, a method's path, an encoded message. Out: the encoded answer, or the
+//! In: a server's URL, a method's path, encoded messages. Out: encoded answers, or the
 //! status with what the server said of it. Promise: as the client's: every wait ends, an
 //! answer has a bound, no error shows metadata. Calls share one connection, which is made
 //! when the first one needs it.
@@ -15,9 +15,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme, Uri};
 use http::{Method, Request, StatusCode, Version};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use crate::connect;
 use crate::error::{Failure, HttpError, Stage};
+use crate::open::{GrpcReceiver, GrpcSender, Outgoing};
 use crate::resolver::Resolver;
 use crate::target::{self, Target};
 
@@ -46,6 +47,8 @@ pub struct GrpcOptions {
     pub timeout: Duration,
     /// Bytes of an answer.
     pub max_response: usize,
+    /// A connection on which nothing came for so long is asked whether it still is one; streams need that.
+    pub keep_alive: Option<Duration>,
 }
 
 impl Default for GrpcOptions {
@@ -55,6 +58,7 @@ impl Default for GrpcOptions {
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(10),
             max_response: 4 << 20,
+            keep_alive: None,
         }
     }
 }
@@ -126,7 +130,7 @@ pub struct GrpcClient {
     options: GrpcOptions,
     resolver: Resolver,
     server: Uri,
-    connection: tokio::sync::Mutex<Option<SendRequest<Full<Bytes>>>>,
+    connection: tokio::sync::Mutex<Option<SendRequest<Sent>>>,
     /// Drives the connection and what hyper starts for it; dropped with the client.
     drivers: Drivers,
 }
@@ -160,13 +164,39 @@ impl GrpcClient {
         Ok(unframed(body).map_err(failed)?)
     }
 
+    /// Opens a stream of messages in both directions, and connects for it when there is no connection. Whether the server takes
+    /// the stream is told where its messages are. Cancel-safe.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub async fn open(&self, method: &str, metadata: &HeaderMap) -> Result<(GrpcSender, GrpcReceiver), GrpcError> {
+        let failed = |failure: Failure| HttpError::new(&Method::POST, &format!("{}{method}", self.shown()), failure);
+        let opening = async {
+            let target = Target::of(&self.server)?;
+            let (sender, body) = GrpcSender::new();
+            let request = self.request(&target, method, metadata, Either::Right(body))?;
+            let mut connection = self.connected(&target).await?;
+            let url = format!("{}{method}", self.shown());
+            // The request goes now; nobody has to wait for the answer for that.
+            let sending = connection.send_request(request);
+            let response = Box::pin(async move { sending.await.map_err(|error| lost(&error)) });
+            Ok((sender, GrpcReceiver::new(method, url, response, self.options.max_response)))
+        };
+        Ok(opening.await.map_err(failed)?)
+    }
+
     fn shown(&self) -> String {
         target::shown(&self.server).trim_end_matches('/').to_owned()
     }
 
     async fn exchange(&self, method: &str, metadata: &HeaderMap, message: &[u8]) -> Result<Answer, Failure> {
         let target = Target::of(&self.server)?;
-        let request = self.request(&target, method, metadata, message)?;
+        let mut request = self.request(&target, method, metadata, Either::Left(Full::new(framed(message)?)))?;
+        // At most eight digits.
+        let millis = self.options.timeout.as_millis().clamp(1, 99_999_999);
+        if let Ok(told) = HeaderValue::try_from(format!("{millis}m")) {
+            request.headers_mut().insert(HeaderName::from_static("grpc-timeout"), told);
+        }
         let mut sender = self.connected(&target).await?;
         let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
         let (head, body) = response.into_parts();
@@ -199,8 +229,8 @@ impl GrpcClient {
         target: &Target,
         method: &str,
         metadata: &HeaderMap,
-        message: &[u8],
-    ) -> Result<Request<Full<Bytes>>, Failure> {
+        body: Sent,
+    ) -> Result<Request<Sent>, Failure> {
         let bad = |detail: &str| Failure::for_good(Stage::Request, detail);
         let authority = self.server.authority().cloned().ok_or_else(|| bad("the URL names no host"))?;
         let mut uri = http::uri::Parts::default();
@@ -209,12 +239,7 @@ impl GrpcClient {
         uri.path_and_query =
             Some(PathAndQuery::try_from(method).map_err(|_| bad("the method is not the path of one"))?);
         let uri = Uri::from_parts(uri).map_err(|error| bad(&error.to_string()))?;
-        let length = u32::try_from(message.len()).map_err(|_| bad("the message is larger than 4 GiB"))?;
-        let mut framed = BytesMut::with_capacity(PREFIX + message.len());
-        framed.put_u8(0);
-        framed.put_u32(length);
-        framed.put_slice(message);
-        let mut request = Request::new(Full::new(framed.freeze()));
+        let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_2;
@@ -223,16 +248,11 @@ impl GrpcClient {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("outrigger/", env!("CARGO_PKG_VERSION"))));
-        // At most eight digits.
-        let millis = self.options.timeout.as_millis().clamp(1, 99_999_999);
-        if let Ok(told) = HeaderValue::try_from(format!("{millis}m")) {
-            headers.insert(HeaderName::from_static("grpc-timeout"), told);
-        }
         Ok(request)
     }
 
     /// The connection, made when there is none.
-    async fn connected(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    async fn connected(&self, target: &Target) -> Result<SendRequest<Sent>, Failure> {
         let mut connection = self.connection.lock().await;
         if let Some(sender) = connection.as_mut()
             && sender.ready().await.is_ok()
@@ -249,7 +269,7 @@ impl GrpcClient {
         Ok(sender)
     }
 
-    async fn connect(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    async fn connect(&self, target: &Target) -> Result<SendRequest<Sent>, Failure> {
         let resolved = self.resolver.resolve(&target.host).await;
         let resolved = resolved.map_err(|error| Failure {
             stage: Stage::Resolve,
@@ -275,7 +295,7 @@ impl GrpcClient {
         self.start(stream).await
     }
 
-    async fn start<S>(&self, stream: S) -> Result<SendRequest<Full<Bytes>>, Failure>
+    async fn start<S>(&self, stream: S) -> Result<SendRequest<Sent>, Failure>
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
@@ -284,6 +304,10 @@ impl GrpcClient {
             .max_header_list_size(MAX_HEAD)
             .initial_stream_window_size(256 << 10)
             .initial_connection_window_size(256 << 10);
+        if let Some(every) = self.options.keep_alive {
+            let answer = self.options.connect_timeout;
+            builder.timer(TokioTimer::new()).keep_alive_interval(every).keep_alive_timeout(answer);
+        }
         let (sender, connection) = builder
             .handshake(TokioIo::new(stream))
             .await
@@ -294,6 +318,20 @@ impl GrpcClient {
         });
         Ok(sender)
     }
+}
+
+/// A request's body: one message, or many.
+pub(crate) type Sent = Either<Full<Bytes>, Outgoing>;
+
+/// A message with its prefix.
+pub(crate) fn framed(message: &[u8]) -> Result<Bytes, Failure> {
+    let length = u32::try_from(message.len())
+        .map_err(|_| Failure::for_good(Stage::Request, "the message is larger than 4 GiB"))?;
+    let mut framed = BytesMut::with_capacity(PREFIX + message.len());
+    framed.put_u8(0);
+    framed.put_u32(length);
+    framed.put_slice(message);
+    Ok(framed.freeze())
 }
 
 /// What a server answered.
@@ -318,12 +356,12 @@ fn unframed(mut body: Bytes) -> Result<Bytes, Failure> {
     Ok(body)
 }
 
-fn status(headers: &HeaderMap) -> Option<u32> {
+pub(crate) fn status(headers: &HeaderMap) -> Option<u32> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 /// What a server says of a status: percent-encoded UTF-8, which may hold anything.
-fn said(headers: &HeaderMap) -> String {
+pub(crate) fn said(headers: &HeaderMap) -> String {
     let raw = headers.get(GRPC_MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
     let mut decoded = Vec::new();
     let mut rest = raw;
@@ -346,7 +384,7 @@ fn said(headers: &HeaderMap) -> String {
 }
 
 /// Whether a server that answers so may answer otherwise later.
-fn of_http(status: StatusCode) -> bool {
+pub(crate) fn of_http(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502 | 503 | 504)
 }
 

@@ -10,14 +10,18 @@ mod client;
 mod connect;
 mod error;
 mod grpc;
+mod open;
 mod pool;
 mod resolver;
 mod server;
+mod stream;
 mod target;
 
 pub use client::{Client, ClientOptions};
 pub use connect::client_tls;
 pub use error::{HttpError, Stage};
 pub use grpc::{GrpcClient, GrpcError, GrpcOptions};
+pub use open::{GrpcReceiver, GrpcSender, StreamOver};
 pub use resolver::{ResolveError, Resolved, ResolvedSrv, Resolver, ResolverOptions, SrvRecord};
 pub use server::{GrpcAnswer, GrpcCall, GrpcCode, GrpcServerOptions, GrpcService, GrpcStatus, TlsSource, serve_grpc};
+pub use stream::{GrpcAnswers, GrpcMessages, GrpcOpened};

@@ -1,4 +1,4 @@
-//! Serves unary gRPC calls ([gRPC over HTTP/2]) over TLS: one message comes, one goes back.
+//! Serves gRPC calls ([gRPC over HTTP/2]) over TLS: one message comes and one goes back, or streams of them.
 //!
 //! In: a listening socket, TLS that may change with each connection, a service. Out: calls, each
 //! with its metadata and where it came from. Promise: connections, calls and bytes are bounded, and
@@ -9,6 +9,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,25 +18,34 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_config::SpiffeId;
+use outrigger_identity::peer_id;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::grpc::{GRPC_MESSAGE, GRPC_STATUS, PREFIX};
+use crate::stream::{Answering, Ending, GrpcAnswers, GrpcMessages, GrpcOpened};
 
 /// Bytes of a call's headers; a token has 2 KiB at most.
 const MAX_HEAD: u32 = 32 << 10;
 /// Waits after `accept` failed, for what is short then (descriptors, memory) does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Handshakes at once. When all clients come again at the same time, the others wait in the backlog: all at once would
+/// take so long that none is done in its time.
+const HANDSHAKES: usize = 128;
+/// Bytes of a stream, and of all streams of a connection, that may come before they are asked for.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 128 << 10;
 
 /// What bounds a server.
 #[derive(Debug, Clone)]
@@ -52,7 +62,8 @@ pub struct GrpcServerOptions {
     pub timeout: Duration,
     /// A connection in which nothing was called for so long is closed.
     pub idle_timeout: Duration,
-    /// A connection that is older gets no more calls, so that clients spread over servers again.
+    /// A connection that is older gets no more calls, and its streams end, so that clients spread over servers again; up to
+    /// a quarter of it earlier, so that not all come at once.
     pub max_age: Duration,
 }
 
@@ -130,6 +141,19 @@ pub type GrpcAnswer<'a> = Pin<Box<dyn Future<Output = Result<Bytes, GrpcStatus>>
 pub trait GrpcService: Send + Sync + 'static {
     /// Answers one call. It is dropped when the client has gone, or the time is up.
     fn call(&self, call: GrpcCall) -> GrpcAnswer<'_>;
+
+    /// Whether a method is one of streams.
+    fn streams(&self, _method: &str) -> bool {
+        false
+    }
+
+    /// Opens a stream. What it gives is dropped when the client has gone.
+    ///
+    /// # Errors
+    /// Why it is not opened.
+    fn open(&self, _opened: GrpcOpened) -> Result<Box<dyn GrpcAnswers>, GrpcStatus> {
+        Err(GrpcStatus::new(GrpcCode::Unimplemented, "there are no streams here"))
+    }
 }
 
 /// Gives the TLS config that new connections are to have.
@@ -144,21 +168,24 @@ pub async fn serve_grpc(
     stop: impl Future<Output = ()>,
 ) {
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let options = Arc::new(options);
-    let (closing, closed) = tokio::sync::watch::channel(false);
+    let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
     loop {
         let next = async {
             // Never closed.
             let place = Arc::clone(&places).acquire_owned().await.ok();
-            (place, listener.accept().await)
+            let turn = Arc::clone(&handshakes).acquire_owned().await.ok();
+            ((place, turn), listener.accept().await)
         };
         tokio::select! {
             () = &mut stop => break,
             (place, accepted) = next => match accepted {
                 Ok((stream, peer)) => {
-                    let one = Connection { peer, service: Arc::clone(&service), options: Arc::clone(&options) };
+                    let (service, options) = (Arc::clone(&service), Arc::clone(&options));
+                    let one = Connection { peer, identity: None, service, options, ending: watch::channel(false).0.into() };
                     connections.spawn(one.serve(stream, tls(), closed.clone(), place));
                 }
                 Err(error) => {
@@ -178,17 +205,20 @@ pub async fn serve_grpc(
 #[derive(Clone)]
 struct Connection {
     peer: SocketAddr,
+    identity: Option<SpiffeId>,
     service: Arc<dyn GrpcService>,
     options: Arc<GrpcServerOptions>,
+    /// Its streams are to end.
+    ending: Arc<watch::Sender<bool>>,
 }
 
 impl Connection {
     async fn serve(
-        self,
+        mut self,
         stream: TcpStream,
         tls: Option<Arc<ServerConfig>>,
-        mut closed: tokio::sync::watch::Receiver<bool>,
-        _place: Option<OwnedSemaphorePermit>,
+        mut closed: watch::Receiver<bool>,
+        (_place, turn): (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>),
     ) {
         let Some(tls) = tls else { return };
         // Answers are written whole; waiting for more to send only delays them.
@@ -199,15 +229,14 @@ impl Connection {
             Ok(Err(error)) => return tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
             Err(_) => return tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
         };
+        drop(turn);
+        self.identity = peer_id(stream.get_ref().1.peer_certificates());
         let calls = Calls::default();
         let activity = Arc::clone(&calls.activity);
         let one = self.clone();
         let service = service_fn(move |request| {
             let (one, busy) = (one.clone(), activity.begin());
-            async move {
-                let _busy = busy;
-                Ok::<_, Infallible>(one.answer(request).await)
-            }
+            async move { Ok::<_, Infallible>(one.answer(request, busy).await) }
         });
         let connection = http2::Builder::new(calls.clone())
             .timer(TokioTimer::new())
@@ -215,6 +244,8 @@ impl Connection {
             .max_header_list_size(MAX_HEAD)
             .max_pending_accept_reset_streams(64)
             .max_send_buf_size(64 << 10)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             // A client that vanished is found out.
             .keep_alive_interval(self.options.idle_timeout / 2)
             .keep_alive_timeout(self.options.handshake_timeout)
@@ -223,7 +254,7 @@ impl Connection {
         let over = async {
             tokio::select! {
                 _ = closed.wait_for(|closed| *closed) => {}
-                () = tokio::time::sleep(self.options.max_age) => {}
+                () = tokio::time::sleep(earlier(self.options.max_age)) => {}
                 () = calls.activity.idle_for(self.options.idle_timeout) => {}
             }
         };
@@ -231,6 +262,7 @@ impl Connection {
             ended = connection.as_mut() => return self.told(ended),
             () = over => connection.as_mut().graceful_shutdown(),
         }
+        self.ending.send_replace(true);
         // What is under way has a time limit of its own; a client that does not read the answer has none.
         match timeout(self.options.timeout * 2, connection).await {
             Ok(ended) => self.told(ended),
@@ -244,7 +276,35 @@ impl Connection {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+    async fn answer(&self, request: Request<Incoming>, busy: Busy) -> Response<Answered> {
+        if self.service.streams(request.uri().path()) {
+            return self.open(request, busy);
+        }
+        self.answer_one(request).await.map(Either::Left)
+    }
+
+    /// Opens a stream, which lasts beyond this call.
+    fn open(&self, request: Request<Incoming>, busy: Busy) -> Response<Answered> {
+        let (head, body) = request.into_parts();
+        if let Err(refused) = is_grpc(&head) {
+            return refused.map(Either::Left);
+        }
+        let messages = GrpcMessages::new(body, self.options.max_request);
+        let (method, identity) = (head.uri.path().to_owned(), self.identity.clone());
+        let opened = GrpcOpened { method, metadata: head.headers, peer: self.peer, identity, messages };
+        match self.service.open(opened) {
+            Ok(answers) => {
+                let mut ending = self.ending.subscribe();
+                let ending: Ending = Box::pin(async move {
+                    let _ = ending.wait_for(|ending| *ending).await;
+                });
+                grpc(Either::Right(Answering::new(answers, ending, busy)))
+            }
+            Err(status) => Answer::status(&status).map(Either::Left),
+        }
+    }
+
+    async fn answer_one(&self, request: Request<Incoming>) -> Response<Answer> {
         let limit = self.options.timeout;
         let answered = match timeout(limit, self.exchange(request)).await {
             Ok(Ok(answered)) => answered,
@@ -260,13 +320,7 @@ impl Connection {
     /// The service's answer; an HTTP response where the call is none of gRPC's.
     async fn exchange(&self, request: Request<Incoming>) -> Result<Result<Bytes, GrpcStatus>, Response<Answer>> {
         let (head, body) = request.into_parts();
-        if head.method != Method::POST {
-            return Err(Answer::http(StatusCode::METHOD_NOT_ALLOWED));
-        }
-        let kind = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        if !kind.starts_with(b"application/grpc") {
-            return Err(Answer::http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
-        }
+        is_grpc(&head)?;
         let body = match Limited::new(body, self.options.max_request + PREFIX).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => {
@@ -285,6 +339,25 @@ impl Connection {
     }
 }
 
+/// An HTTP response where a call is none of gRPC's.
+#[expect(clippy::result_large_err, reason = "it is answered right away")]
+fn is_grpc(head: &http::request::Parts) -> Result<(), Response<Answer>> {
+    if head.method != Method::POST {
+        return Err(Answer::http(StatusCode::METHOD_NOT_ALLOWED));
+    }
+    let kind = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if !kind.starts_with(b"application/grpc") {
+        return Err(Answer::http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+    }
+    Ok(())
+}
+
+/// A little earlier.
+fn earlier(age: Duration) -> Duration {
+    let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+    age.mul_f64(1.0 - chance / 4.0)
+}
+
 /// The one message of a call.
 fn unframed(mut body: Bytes) -> Result<Bytes, GrpcStatus> {
     let bad = |message: &str| GrpcStatus::new(GrpcCode::InvalidArgument, message);
@@ -300,6 +373,23 @@ fn unframed(mut body: Bytes) -> Result<Bytes, GrpcStatus> {
     Ok(body)
 }
 
+/// What a call is answered with.
+type Answered = Either<Answer, Answering>;
+
+fn grpc<B>(body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// Writes a status into headers or trailers.
+pub(crate) fn put_status(status: &GrpcStatus, headers: &mut HeaderMap) {
+    headers.insert(GRPC_STATUS, HeaderValue::from(status.code as u16));
+    if let Ok(message) = HeaderValue::try_from(percent_encoded(&status.message)) {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+}
+
 /// A response's body: perhaps a message, and the status behind it.
 pub(crate) struct Answer {
     message: Full<Bytes>,
@@ -313,21 +403,12 @@ impl Answer {
         framed.put_u32(message.len() as u32);
         framed.put_slice(message);
         let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
-        Self::grpc(Self { message: Full::new(framed.freeze()), trailers: Some(trailers) })
+        grpc(Self { message: Full::new(framed.freeze()), trailers: Some(trailers) })
     }
 
     fn status(status: &GrpcStatus) -> Response<Self> {
-        let mut response = Self::grpc(Self { message: Full::default(), trailers: None });
-        response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(status.code as u16));
-        if let Ok(message) = HeaderValue::try_from(percent_encoded(&status.message)) {
-            response.headers_mut().insert(GRPC_MESSAGE, message);
-        }
-        response
-    }
-
-    fn grpc(body: Self) -> Response<Self> {
-        let mut response = Response::new(body);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let mut response = grpc(Self { message: Full::default(), trailers: None });
+        put_status(status, response.headers_mut());
         response
     }
 
@@ -394,13 +475,13 @@ where
 }
 
 /// Knows how long nothing has been called.
-struct Activity {
-    calls: tokio::sync::watch::Sender<usize>,
+pub(crate) struct Activity {
+    calls: watch::Sender<usize>,
 }
 
 impl Default for Activity {
     fn default() -> Self {
-        Self { calls: tokio::sync::watch::channel(0).0 }
+        Self { calls: watch::channel(0).0 }
     }
 }
 
@@ -424,7 +505,7 @@ impl Activity {
 }
 
 /// A call under way.
-struct Busy(Arc<Activity>);
+pub(crate) struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {

@@ -19,3 +19,4 @@ pub mod preamble;
 pub mod protobuf;
 pub mod rate_limit_service;
 pub mod sniff;
+pub mod xds;

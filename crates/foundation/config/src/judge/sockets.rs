@@ -64,6 +64,9 @@ fn sockets(config: &Config) -> Vec<Socket<'_>> {
     if let Some(authority) = &config.authority {
         add("authority.listen".into(), Address::Tcp(authority.listen));
     }
+    if let Some(discovery) = &config.discovery {
+        add("discovery.listen".into(), Address::Tcp(discovery.listen));
+    }
     for (index, listener) in config.proxy.iter().flat_map(|proxy| &proxy.listeners).enumerate() {
         add(ConfigPath::from("proxy.listeners").index(index).key("address"), Address::Tcp(listener.address));
     }

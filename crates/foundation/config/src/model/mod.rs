@@ -5,6 +5,7 @@
 //! Schema's) and every bound has a default that suits a small pod.
 
 mod authority;
+mod discovery;
 mod identity;
 mod logs;
 mod metrics;
@@ -15,6 +16,7 @@ mod test;
 mod tracing;
 
 pub use authority::*;
+pub use discovery::*;
 pub use identity::*;
 pub use logs::*;
 pub use metrics::*;
@@ -27,7 +29,8 @@ pub use tracing::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Outrigger's configuration. An absent pillar (`identity`, `proxy`, `logs`, `secrets`, `metrics`, `authority`) is off and costs nothing.
+/// Outrigger's configuration. An absent pillar (`identity`, `proxy`, `logs`, `secrets`, `metrics`, `authority`,
+/// `discovery`) is off and costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
@@ -55,6 +58,9 @@ pub struct Config {
     /// A certificate authority for the workloads of a cluster: what a controller runs, not a sidecar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authority: Option<Authority>,
+    /// Tells proxies of services' endpoints: what a controller runs, not a sidecar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Discovery>,
     /// What the routes are expected to do, for `outrigger test`; a process that runs does not look at it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<RouteTest>,

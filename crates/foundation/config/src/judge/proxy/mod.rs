@@ -75,7 +75,7 @@ fn access_log_rules(log: &AccessLog, at: &ConfigPath, judge: &mut Judge<'_>) {
     }
 }
 
-fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {
+pub(super) fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {
     if config.identity.is_none() && !judge.checked.is_blurred(&ConfigPath::from("identity")) {
         let problem =
             Problem::error("missing", judge.key_span(at), at.clone(), "TLS needs an identity, and the config has none");
@@ -84,7 +84,7 @@ fn needs_identity(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {
 }
 
 /// Peers must be of the one trust domain that we accept.
-fn trusted(config: &Config, at: &ConfigPath, ids: &[SpiffePattern], judge: &mut Judge<'_>) {
+pub(super) fn trusted(config: &Config, at: &ConfigPath, ids: &[SpiffePattern], judge: &mut Judge<'_>) {
     let ids = || ids.iter().enumerate().map(|(index, id)| (at.index(index), id));
     judge.unique("SPIFFE ID", "keep one of them", ids());
     let home = ConfigPath::from("identity.trustDomain");
