@@ -40,7 +40,7 @@ const VERBS: &[Verb] = &[
     Verb {
         name: "setup",
         summary: "install the servers and tools that tests need (Debian packages, OpenBao, Envoy, Kubernetes, cargo-deny)",
-        usage: "cargo xtask setup\n\nDoes nothing, quickly, when all is there. Installing Debian packages needs root. The first time it compiles\nKubernetes, CoreDNS and an OpenTelemetry collector, about ten minutes on two cores.",
+        usage: "cargo xtask setup\n\nDoes nothing, quickly, when all is there. Installing Debian packages needs root. The first time it compiles\nKubernetes, CoreDNS, Helm and an OpenTelemetry collector, about twelve minutes on two cores.",
         run: setup::verb,
     },
     Verb {

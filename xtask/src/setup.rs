@@ -101,6 +101,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         python_packages()?;
         browser()?;
         h2spec()?;
+        helm()?;
         otelcol()?;
         kubernetes()?;
     }
@@ -291,6 +292,12 @@ fn browser() -> Result<()> {
 /// Compiles h2spec, whose version and whose libraries' versions `xtask/tools/go.mod` pins: some seconds.
 fn h2spec() -> Result<()> {
     go_program("h2spec", "xtask/tools", "github.com/summerwind/h2spec/cmd/h2spec", "")
+}
+
+/// Compiles Helm, with which tests render the chart, pinned likewise: three minutes on two cores, less after CoreDNS, with
+/// which it shares Kubernetes' client.
+fn helm() -> Result<()> {
+    go_program("helm", "xtask/helm", "helm.sh/helm/v4/cmd/helm", "")
 }
 
 /// Compiles an OpenTelemetry collector of the parts that tests need, pinned likewise: two minutes on two cores.

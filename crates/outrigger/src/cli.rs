@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::admin::AdminArgs;
@@ -13,6 +13,7 @@ use crate::expect::{self, TestArgs};
 use crate::explain::{self, ExplainArgs};
 use crate::init::{self, InitArgs};
 use crate::inject::{self, InjectArgs, UninjectArgs};
+use crate::install::{self, InstallArgs, UninstallArgs};
 use crate::output;
 use crate::shop::ShopArgs;
 use crate::tables::TableArgs;
@@ -38,6 +39,15 @@ Exit codes:
   2  the command line is wrong
   3  no worker came for the sockets, or a signal came first: they were closed
   4  no worker gave any";
+
+/// The commands as `--help` shows them: by who needs them.
+const GROUPS: &[(&str, &[&str])] = &[
+    ("In a pod, or beside an application", &["run", "init", "wait", "keeper", "demo"]),
+    ("In a cluster", &["install", "uninstall", "inject", "uninject"]),
+    ("What a running Outrigger does", &["tap", "top", "connections", "clusters", "routes", "listeners"]),
+    ("Configs", &["validate", "config", "explain", "test", "schema"]),
+    ("Others", &["completion", "version", "help"]),
+];
 
 /// Every Kubernetes sidecar in one process: mTLS proxy, log forwarder, secrets, metrics.
 #[derive(Debug, Parser)]
@@ -65,6 +75,12 @@ pub(crate) enum Command {
     /// Take the sidecar out of manifests again
     #[command(after_help = inject::UNINJECT_HELP)]
     Uninject(UninjectArgs),
+    /// Print what a cluster needs to have Outrigger: `install | kubectl apply -f -`
+    #[command(after_help = install::HELP)]
+    Install(Box<InstallArgs>),
+    /// Print what to delete to have it no more
+    #[command(after_help = install::UNINSTALL_HELP)]
+    Uninstall(UninstallArgs),
     /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
     #[command(after_help = KEEPER_HELP)]
     Keeper(KeeperArgs),
@@ -216,6 +232,32 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     text.parse::<outrigger_config::Name>().map(|name| name.to_string()).map_err(|error| error.to_string())
 }
 
+/// The command line as described here, its commands in groups.
+pub(crate) fn command() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    let widest = command.get_subcommands().map(|one| one.get_name().len()).max().unwrap_or_default();
+    // Only a terminal sees the styles.
+    let mut list = String::new();
+    for (title, names) in GROUPS {
+        list.push_str(&format!("\x1b[1m\x1b[4m{title}:\x1b[0m\n"));
+        for one in names.iter().filter_map(|name| command.find_subcommand(name)) {
+            let about = one.get_about().map(ToString::to_string).unwrap_or_default();
+            list.push_str(&format!("  \x1b[1m{:<widest$}\x1b[0m  {about}\n", one.get_name()));
+        }
+        list.push('\n');
+    }
+    let template = format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}\x1b[1m\x1b[4mOptions:\x1b[0m\n{{options}}{{after-help}}"
+    );
+    Cli::command().help_template(template)
+}
+
+/// Reads the command line; ends the process when it is wrong, or asks for help.
+pub(crate) fn parse() -> Cli {
+    Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit())
+}
+
 /// Prints the completion script of a shell.
 pub(crate) fn completion(shell: Shell) -> anyhow::Result<u8> {
     let mut script = Vec::new();
@@ -231,6 +273,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_shows_each_command_in_one_group() {
+        let mut command = Cli::command();
+        command.build();
+        for one in command.get_subcommands().filter(|one| !one.is_hide_set()) {
+            let groups = GROUPS.iter().filter(|(_, names)| names.contains(&one.get_name())).count();
+            assert_eq!(groups, 1, "`{}` is in {groups} of GROUPS", one.get_name());
+        }
+        let help = super::command().render_help().to_string();
+        assert!(help.contains("\nIn a cluster:\n  install      Print what a cluster needs"), "{help}");
+        assert!(
+            help.contains("Usage: outrigger <COMMAND>\n") && help.contains("--version") && help.contains("Exit codes:"),
+            "{help}"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod expect;
 mod explain;
 mod init;
 mod inject;
+mod install;
 mod keeper;
 mod output;
 mod privileges;
@@ -26,23 +27,22 @@ mod wait;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use cli::{Cli, Command};
+use cli::Command;
 
 /// Chosen by measurement: docs/adr/0004-allocator.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = match cli::parse().command {
         Command::Run(args) => sidecar::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Init(args) => init::init(&args),
         Command::Wait(args) => wait::wait(&args),
         Command::Inject(args) => inject::inject(&args),
         Command::Uninject(args) => inject::uninject(&args),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Tap(args) => tap::tap(&args),
         Command::Explain(args) => explain::run(&args),

@@ -39,6 +39,8 @@ mod harness;
 mod http2;
 #[path = "e2e/inject.rs"]
 mod inject;
+#[path = "e2e/install.rs"]
+mod install;
 #[path = "e2e/intercept.rs"]
 mod intercept;
 #[path = "e2e/metrics.rs"]
