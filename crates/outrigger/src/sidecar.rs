@@ -45,6 +45,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let enrolment = Arc::new(outrigger_enrol::CreateCertificate::new(resolver.clone()));
     let (identity, identities) = IdentityComponent::with_enrolment(enrolment);
+    let (follow, directory) = outrigger_follow::FollowComponent::new(identities.clone(), resolver.clone());
     let (spans, lines) = (SpanQueue::new(), LineQueue::new());
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
@@ -55,8 +56,9 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone(), lines.clone())),
         Box::new(outrigger_page::PageComponent),
         Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
+        Box::new(follow),
         Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), Vec::new())),
     ];
-    components.extend(outrigger_proxy::components(identities, resolver, spans, lines));
+    components.extend(outrigger_proxy::components(identities, resolver, spans, lines, Some(directory)));
     components
 }

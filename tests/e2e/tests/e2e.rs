@@ -21,6 +21,8 @@ mod curl;
 mod databases;
 #[path = "e2e/demo.rs"]
 mod demo;
+#[path = "e2e/discovery.rs"]
+mod discovery;
 #[path = "e2e/envoy.rs"]
 mod envoy;
 #[path = "e2e/faults.rs"]

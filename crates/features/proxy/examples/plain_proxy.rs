@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         // Inbound listeners only; dropping `_standalone` would be the request to stop.
         let (context, _standalone) = Context::standalone(config, workers);
         let component =
-            outrigger_proxy::components(identities, Resolver::from_system(), SpanQueue::new(), LineQueue::new())
+            outrigger_proxy::components(identities, Resolver::from_system(), SpanQueue::new(), LineQueue::new(), None)
                 .remove(0);
         component.run(context).await
     })

@@ -17,6 +17,7 @@ use outrigger_config::{
     SrvName,
 };
 use outrigger_http::Resolver;
+use outrigger_traffic::directory::Directory;
 use outrigger_traffic::endpoints::{Endpoint, EndpointSource, Listing, Update};
 use outrigger_traffic::{AdaptiveLimit, RetryBudget};
 use tokio::sync::{Notify, watch};
@@ -26,7 +27,7 @@ use crate::care::Care;
 use crate::members::{Members, Peer};
 use crate::origination::Origination;
 use crate::resilience;
-use crate::sources::Dns;
+use crate::sources::{Dns, Nobody};
 
 /// Route and cluster, as metrics and logs call them, of connections to destinations that nobody told us of.
 pub(crate) const PASSTHROUGH: &str = "passthrough";
@@ -77,6 +78,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Terms {
     endpoints: Endpoints,
     srv: Option<SrvName>,
+    /// The service that the directory knows.
+    pub(crate) service: Option<String>,
     pub(crate) balancing: LoadBalancing,
     pub(crate) outliers: Option<OutlierDetection>,
     pub(crate) checks: Arc<[HealthCheck]>,
@@ -92,6 +95,7 @@ impl Terms {
         let terms = Self {
             endpoints,
             srv: fixed.srv.take(),
+            service: fixed.discovery.take().map(|discovery| discovery.service.to_string()),
             balancing: std::mem::take(&mut fixed.load_balancing),
             outliers: fixed.outlier_detection.take(),
             checks: std::mem::take(&mut fixed.health_checks).into(),
@@ -102,13 +106,15 @@ impl Terms {
     }
 
     fn has_names(&self) -> bool {
-        self.srv.is_some() || self.endpoints.iter().any(|endpoint| endpoint.address.host.parse::<IpAddr>().is_err())
+        self.srv.is_some()
+            || self.service.is_some()
+            || self.endpoints.iter().any(|endpoint| endpoint.address.host.parse::<IpAddr>().is_err())
     }
 
     /// The endpoints that need no resolving; `None` when there are others.
     fn literal(&self) -> Option<Vec<Endpoint>> {
         let listed = self.selected().map(|endpoint| Some(Endpoint::of(endpoint, endpoint.address.host.parse().ok()?)));
-        if self.srv.is_none() { listed.collect() } else { None }
+        if self.srv.is_none() && self.service.is_none() { listed.collect() } else { None }
     }
 
     /// The endpoints that have the labels asked for.
@@ -288,14 +294,21 @@ impl Cluster {
         terms.balancing.slow_start.is_some() || terms.outliers.is_some() || !terms.checks.is_empty()
     }
 
-    /// Keeps the addresses of names fresh until dropped, or until there are no names any more. Cancel-safe.
-    pub(crate) async fn keep_resolved(cluster: Weak<Self>, resolver: Resolver) {
+    /// Keeps the addresses of names and services fresh until dropped, or until there are none any more. Cancel-safe.
+    pub(crate) async fn keep_resolved(cluster: Weak<Self>, resolver: Resolver, directory: Option<Arc<dyn Directory>>) {
         loop {
             let Some(this) = cluster.upgrade().filter(|this| this.has_names()) else { return };
             let (terms, changed) = (this.terms.load_full(), Arc::clone(&this.changed));
-            let mut source = Dns::new(&this.name, terms.selected().cloned().collect(), terms.srv.clone(), &resolver);
+            let mut source: Box<dyn EndpointSource> = match (&terms.service, &directory) {
+                (Some(service), Some(directory)) => directory.follow(service),
+                (Some(_), None) => Box::new(Nobody::default()),
+                (None, _) => {
+                    let hosts = terms.selected().cloned().collect();
+                    Box::new(Dns::new(&this.name, hosts, terms.srv.clone(), &resolver))
+                }
+            };
             drop(this);
-            Self::follow(&cluster, &mut source, &terms, &changed).await;
+            Self::follow(&cluster, &mut *source, &terms, &changed).await;
         }
     }
 

@@ -22,6 +22,8 @@ use outrigger_runtime::{
     AdminRoute, BoxError, BoxFuture, Component, Context, FileWatcher, LineQueue, SocketError, StopPhase,
 };
 use outrigger_telemetry::trace::SpanQueue;
+use outrigger_traffic::directory::{Directory, FoundService};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -33,6 +35,7 @@ use crate::connections;
 use crate::global_limit::GlobalLimit;
 use crate::listener;
 use crate::metrics::Families;
+use crate::on_demand::{OnDemand, with_found};
 use crate::resilience::{Limiters, TELL_EVERY};
 use crate::route::RouteTable;
 use crate::session::SessionKeys;
@@ -53,16 +56,18 @@ const RELEASE: Duration = Duration::from_secs(1);
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 
 /// The data plane's components: `proxy-inbound` and `proxy-outbound`. Spans of requests go to `spans`, lines of the access log to
-/// `lines` where a source of logs takes them.
+/// `lines` where a source of logs takes them. `directory` knows services, if anybody does.
 pub fn components(
     identities: Identities,
     resolver: Resolver,
     spans: SpanQueue,
     lines: LineQueue,
+    directory: Option<Arc<dyn Directory>>,
 ) -> Vec<Box<dyn Component>> {
     let shared = Arc::new(Shared {
         identities,
         resolver,
+        directory,
         clusters: Arc::default(),
         state_route: Mutex::default(),
         access_logs: AccessLogs::new(lines),
@@ -88,6 +93,7 @@ pub fn components(
 struct Shared {
     identities: Identities,
     resolver: Resolver,
+    directory: Option<Arc<dyn Directory>>,
     clusters: Arc<Clusters>,
     /// Answers `/clusters`.
     state_route: Mutex<Weak<AdminRoute>>,
@@ -249,6 +255,10 @@ struct Running<'a> {
     session_keys: Option<Arc<SessionKeys>>,
     /// A source of logs takes the access log.
     forwards: bool,
+    /// Services that were found by address, and their number.
+    found: (u64, Arc<[FoundService]>),
+    /// The number of those that routes know of.
+    applied: watch::Sender<u64>,
     _live_routes: Arc<Vec<AdminRoute>>,
     _state_route: Arc<AdminRoute>,
     _ask_routes: Arc<Vec<AdminRoute>>,
@@ -273,6 +283,8 @@ impl<'a> Running<'a> {
             tracing: None,
             session_keys: None,
             forwards: false,
+            found: Default::default(),
+            applied: watch::channel(0).0,
             _live_routes: live_routes,
             _state_route: state_route,
             _ask_routes: ask_routes,
@@ -333,6 +345,16 @@ impl<'a> Running<'a> {
                     retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
                 }
                 () = resolution_changed(&self.resolved) => {}
+                () = more_found(self.asking(proxy.as_ref()), self.found.0) => {
+                    let found = self.asking(proxy.as_ref()).map(|directory| directory.found()).unwrap_or_default();
+                    let before = std::mem::replace(&mut self.found, found);
+                    if before.1 != self.found.1 {
+                        problems = self.apply(proxy.as_ref()).await;
+                        retry.reset();
+                        retry_at = Instant::now() + retry.next().max(SHORTEST_RETRY);
+                    }
+                    self.applied.send_replace(self.found.0);
+                }
                 Some(ended) = self.serving.join_next() => {
                     // A listener taken out by a reload ends in its own time; anything else is a failure.
                     match ended {
@@ -354,8 +376,24 @@ impl<'a> Running<'a> {
         self.tracing = config.map(|config| Tracing::new(config, spans.clone(), workers));
     }
 
-    /// Makes the listeners those of the config. What cannot be done is told, and the old state of it stays.
+    /// Who knows what is at addresses that no cluster has, where such are to be asked for.
+    fn asking(&self, proxy: Option<&Proxy>) -> Option<&Arc<dyn Directory>> {
+        let wanted = self.component.direction == Direction::Outbound
+            && proxy.and_then(|proxy| proxy.discovery.as_ref()).is_some_and(|discovery| discovery.on_demand.is_some());
+        self.component.shared.directory.as_ref().filter(|_| wanted)
+    }
+
+    /// Makes the listeners those of the config, and of services that were found.
     async fn apply(&mut self, proxy: Option<&Proxy>) -> Vec<Error> {
+        let with_found = match (proxy, self.asking(proxy)) {
+            (Some(proxy), Some(_)) if !self.found.1.is_empty() => Some(with_found(proxy, &self.found.1)),
+            _ => None,
+        };
+        self.make(with_found.as_ref().or(proxy)).await
+    }
+
+    /// Makes the listeners those of the config. What cannot be done is told, and the old state of it stays.
+    async fn make(&mut self, proxy: Option<&Proxy>) -> Vec<Error> {
         let mut problems = Vec::new();
         let none = Vec::new();
         let configs: Vec<&ListenerConfig> = proxy
@@ -389,10 +427,16 @@ impl<'a> Running<'a> {
         self.close(|name, _| !configs.iter().any(|config| config.name.as_str() == name)).await;
         let mut moved = Vec::new();
         let service = proxy.and_then(|proxy| proxy.rate_limit_service.as_ref());
+        let on_demand = self.on_demand(proxy);
         for config in configs {
             let all = proxy.map_or(&[][..], |proxy| &proxy.clusters);
             let snapshot = match self.snapshot(config, all, service, &clusters, access_log.clone(), buffer_share) {
-                Ok(snapshot) => snapshot,
+                Ok(snapshot) => ListenerSnapshot {
+                    on_demand: on_demand
+                        .clone()
+                        .filter(|_| config.redirected && config.direction == Direction::Outbound),
+                    ..snapshot
+                },
                 Err(error) => {
                     // A listener that runs goes on as it is.
                     problems.push(error);
@@ -432,6 +476,13 @@ impl<'a> Running<'a> {
             }
         }
         problems
+    }
+
+    /// How connections to unknown addresses ask what is there.
+    fn on_demand(&self, proxy: Option<&Proxy>) -> Option<Arc<OnDemand>> {
+        let directory = Arc::clone(self.asking(proxy)?);
+        let wait = proxy?.discovery.as_ref()?.on_demand.as_ref()?.wait;
+        Some(Arc::new(OnDemand::new(directory, wait.into(), self.applied.subscribe())))
     }
 
     /// Drains listeners, and waits until their addresses are free.
@@ -511,8 +562,9 @@ impl<'a> Running<'a> {
         let known = std::mem::take(&mut self.resolved);
         for cluster in clusters.values().filter(|cluster| cluster.has_names()) {
             if !known.iter().any(|one| Arc::ptr_eq(one, cluster)) {
-                let resolver = self.component.shared.resolver.clone();
-                self.resolving.spawn(Cluster::keep_resolved(Arc::downgrade(cluster), resolver));
+                let (resolver, directory) =
+                    (self.component.shared.resolver.clone(), self.component.shared.directory.clone());
+                self.resolving.spawn(Cluster::keep_resolved(Arc::downgrade(cluster), resolver, directory));
             }
             self.resolved.push(Arc::clone(cluster));
         }
@@ -579,6 +631,7 @@ impl<'a> Running<'a> {
             taps: Arc::clone(&self.component.shared.taps),
             coded: Arc::clone(&self.component.shared.coded),
             session_keys: self.session_keys.clone(),
+            on_demand: None,
         })
     }
 
@@ -687,6 +740,17 @@ async fn certificates_changed(watcher: &mut Option<FileWatcher>) {
 /// Whether one socket at each would be one too many.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+}
+
+/// Waits until there is more known of addresses; for ever where none are asked for. Cancel-safe.
+fn more_found(directory: Option<&Arc<dyn Directory>>, since: u64) -> impl Future<Output = ()> + use<> {
+    let directory = directory.cloned();
+    async move {
+        match directory {
+            Some(directory) => directory.changed(since).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Waits until a cluster's names were found, or lost, or have other addresses.

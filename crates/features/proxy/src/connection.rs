@@ -88,6 +88,18 @@ pub(crate) async fn connection(
         tracing::warn!(component = "proxy", listener, %remote, "refused a connection that was not redirected (`redirected: true`)");
         return;
     }
+    let mut newer = None;
+    if let (Some(on_demand), Some(address)) = (&snapshot.on_demand, original)
+        && !snapshot.routes.knows(address)
+    {
+        // On the heap, for it is seldom wanted.
+        let asking = Box::pin(on_demand.wait(address, local));
+        if let Err(reason) = watched.unless_cut(asking).await {
+            return local.cut(reason, remote, "");
+        }
+        newer = Some(local.snapshot());
+    }
+    let snapshot: &ListenerSnapshot = newer.as_ref().map_or(snapshot, |newer| newer);
     let is_simple = snapshot.tls.is_none()
         && snapshot.simple_tls.is_none()
         && snapshot.protocol == ListenerProtocol::Http

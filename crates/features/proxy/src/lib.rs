@@ -111,6 +111,7 @@ mod listener;
 mod members;
 mod metrics;
 mod mirror;
+mod on_demand;
 mod origination;
 mod outlier;
 mod permissive;

@@ -305,6 +305,11 @@ impl RouteTable {
         self.destinations.load().get(&destination?).copied()
     }
 
+    /// Whether redirected connections to an address have a route of its own.
+    pub(crate) fn knows(&self, address: SocketAddr) -> bool {
+        self.destinations.load().contains_key(&address)
+    }
+
     /// Takes on the clusters' endpoints as they are now.
     pub(crate) fn find_destinations(&self) {
         let mut known = HashMap::new();

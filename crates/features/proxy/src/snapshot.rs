@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 use crate::coded::CodedBodies;
+use crate::on_demand::OnDemand;
 use crate::route::RouteTable;
 use crate::session::SessionKeys;
 use crate::tap::Taps;
@@ -80,6 +81,8 @@ pub(crate) struct ListenerSnapshot {
     pub(crate) session_keys: Option<Arc<SessionKeys>>,
     /// There is an access log, or tracing.
     pub(crate) is_told: bool,
+    /// Who may know what is at an address that no route knows.
+    pub(crate) on_demand: Option<Arc<OnDemand>>,
 }
 
 /// How requests are traced.

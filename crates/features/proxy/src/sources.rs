@@ -118,6 +118,23 @@ impl EndpointSource for Dns {
     }
 }
 
+/// Nobody who knows services.
+#[derive(Default)]
+pub(crate) struct Nobody {
+    said: bool,
+}
+
+impl EndpointSource for Nobody {
+    fn next(&mut self) -> NextUpdate<'_> {
+        Box::pin(async {
+            if std::mem::replace(&mut self.said, true) {
+                std::future::pending::<()>().await;
+            }
+            Err("nobody here knows services".to_owned())
+        })
+    }
+}
+
 /// A little earlier.
 fn earlier(wait: Duration) -> Duration {
     let chance = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;

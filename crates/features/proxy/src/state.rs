@@ -84,6 +84,7 @@ fn tell(cluster: &Cluster, sight: &Sight, now: Instant) -> Value {
         .collect();
     json!({
         "name": cluster.name,
+        "service": terms.service,
         "policy": terms.balancing.policy,
         "panic": members.plan.is_panic(),
         "problem": problem,

@@ -11,6 +11,7 @@ mod chance;
 mod concurrency;
 mod deadline;
 mod descriptor;
+pub mod directory;
 pub mod endpoints;
 pub mod explain;
 pub mod filter;

@@ -278,8 +278,8 @@ impl Proxy {
         let config = parse(&config.replace("PORT", &port.to_string()));
         let (ctx, mut standalone) = Context::standalone(config, workers);
         let registry = ctx.registry.clone();
-        let component =
-            outrigger_proxy::components(identities, resolver, SpanQueue::new(), LineQueue::new()).remove(direction);
+        let component = outrigger_proxy::components(identities, resolver, SpanQueue::new(), LineQueue::new(), None)
+            .remove(direction);
         let mut running = JoinSet::new();
         running.spawn(async move { component.run(ctx).await });
         tokio::select! {

@@ -374,6 +374,11 @@ fn cluster(proxy: &Proxy, name: &str) -> BackendTold {
     let endpoints = config.into_iter().flat_map(|config| config.endpoints.iter());
     let srv = config.and_then(|config| config.srv.as_ref());
     let srv = srv.map(|name| EndpointTold { address: format!("SRV {name}"), weight: 1, ..EndpointTold::default() });
+    let service = config.and_then(|config| config.discovery.as_ref()).map(|discovery| EndpointTold {
+        address: format!("service {}", discovery.service),
+        weight: 1,
+        ..EndpointTold::default()
+    });
     BackendTold {
         cluster: name.to_owned(),
         weight: 1,
@@ -390,6 +395,7 @@ fn cluster(proxy: &Proxy, name: &str) -> BackendTold {
                 state: None,
             })
             .chain(srv)
+            .chain(service)
             .collect(),
     }
 }

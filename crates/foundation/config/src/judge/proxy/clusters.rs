@@ -46,15 +46,21 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
     }
     let endpoints = at.key("endpoints");
     if !judge.checked.is_blurred_within(&endpoints) {
-        let srv = cluster.srv.is_some();
-        match (cluster.endpoints.is_empty() && !srv, cluster.original_destination) {
+        let (srv, discovery) = (cluster.srv.is_some(), cluster.discovery.is_some());
+        match (cluster.endpoints.is_empty() && !srv && !discovery, cluster.original_destination) {
             (true, false) => {
-                let message = "the cluster has neither `endpoints` nor `srv` nor `originalDestination`";
+                let message = "the cluster has neither `endpoints` nor `srv` nor `discovery` nor `originalDestination`";
                 let problem = Problem::error("missing", judge.key_span(at), endpoints.clone(), message);
                 judge.report(problem.help("list its `endpoints`, as HOST:PORT"));
             }
             (false, true) => {
-                let other = if srv { "srv" } else { "endpoints" };
+                let other = if srv {
+                    "srv"
+                } else if discovery {
+                    "discovery"
+                } else {
+                    "endpoints"
+                };
                 let message = format!("the cluster has both `{other}` and `originalDestination`");
                 judge.error("conflict", &at.key("originalDestination"), message, "keep one of them");
             }
@@ -62,8 +68,24 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
                 let message = "the cluster has both `endpoints` and `srv`";
                 judge.error("conflict", &at.key("srv"), message, "keep one of them");
             }
+            _ if discovery && (srv || !cluster.endpoints.is_empty()) => {
+                let message =
+                    format!("the cluster has both `{}` and `discovery`", if srv { "srv" } else { "endpoints" });
+                judge.error("conflict", &at.key("discovery"), message, "keep one of them");
+            }
             _ => {}
         }
+    }
+    let home = ConfigPath::from("proxy.discovery");
+    let served = config.proxy.as_ref().is_some_and(|proxy| proxy.discovery.is_some());
+    if cluster.discovery.is_some() && !served && !judge.checked.is_blurred(&home) {
+        let message = "there is nobody to ask for the service's endpoints";
+        judge.error(
+            "missing",
+            &at.key("discovery"),
+            message,
+            "add `proxy.discovery` with the `servers` that know them",
+        );
     }
     let virtual_addresses = at.key("virtualAddresses");
     let listed = cluster.virtual_addresses.iter().enumerate();
@@ -126,7 +148,7 @@ fn health_checks(cluster: &Cluster, at: &ConfigPath, judge: &mut Judge<'_>) {
     }
 }
 
-fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: &mut Judge<'_>) {
+pub(super) fn cluster_tls_rules(config: &Config, tls: &ClusterTls, at: &ConfigPath, judge: &mut Judge<'_>) {
     if judge.checked.is_blurred_within(at) {
         return;
     }

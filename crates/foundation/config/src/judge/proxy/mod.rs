@@ -2,6 +2,7 @@
 
 mod balancing;
 mod clusters;
+mod discovery;
 mod filters;
 mod global_limits;
 mod listeners;
@@ -38,6 +39,7 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
         clusters::cluster_rules(config, cluster, &clusters.index(index), judge);
     }
     global_limits::service_rules(proxy, judge);
+    discovery::rules(config, proxy, judge);
     clusters::unused_clusters(proxy, judge);
     clusters::shared_endpoints(proxy, judge);
     if proxy.limits.max_buffer_bytes < ByteSize::mib(1) {

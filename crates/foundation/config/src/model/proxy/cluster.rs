@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::balancing::LoadBalancing;
+use super::discovery::ClusterDiscovery;
 use super::endpoint::Endpoints;
 use super::listener::default_tcp_keepalive;
 use super::protection::{CircuitBreakers, HealthCheck, OutlierDetection};
@@ -21,13 +22,16 @@ pub struct Cluster {
     pub name: Name,
     /// `HOST:PORT` each, or a mapping that says more; a DNS name stands for all its addresses, of both families, each an
     /// endpoint of its own. One that does not answer within 250 ms is passed by for another that does. Exactly one of this,
-    /// `srv` and `originalDestination`.
+    /// `srv`, `discovery` and `originalDestination`.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub endpoints: Endpoints,
     /// A name whose SRV records tell the endpoints: hosts, ports, priorities and weights. A headless Service of Kubernetes has
     /// one for each named port. Asked for as it is, without search domains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub srv: Option<SrvName>,
+    /// A service whose endpoints `proxy.discovery` knows and follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<ClusterDiscovery>,
     /// The endpoint is where the client wanted to go before it was redirected to the listener.
     #[serde(default)]
     pub original_destination: bool,
@@ -93,6 +97,7 @@ impl Cluster {
             name,
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             srv: None,
+            discovery: None,
             original_destination: false,
             virtual_addresses: Vec::new(),
             tcp_keepalive: default_tcp_keepalive(),

@@ -6,6 +6,7 @@
 mod access_log;
 mod balancing;
 mod cluster;
+mod discovery;
 mod endpoint;
 mod filter;
 mod global_limit;
@@ -17,6 +18,7 @@ mod route;
 pub use access_log::*;
 pub use balancing::*;
 pub use cluster::*;
+pub use discovery::*;
 pub use endpoint::*;
 pub use filter::*;
 pub use global_limit::*;
@@ -43,6 +45,9 @@ pub struct Proxy {
     /// Where this process runs, such as `eu-central-1a`: what `trafficDistribution` compares endpoints' zones with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Name>,
+    /// Who knows the endpoints of clusters that have `discovery`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<DiscoverySource>,
     /// Who counts requests for many proxies, where routes have `globalRateLimits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit_service: Option<RateLimitService>,

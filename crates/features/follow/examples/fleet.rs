@@ -1,0 +1,71 @@
+//! A fleet of sidecars for the bench: `fleet FOLDER SERVER SIDECARS FOLLOWED SERVICES` follows services at a discovery server by as
+//! many streams, each a connection of its own with mTLS and the client's own code, waits between tries included.
+//!
+//! The first service is followed by all; others are spread. A line says whenever all know what they follow and are connected, or no
+//! longer: `all SECONDS` since the start, or `some SECONDS COUNT`. `bench/run fleet` drives it.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_follow::{Notebook, follow_always};
+use outrigger_http::Resolver;
+use outrigger_identity::IdentityComponent;
+use outrigger_runtime::{Component, Context};
+use outrigger_traffic::directory::Directory;
+use outrigger_traffic::endpoints::EndpointSource;
+use tokio::task::JoinSet;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How often it is looked at who is connected.
+const LOOK: Duration = Duration::from_millis(100);
+
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, server, sidecars, followed, services] = arguments.as_slice() else {
+        return Err("usage: fleet FOLDER SERVER SIDECARS FOLLOWED SERVICES".into());
+    };
+    let (sidecars, followed, services): (u32, u32, u32) = (sidecars.parse()?, followed.parse()?, services.parse()?);
+    let text = format!(
+        "identity:\n  trustDomain: bench.test\n  development: {{ directory: \"{folder}\", namespace: n, serviceAccount: sidecar }}\n\
+         proxy:\n  discovery: {{ servers: [\"{server}\"], connectTimeout: 20s, tls: {{ spiffeIds: [\"spiffe://bench.test/ns/n/sa/controller\"] }} }}\n  \
+         listeners: [{{ name: out, direction: outbound, address: \"127.0.0.1:1\" }}]\n"
+    );
+    let config = outrigger_config::parse("fleet.yaml", &text, &|_| None).map_err(|error| error.to_string())?.config;
+    let section = config.proxy.as_ref().and_then(|proxy| proxy.discovery.clone()).ok_or("no discovery")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (identity, identities) = IdentityComponent::new();
+        let (context, _standalone) = Context::standalone(config, 1);
+        let (registry, resolver) = (context.registry.clone(), Resolver::from_system());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(identity.run(context).await) });
+        let section = Arc::new(section);
+        let mut notebooks: Vec<(Notebook, Vec<Box<dyn EndpointSource>>)> = Vec::new();
+        for number in 0..sidecars {
+            let notebook = Notebook::default();
+            let name = |one: u32| if one == 0 { 0 } else { (number * 7 + one * 13) % services.max(1) };
+            let names = (0..followed).map(|one| format!("s{}.n{}.svc.cluster.local:80", name(one), name(one) % 50));
+            let sources = names.map(|name| Directory::follow(&notebook, &name)).collect();
+            notebooks.push((notebook.clone(), sources));
+            let (section, identities) = (Arc::clone(&section), identities.clone());
+            let (resolver, registry) = (resolver.clone(), registry.clone());
+            tasks.spawn(async move { follow_always(&section, &identities, &resolver, &notebook, &registry).await });
+        }
+        let (begun, mut before) = (Instant::now(), None);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let good = notebooks.iter().filter(|(notebook, _)| notebook.is_current()).count();
+            if before != Some(good) && (good == notebooks.len() || before == Some(notebooks.len())) {
+                let seconds = begun.elapsed().as_secs_f64();
+                match good == notebooks.len() {
+                    true => println!("all {seconds}"),
+                    false => println!("some {seconds} {good}"),
+                }
+            }
+            before = Some(good);
+        }
+    })
+}
