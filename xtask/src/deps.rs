@@ -11,7 +11,7 @@ use crate::command;
 use crate::ui;
 
 /// The foundation's row: each crate may use those to its right.
-const FOUNDATION: [&str; 7] = ["http", "identity", "runtime", "telemetry", "traffic", "config", "wire"];
+const FOUNDATION: [&str; 8] = ["kubernetes", "http", "identity", "runtime", "telemetry", "traffic", "config", "wire"];
 
 /// Where one of our crates stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ fn judge(user: &str, used: &str) -> Result<(), String> {
         (Place::Feature, Place::Feature) => "features never import one another; let the foundation own what they share",
         (Place::Foundation(_), Place::Feature) => "the foundation knows no feature",
         (Place::Foundation(from), Place::Foundation(to)) if from > to => {
-            "in the foundation, arrows point to the right: http, identity, runtime, telemetry, traffic, config, wire"
+            "in the foundation, arrows point to the right: kubernetes, http, identity, runtime, telemetry, traffic, config, wire"
         }
         _ => return Ok(()),
     };

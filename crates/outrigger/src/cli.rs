@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use crate::admin::AdminArgs;
 use crate::connections::{self, ConnectionsArgs};
+use crate::controller::{self, ControllerArgs};
 use crate::expect::{self, TestArgs};
 use crate::explain::{self, ExplainArgs};
 use crate::init::{self, InitArgs};
@@ -43,7 +44,7 @@ Exit codes:
 /// The commands as `--help` shows them: by who needs them.
 const GROUPS: &[(&str, &[&str])] = &[
     ("In a pod, or beside an application", &["run", "init", "wait", "keeper", "demo"]),
-    ("In a cluster", &["install", "uninstall", "inject", "uninject"]),
+    ("In a cluster", &["install", "uninstall", "controller", "inject", "uninject"]),
     ("What a running Outrigger does", &["tap", "top", "connections", "clusters", "routes", "listeners"]),
     ("Configs", &["validate", "config", "explain", "test", "schema"]),
     ("Others", &["completion", "version", "help"]),
@@ -61,6 +62,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run beside an application, or start and supervise one: `run -c FILE -- CMD ARGS…`
     Run(RunArgs),
+    /// Run a cluster's controller: the webhook that injects pods, and what looks after those it missed
+    #[command(after_help = controller::HELP)]
+    Controller(ControllerArgs),
     /// Show the main job on a small shop of two pods; needs nothing but this executable
     Demo(DemoArgs),
     /// Redirect the pod's TCP connections to Outrigger, by nftables rules; runs once, with NET_ADMIN

@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod clusters;
 mod connections;
+mod controller;
 mod demo;
 mod expect;
 mod explain;
@@ -36,6 +37,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let result = match cli::parse().command {
         Command::Run(args) => sidecar::run(args),
+        Command::Controller(args) => controller::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Init(args) => init::init(&args),
         Command::Wait(args) => wait::wait(&args),

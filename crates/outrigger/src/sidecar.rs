@@ -15,6 +15,7 @@ use outrigger_telemetry::trace::SpanQueue;
 use rustix::process::Signal;
 
 use crate::cli::RunArgs;
+use crate::controller::InjectProfiles;
 use crate::output;
 
 /// Runs until stopped; gives the exit code.
@@ -58,6 +59,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
         Box::new(follow),
         Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), Vec::new())),
+        Box::new(outrigger_control::ControllerComponent::new(resolver.clone(), Arc::new(InjectProfiles))),
     ];
     components.extend(outrigger_proxy::components(identities, resolver, spans, lines, Some(directory)));
     components

@@ -45,6 +45,8 @@ mod inject;
 mod install;
 #[path = "e2e/intercept.rs"]
 mod intercept;
+#[path = "e2e/kubernetes.rs"]
+mod kubernetes;
 #[path = "e2e/metrics.rs"]
 mod metrics;
 #[path = "e2e/openssl.rs"]

@@ -34,27 +34,7 @@ pub(super) fn start(cluster: &Cluster, extent: Extent, network: Network, ports: 
     // Nothing of it outlives a test run.
     processes.start("etcd", etcd.arg("--unsafe-no-fsync"))?;
 
-    let mut api = component("apiserver");
-    api.args([&format!("--etcd-servers={client}"), &format!("--secure-port={}", ports.api)]);
-    api.args([&format!("--tls-cert-file={}", pki("api.crt")), &format!("--tls-private-key-file={}", pki("api.key"))]);
-    api.args([&format!("--client-ca-file={}", pki("ca.crt")), &format!("--token-auth-file={}", pki("tokens.csv"))]);
-    api.args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"]);
-    api.arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local");
-    for flag in ["--service-account-key-file", "--service-account-signing-key-file"] {
-        api.arg(format!("{flag}={}", pki("accounts.key")));
-    }
-    api.arg(format!("--service-cluster-ip-range={}", network.services()));
-    // By its name the API server would not find the node.
-    api.arg("--kubelet-preferred-address-types=InternalIP");
-    api.arg(format!("--advertise-address={}", network.node()));
-    match extent {
-        Extent::Full => api.arg("--bind-address=0.0.0.0"),
-        // There is no bridge whose address it could give to pods.
-        Extent::ApiOnly => api.args(["--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"]),
-    };
-    processes.start("apiserver", &mut api)?;
-    cluster.wait("the API server", PATIENCE, || cluster.ask("/readyz").map(drop))?;
-
+    start_api(cluster, extent, network, ports)?;
     let mut controllers = component("controllers");
     controllers.args([&admin, "--leader-elect=false", "--allocate-node-cidrs=false", "--bind-address=127.0.0.1"]);
     controllers.arg(format!("--secure-port={}", ports.controllers));
@@ -71,4 +51,29 @@ pub(super) fn start(cluster: &Cluster, extent: Extent, network: Network, ports: 
     cluster.wait("the controllers", PATIENCE, || {
         cluster.ask("/api/v1/namespaces/default/serviceaccounts/default").map(drop)
     })
+}
+
+/// Starts the API server, and waits until it serves.
+pub(super) fn start_api(cluster: &Cluster, extent: Extent, network: Network, ports: &Ports) -> Result<()> {
+    let pki = |file: &str| cluster.state.join("pki").join(file).display().to_string();
+    let mut api = component("apiserver");
+    api.args([&format!("--etcd-servers=http://127.0.0.1:{}", ports.etcd), &format!("--secure-port={}", ports.api)]);
+    api.args([&format!("--tls-cert-file={}", pki("api.crt")), &format!("--tls-private-key-file={}", pki("api.key"))]);
+    api.args([&format!("--client-ca-file={}", pki("ca.crt")), &format!("--token-auth-file={}", pki("tokens.csv"))]);
+    api.args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"]);
+    api.arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local");
+    for flag in ["--service-account-key-file", "--service-account-signing-key-file"] {
+        api.arg(format!("{flag}={}", pki("accounts.key")));
+    }
+    api.arg(format!("--service-cluster-ip-range={}", network.services()));
+    // By its name the API server would not find the node.
+    api.arg("--kubelet-preferred-address-types=InternalIP");
+    api.arg(format!("--advertise-address={}", network.node()));
+    match extent {
+        Extent::Full => api.arg("--bind-address=0.0.0.0"),
+        // There is no bridge whose address it could give to pods.
+        Extent::ApiOnly => api.args(["--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"]),
+    };
+    cluster.processes().start("apiserver", &mut api)?;
+    cluster.wait("the API server", PATIENCE, || cluster.ask("/readyz").map(drop))
 }

@@ -160,6 +160,38 @@ impl Cluster {
         output(self.ctr().args(["--namespace", "k8s.io", "images", "tag", "--force", image, further])).map(drop)
     }
 
+    /// Ends the API server of [`Extent::ApiOnly`], as a crash would.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_api(&self) -> Result<()> {
+        self.processes().stop(&["apiserver"])
+    }
+
+    /// Starts it again.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub fn start_api(&self) -> Result<()> {
+        control::start_api(self, Extent::ApiOnly, Network::default(), &Ports::read(&self.state)?)
+    }
+
+    /// Has etcd forget all versions but the newest, so that no watch can begin with an older one.
+    ///
+    /// # Errors
+    /// When etcd does not answer as it should.
+    pub fn compact(&self) -> Result<()> {
+        let ports = Ports::read(&self.state)?;
+        let ask = |path: &str, body: &str| {
+            let url = format!("http://127.0.0.1:{}/v3/kv/{path}", ports.etcd);
+            output(program("curl").args(["--silent", "--fail", "--max-time", "20", "--data", body, &url]))
+        };
+        let answer = ask("range", r#"{"key":"AA=="}"#)?;
+        let revision = answer.split_once(r#""revision":""#).and_then(|(_, rest)| rest.split_once('"'));
+        let (revision, _) = revision.with_context(|| format!("etcd names no revision: {answer}"))?;
+        ask("compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#)).map(drop)
+    }
+
     /// The file for `KUBECONFIG`; its user may do everything.
     pub fn kubeconfig(&self) -> PathBuf {
         self.state.join("admin.conf")

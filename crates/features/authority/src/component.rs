@@ -90,7 +90,7 @@ async fn serve(
     metrics: &Metrics,
     not_after: &GaugeFamily,
 ) -> Result<(), BoxError> {
-    let api = Api::new(section.kubernetes.clone(), component.resolver.clone());
+    let api = Api::new(&section.kubernetes, component.resolver.clone());
     let source = Arc::new(Source::new(section, &api).ok_or("the section `authority` names nothing to sign with")?);
     let audit = Audit::open(section.audit_log.as_deref()).map_err(|error| match &section.audit_log {
         Some(path) => format!("cannot open the audit log {}: {error}", path.display()),

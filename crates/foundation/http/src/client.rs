@@ -1,7 +1,7 @@
 //! The client: one request, one response, whatever happens in between.
 //!
 //! In: a request with an absolute URI and its whole body. Out: the response with its whole
-//! body, any status; redirects are not followed. Promise: it ends within its time, holds no
+//! body, or as it comes in; any status; redirects are not followed. Promise: it ends within its time, holds no
 //! more than its limit, and sends a request a second time only if the first cannot have
 //! been seen, or may be seen twice.
 
@@ -95,9 +95,91 @@ impl Client {
         };
         result.map_err(|failure| HttpError::new(&method, &url, failure))
     }
+
+    /// Sends a request on a connection of its own and returns as soon as the response's head is there; the body comes in
+    /// pieces, for as long as the server likes. Cancel-safe as [`Client::send`] is.
+    ///
+    /// # Errors
+    /// See [`HttpError`]; a status is never an error.
+    pub async fn open(&self, request: Request<Bytes>) -> Result<Streamed, HttpError> {
+        let method = request.method().clone();
+        let url = target::shown(request.uri());
+        let progress = Progress::default();
+        let limit = self.0.options.timeout;
+        let result = match timeout(limit, self.0.opened(request, &progress)).await {
+            Ok(result) => result,
+            Err(_) => Err(progress.overtime(limit)),
+        };
+        let (head, connection) = result.map_err(|failure| HttpError::new(&method, &url, failure))?;
+        Ok(Streamed { head, _connection: connection, client: self.clone(), method, url })
+    }
+}
+
+/// A response whose body is read as it comes. Its connection ends with it.
+pub struct Streamed {
+    head: Response<Incoming>,
+    _connection: Connection,
+    client: Client,
+    method: Method,
+    url: String,
+}
+
+impl Streamed {
+    /// Its status.
+    pub fn status(&self) -> http::StatusCode {
+        self.head.status()
+    }
+
+    /// Its header fields.
+    pub fn headers(&self) -> &http::HeaderMap {
+        self.head.headers()
+    }
+
+    /// The next piece; `None` at the end. There is no limit of time. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn piece(&mut self) -> Result<Option<Bytes>, HttpError> {
+        while let Some(frame) = self.head.body_mut().frame().await {
+            let frame = frame.map_err(|error| HttpError::new(&self.method, &self.url, broken(&error)))?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The whole body, within the client's limits.
+    ///
+    /// # Errors
+    /// When it does not end in time, is too large, or breaks off.
+    pub async fn whole(self) -> Result<Bytes, HttpError> {
+        let limit = self.client.0.options.timeout;
+        let whole = match timeout(limit, self.client.0.collect(self.head.into_body())).await {
+            Ok(result) => result,
+            Err(_) => {
+                let detail = format!("the response's body was not whole within {limit:?}");
+                Err(Failure { stage: Stage::Timeout, detail, retryable: true, sent: true })
+            }
+        };
+        whole.map_err(|failure| HttpError::new(&self.method, &self.url, failure))
+    }
 }
 
 impl Inner {
+    async fn opened(
+        &self,
+        request: Request<Bytes>,
+        progress: &Progress,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
+        let target = Target::of(request.uri())?;
+        let request = target::prepare(request, &target)?;
+        let mut connection = self.connect(&target, progress).await?;
+        progress.enter(Stage::Receive);
+        let head = connection.sender.send_request(request).await.map_err(|error| Lost::on_request(error).failure)?;
+        Ok((head, connection))
+    }
+
     async fn exchange(&self, request: Request<Bytes>, progress: &Progress) -> Result<Response<Bytes>, Failure> {
         let target = Target::of(request.uri())?;
         let request = target::prepare(request, &target)?;

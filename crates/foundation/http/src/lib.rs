@@ -1,4 +1,4 @@
-//! The one HTTP client, gRPC over HTTP/2 at both ends, and the one resolver of the house.
+//! The one HTTP client, a small HTTPS server, gRPC over HTTP/2 at both ends, and the one resolver of the house.
 //!
 //! In: requests with whole bodies, host names; for the server, a socket and a service. Out: responses
 //! with whole bodies, addresses; or an error that says where it failed and whether another try may help. Promise: every
@@ -10,6 +10,7 @@ mod client;
 mod connect;
 mod error;
 mod grpc;
+mod https;
 mod open;
 mod pool;
 mod resolver;
@@ -17,10 +18,11 @@ mod server;
 mod stream;
 mod target;
 
-pub use client::{Client, ClientOptions};
+pub use client::{Client, ClientOptions, Streamed};
 pub use connect::client_tls;
 pub use error::{HttpError, Stage};
 pub use grpc::{GrpcClient, GrpcError, GrpcOptions};
+pub use https::{HttpAnswer, HttpService, HttpsOptions, serve_https};
 pub use open::{GrpcReceiver, GrpcSender, StreamOver};
 pub use resolver::{ResolveError, Resolved, ResolvedSrv, Resolver, ResolverOptions, SrvRecord};
 pub use server::{GrpcAnswer, GrpcCall, GrpcCode, GrpcServerOptions, GrpcService, GrpcStatus, TlsSource, serve_grpc};

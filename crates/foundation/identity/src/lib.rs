@@ -36,7 +36,9 @@ pub use handle::Identities;
 pub use handshake::{tls_error_reason, tls_error_text};
 pub use outrigger_config::{SpiffeId, SpiffePattern, TrustDomain};
 pub use pem::write_pem;
-pub use public::{ConfigDigest, client_config_with_roots, ordinary_client_config, public_client_config};
+pub use public::{
+    ConfigDigest, PemOf, client_config_of_pem, client_config_with_roots, ordinary_client_config, public_client_config,
+};
 pub use server::{server_config_with_certificates, server_config_with_key};
 pub use snapshot::{PeerPolicy, Snapshot};
 pub use svid::{PeerError, certificate_hash, peer_id};

@@ -160,11 +160,19 @@ pub(crate) fn anchors(
 
 /// The certificates of a PEM file, at least one.
 pub(crate) fn read_certificates(part: Part, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let blocks = read_blocks(part, path)?;
+    certificates_in(part, path, &read_blocks(part, path)?)
+}
+
+/// The certificates among blocks of PEM, at least one.
+pub(crate) fn certificates_in(
+    part: Part,
+    path: &Path,
+    blocks: &[Block],
+) -> Result<Vec<CertificateDer<'static>>, Error> {
     let wanted = |block: &&Block| matches!(block.label.as_str(), "CERTIFICATE" | "X509 CERTIFICATE");
     let found: Vec<_> = blocks.iter().filter(wanted).collect();
     if found.is_empty() {
-        return Err(absent(part, path, &blocks));
+        return Err(absent(part, path, blocks));
     }
     for (at, block) in found.iter().enumerate() {
         if let Err(error) = webpki::EndEntityCert::try_from(&CertificateDer::from(block.der.as_slice())) {
@@ -177,8 +185,12 @@ pub(crate) fn read_certificates(part: Part, path: &Path) -> Result<Vec<Certifica
 
 /// The private key of a PEM file, in any of the three usual forms.
 pub(crate) fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
-    let blocks = read_blocks(Part::Key, path)?;
-    for block in &blocks {
+    key_in(path, &read_blocks(Part::Key, path)?)
+}
+
+/// The private key among blocks of PEM.
+pub(crate) fn key_in(path: &Path, blocks: &[Block]) -> Result<Arc<dyn SigningKey>, Error> {
+    for block in blocks {
         let der = block.der.as_slice();
         let key: PrivateKeyDer<'_> = match block.label.as_str() {
             "ENCRYPTED PRIVATE KEY" => return Err(Error::EncryptedKey { path: path.into() }),
@@ -193,7 +205,7 @@ pub(crate) fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, Error> {
         // The library's own reason is dropped: it says no more than that it could not.
         return any_supported_type(&key).map_err(|_| Error::UnusableKey { path: path.into() });
     }
-    Err(absent(Part::Key, path, &blocks))
+    Err(absent(Part::Key, path, blocks))
 }
 
 /// The bytes of a PKCS#8 key, for signing certificates with.
@@ -213,11 +225,15 @@ pub(crate) fn absent(part: Part, path: &Path, blocks: &[Block]) -> Error {
 }
 
 pub(crate) fn read_blocks(part: Part, path: &Path) -> Result<Vec<Block>, Error> {
-    let bytes = read_file(part, path)?;
-    if pem::looks_like_der(&bytes) {
+    blocks_of(part, path, &read_file(part, path)?)
+}
+
+/// The blocks of PEM that somebody has read, from the place that `path` names in errors.
+pub(crate) fn blocks_of(part: Part, path: &Path, bytes: &[u8]) -> Result<Vec<Block>, Error> {
+    if pem::looks_like_der(bytes) {
         return Err(Error::Der { part, path: path.into() });
     }
-    pem::blocks(&bytes).map_err(|malformed| Error::BadPem {
+    pem::blocks(bytes).map_err(|malformed| Error::BadPem {
         part,
         path: path.into(),
         line: malformed.line,

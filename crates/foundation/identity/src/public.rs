@@ -15,7 +15,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, SupportedCipherSuite, SupportedProtocolVersion};
 
 use crate::error::{Error, Part};
-use crate::material::{anchors, read_certificates, read_key};
+use crate::material::{anchors, blocks_of, certificates_in, key_in, read_certificates, read_key};
 
 /// The provider all our configs are built with; no process-wide default is needed. It prefers the hybrid
 /// post-quantum key exchange ([X25519MLKEM768]): recorded traffic stays secret. And it prefers AES-128 with SHA-256:
@@ -107,6 +107,44 @@ pub fn ordinary_client_config(
         }
     };
     Ok((config, digest))
+}
+
+/// PEM that has been read, and the place it came from, for errors.
+pub type PemOf<'a> = (&'a Path, &'a [u8]);
+
+/// TLS to servers that chain to these authorities (or to the public ones), presenting this certificate with its key when a
+/// server asks for one. HTTP/1.1 by ALPN.
+///
+/// # Errors
+/// When something is no PEM, or certificate and key do not belong together.
+pub fn client_config_of_pem(
+    ca: Option<PemOf<'_>>,
+    own: Option<(PemOf<'_>, PemOf<'_>)>,
+) -> Result<Arc<ClientConfig>, Error> {
+    let certificates = |part, (path, bytes): PemOf<'_>| certificates_in(part, path, &blocks_of(part, path, bytes)?);
+    let roots = match ca {
+        None => RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        Some(ca) => {
+            let bundle = certificates(Part::CaBundle, ca)?;
+            RootCertStore::from_iter(anchors(&bundle, Part::CaBundle, ca.0)?.iter().cloned())
+        }
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(TlsVersion::Tls12))
+        .map_err(Error::Tls)?
+        .with_root_certificates(roots);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let signing = key_in(key.0, &blocks_of(Part::Key, key.0, key.1)?)?;
+            let pair = CertifiedKey::new(certificates(Part::Certificate, certificate)?, signing);
+            let mismatch = || Error::KeyMismatch { certificate: certificate.0.into(), key: key.0.into() };
+            pair.keys_match().map_err(|_| mismatch())?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// TLS to a server that must chain to one of these authorities.

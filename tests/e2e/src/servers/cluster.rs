@@ -4,7 +4,7 @@
 //! missing cluster fails the test; what a test makes goes with its guard, and when it failed, what became of its pods is shown.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,6 +54,84 @@ impl ApiServer {
     /// When it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         run_with(self.cluster.kubectl().args(arguments), "")
+    }
+
+    /// Makes objects, in YAML; what kubectl printed, its warnings, too. With further arguments such as `--dry-run=server`.
+    ///
+    /// # Errors
+    /// When the API server refuses them, and why.
+    pub fn create(&self, manifest: &str, arguments: &[&str]) -> Result<String> {
+        let mut kubectl = self.cluster.kubectl();
+        run_to_the_end(kubectl.args(["create", "--filename=-"]).args(arguments), manifest).map(|(out, err)| out + &err)
+    }
+
+    /// Makes or changes objects, in YAML; tries again while what they need is still being made.
+    ///
+    /// # Panics
+    /// When the API server refuses them.
+    #[track_caller]
+    pub fn apply(&self, manifest: &str) {
+        eventually_within(PATIENCE, "objects", || {
+            run_with(self.cluster.kubectl().args(["apply", "--filename=-"]), manifest)
+        });
+    }
+
+    /// The file for `KUBECONFIG`, whose user may do everything.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.cluster.kubeconfig()
+    }
+
+    /// Its URL.
+    ///
+    /// # Panics
+    /// When the kubeconfig names none.
+    pub fn server(&self) -> String {
+        self.view("server")
+    }
+
+    /// Writes what a process needs to ask it as a service account: `api-ca.pem` and `api-token`.
+    ///
+    /// # Panics
+    /// When there is no such account.
+    #[track_caller]
+    pub fn write_access(&self, folder: &Path, namespace: &str, account: &str) {
+        let encoded = folder.join("ca.b64");
+        fs::write(&encoded, self.view("certificate-authority-data")).expect("the folder can be written");
+        let ca = crate::run(crate::tool("base64").arg("--decode").arg(&encoded)).expect("it is base64");
+        fs::write(folder.join("api-ca.pem"), ca).expect("the folder can be written");
+        let token = eventually_within(PATIENCE, "a token", || {
+            self.kubectl(&["create", "token", account, "--namespace", namespace])
+        });
+        fs::write(folder.join("api-token"), token).expect("the folder can be written");
+    }
+
+    /// Ends the API server, as a crash would; etcd stays.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop_api(&self) {
+        self.cluster.stop_api().expect("the API server ends");
+    }
+
+    /// Starts it again, on the same port.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    pub fn start_api(&self) {
+        self.cluster.start_api().expect("the API server starts again");
+    }
+
+    /// Has etcd forget all versions but the newest.
+    ///
+    /// # Panics
+    /// When etcd refuses.
+    pub fn compact(&self) {
+        self.cluster.compact().expect("etcd is compacted");
+    }
+
+    fn view(&self, what: &str) -> String {
+        let path = format!("jsonpath={{.clusters[0].cluster.{what}}}");
+        self.kubectl(&["config", "view", "--raw", "--flatten", "--output", &path]).expect("the kubeconfig can be read")
     }
 
     /// Whether the API server would take these objects, in YAML; what they would become.
@@ -257,6 +335,11 @@ fn remove_leftovers(cluster: &Cluster) {
 }
 
 fn run_with(command: &mut Command, input: &str) -> Result<String> {
+    run_to_the_end(command, input).map(|(out, _)| out)
+}
+
+/// What it printed, and what of that on standard error.
+fn run_to_the_end(command: &mut Command, input: &str) -> Result<(String, String)> {
     use std::io::Write;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child =
@@ -268,5 +351,5 @@ fn run_with(command: &mut Command, input: &str) -> Result<String> {
     if !output.status.success() {
         bail!("{command:?} failed ({}):\n{out}{err}", output.status);
     }
-    Ok(out.into_owned())
+    Ok((out.into_owned(), err.into_owned()))
 }

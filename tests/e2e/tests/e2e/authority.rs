@@ -77,26 +77,11 @@ struct Kubernetes {
 impl Kubernetes {
     fn start(folder: &Path) -> Self {
         let api = ApiServer::start(folder);
-        let view = |what: &str| {
-            let path = format!("jsonpath={{.clusters[0].cluster.{what}}}");
-            api.kubectl(&["config", "view", "--raw", "--flatten", "--output", &path]).unwrap()
-        };
-        let encoded = folder.join("ca.b64");
-        fs::write(&encoded, view("certificate-authority-data")).unwrap();
-        let ca = run(tool("base64").arg("--decode").arg(&encoded)).unwrap();
-        fs::write(folder.join("api-ca.pem"), ca).unwrap();
-        let server = view("server");
+        let server = api.server();
         let this = Self { api, folder: folder.to_path_buf(), server };
-        this.apply("objects", OBJECTS);
-        let token = this.api.kubectl(&["create", "token", "authority", "-n", "outrigger-system"]).unwrap();
-        fs::write(folder.join("api-token"), token).unwrap();
+        this.api.apply(OBJECTS);
+        this.api.write_access(folder, "outrigger-system", "authority");
         this
-    }
-
-    fn apply(&self, name: &str, manifest: &str) {
-        let file = self.folder.join(format!("{name}.yaml"));
-        fs::write(&file, manifest).unwrap();
-        eventually(name, || self.api.kubectl(&["apply", "--filename", file.to_str().unwrap()]));
     }
 
     fn pod(&self, name: &str, account: &str) {
@@ -105,7 +90,7 @@ impl Kubernetes {
              spec:\n  nodeName: n1\n  serviceAccountName: {account}\n  terminationGracePeriodSeconds: 0\n  \
              containers: [{{ name: app, image: none }}]\n"
         );
-        self.apply(name, &manifest);
+        self.api.apply(&manifest);
     }
 
     /// A token of a service account, bound to a pod unless that is empty.

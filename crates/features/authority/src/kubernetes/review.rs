@@ -5,12 +5,13 @@
 //!
 //! [TokenReview]: https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/
 
-use http::{Method, StatusCode};
 use outrigger_config::Secret;
+use outrigger_kubernetes::resources::{PODS, TOKEN_REVIEWS};
+use outrigger_kubernetes::{ApiError, Write};
 use outrigger_runtime::BoxFuture;
 use serde_json::{Value, json};
 
-use super::{Api, ApiError};
+use super::Api;
 use crate::caller::{Caller, Disbelief, TokenReview};
 use crate::request::shown;
 
@@ -32,14 +33,10 @@ impl KubernetesReview {
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
-            "spec": { "token": token.expose(), "audiences": [self.0.audience()] },
+            "spec": { "token": token.expose(), "audiences": [self.0.audience] },
         });
-        let (status, answer) =
-            self.0.call(Method::POST, "/apis/authentication.k8s.io/v1/tokenreviews", Some(&review)).await?;
-        if !status.is_success() {
-            return Err(Disbelief::Unavailable(format!("the API server answered {status} to a TokenReview")));
-        }
-        let caller = attested(&answer["status"], self.0.audience())?;
+        let answer = self.0.client.create(TOKEN_REVIEWS.all(), &review, Write::Real).await?;
+        let caller = attested(&answer["status"], &self.0.audience)?;
         self.check_pod(&caller).await?;
         Ok(caller)
     }
@@ -47,14 +44,11 @@ impl KubernetesReview {
     /// The API server looks at pods from a cache when it judges a token; this asks for the pod itself.
     async fn check_pod(&self, caller: &Caller) -> Result<(), Disbelief> {
         let Caller { namespace, pod, .. } = caller;
-        let (status, found) =
-            self.0.call(Method::GET, &format!("/api/v1/namespaces/{namespace}/pods/{pod}"), None).await?;
-        match status {
-            StatusCode::OK => same_pod(caller, &found),
-            StatusCode::NOT_FOUND => {
+        match self.0.client.find(PODS.named(namespace, pod)).await? {
+            Some(found) => same_pod(caller, &found),
+            None => {
                 Err(Disbelief::refused("pod_gone", format!("the pod `{pod}` of `{namespace}` is not there any more")))
             }
-            status => Err(Disbelief::Unavailable(format!("the API server answered {status} for a pod"))),
         }
     }
 }

@@ -6,13 +6,14 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{Method, StatusCode};
 use outrigger_config::SecretName;
+use outrigger_kubernetes::resources::SECRETS;
+use outrigger_kubernetes::{ApiError, Path, Write};
 use outrigger_runtime::BoxFuture;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Api, ApiError};
+use super::Api;
 use crate::store::{Store, StoreError, Stored};
 
 const DOCUMENT: &str = "roots.json";
@@ -30,35 +31,27 @@ impl SecretStore {
         Self { api, name }
     }
 
-    fn path(&self) -> String {
-        format!("/api/v1/namespaces/{}/secrets/{}", self.name.namespace, self.name.name)
+    fn path(&self) -> Path<'_> {
+        SECRETS.named(&self.name.namespace, &self.name.name)
     }
 
     async fn get(&self) -> Result<Option<Value>, StoreError> {
         let failed = |error: ApiError| StoreError { action: "read the Secret", problem: error.to_string() };
-        match self.api.call(Method::GET, &self.path(), None).await.map_err(failed)? {
-            (StatusCode::OK, secret) => Ok(Some(secret)),
-            (StatusCode::NOT_FOUND, _) => Ok(None),
-            (status, _) => Err(failed(ApiError(format!("the API server answered {status}")))),
-        }
+        self.api.client.find(self.path()).await.map_err(failed)
     }
 
     /// Writes a Secret over the version that it names. `false` when that is not there any more.
     async fn put(&self, secret: &Value, exists: bool) -> Result<bool, StoreError> {
-        let failed = |error: ApiError| StoreError { action: "write the Secret", problem: error.to_string() };
-        let (method, path) = match exists {
-            true => (Method::PUT, self.path()),
-            false => (Method::POST, format!("/api/v1/namespaces/{}/secrets", self.name.namespace)),
+        let written = match exists {
+            true => self.api.client.update(self.path(), secret, Write::Real).await,
+            false => self.api.client.create(self.path(), secret, Write::Real).await,
         };
-        match self.api.call(method, &path, Some(secret)).await.map_err(failed)? {
-            (status, _) if status.is_success() => Ok(true),
-            (StatusCode::CONFLICT, _) => Ok(false),
+        match written {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_conflict() => Ok(false),
             // Removed in between.
-            (StatusCode::NOT_FOUND, _) if exists => Ok(false),
-            (status, answer) => {
-                let said = answer["message"].as_str().unwrap_or("it says no more");
-                Err(failed(ApiError(format!("the API server answered {status}: {}", crate::request::shown(said)))))
-            }
+            Err(error) if error.is_not_found() && exists => Ok(false),
+            Err(error) => Err(StoreError { action: "write the Secret", problem: error.to_string() }),
         }
     }
 

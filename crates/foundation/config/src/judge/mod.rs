@@ -5,6 +5,7 @@
 //! is seen here (a stand-in for a mistake reported already) is not judged again.
 
 mod authority;
+mod controller;
 mod discovery;
 mod logs;
 mod proxy;
@@ -32,6 +33,7 @@ pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Prob
     logs::rules(config, &mut judge);
     secrets::rules(config, &mut judge);
     authority::rules(config, &mut judge);
+    controller::rules(config, &mut judge);
     discovery::rules(config, &mut judge);
     sockets::rules(config, &mut judge);
     tests::rules(config, &mut judge);

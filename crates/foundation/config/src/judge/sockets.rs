@@ -67,6 +67,9 @@ fn sockets(config: &Config) -> Vec<Socket<'_>> {
     if let Some(discovery) = &config.discovery {
         add("discovery.listen".into(), Address::Tcp(discovery.listen));
     }
+    if let Some(webhook) = config.controller.as_ref().and_then(|controller| controller.webhook.as_ref()) {
+        add("controller.webhook.listen".into(), Address::Tcp(webhook.listen));
+    }
     for (index, listener) in config.proxy.iter().flat_map(|proxy| &proxy.listeners).enumerate() {
         add(ConfigPath::from("proxy.listeners").index(index).key("address"), Address::Tcp(listener.address));
     }

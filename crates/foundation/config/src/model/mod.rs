@@ -5,6 +5,7 @@
 //! Schema's) and every bound has a default that suits a small pod.
 
 mod authority;
+mod controller;
 mod discovery;
 mod identity;
 mod logs;
@@ -16,6 +17,7 @@ mod test;
 mod tracing;
 
 pub use authority::*;
+pub use controller::*;
 pub use discovery::*;
 pub use identity::*;
 pub use logs::*;
@@ -30,7 +32,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Outrigger's configuration. An absent pillar (`identity`, `proxy`, `logs`, `secrets`, `metrics`, `authority`,
-/// `discovery`) is off and costs nothing.
+/// `discovery`, `controller`) is off and costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
@@ -61,6 +63,9 @@ pub struct Config {
     /// Tells proxies of services' endpoints: what a controller runs, not a sidecar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discovery: Option<Discovery>,
+    /// A cluster's controller: the webhook that injects pods, and what repairs those that it missed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controller: Option<Controller>,
     /// What the routes are expected to do, for `outrigger test`; a process that runs does not look at it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<RouteTest>,

@@ -10,6 +10,11 @@ use super::{InvalidScalar, string_scalar};
 pub struct Name(String);
 
 impl Name {
+    /// A default of ours.
+    pub(crate) fn literal(text: &'static str) -> Self {
+        Self(text.to_owned())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
