@@ -12,7 +12,7 @@ use crate::check::{self, Checked};
 use crate::diagnostic::{Diagnostics, Problem, Severity};
 use crate::judge;
 use crate::path::{Position, Positions};
-use crate::schema::model_schema;
+use crate::schema::checked_schema;
 use crate::source::Source;
 use crate::tree::{self, Environment, MAX_BYTES, Node, Span, Value};
 use crate::{Config, ConfigPath};
@@ -70,7 +70,7 @@ struct Outcome {
 /// Everything that can be said about a text; an error only for one that cannot be read on.
 fn evaluate(text: &str, env: Environment<'_>) -> Result<Outcome, Box<Problem>> {
     let tree::Parsed { mut root, mut problems, unread } = tree::parse(text, env)?;
-    let schema = model_schema();
+    let schema = checked_schema();
     let mut checked = check::check(&schema, &mut root, text, unread);
     problems.append(&mut checked.problems);
     let config = match tree::from_node::<Config>(&root) {
