@@ -1,59 +1,80 @@
-"""Scenario: many more clients than the proxy's own core can serve, with `maxRequests` and without.
+"""Scenario: twice the load that the proxies' own core can bear: two sidecars with mTLS, and their peers.
 
-What is short here is the proxy's processor, not the application: two sidecars with mTLS share core 0 and are its
-only load. Refusing costs about half of serving, so a limit can only cost goodput; without one the requests wait in
-their connections' sockets.
+What is short here is the proxies' processor, not the application. Many connections, each a client that gives up after a
+second (`flood.rs`): first the most that they get answered, at whatever rate, then twice that rate. What a few connections
+get is told beside it: a request costs every proxy more when its connection has not been touched for a while.
 """
 
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import load, report
+from . import load, machine, report
 from .certificates import make_certificates, spiffe_id
-from .peers import outrigger as ours
-from .process import free_ports, wait_port
+from .peers import envoy, haproxy, nginx, outrigger as ours
+from .process import LOAD_CORE, free_ports, wait_port
 
+SOURCE = Path(__file__).with_name("flood.rs")
 FEW, MANY, LIMIT = 32, 2000, 64
+# Rates of the open loop that may be the peak, beside the closed loop's.
+RISING = (0.9, 1.2)
 
 
 def measure(peers, arguments) -> str:
-    """The peak with few clients, then many, interleaved round by round."""
-    limits = {"no limit": "", f"maxRequests: {LIMIT}": f"      limits: {{ maxRequests: {LIMIT} }}\n"}
-    taken = {kind: [] for kind in limits}
+    """The peak, then twice as much, interleaved round by round."""
+    program = machine.compiled(SOURCE)
+    kinds = {"outrigger": ours.chain, f"outrigger, maxRequests: {LIMIT}": limited}
+    kinds |= {name: module.chain for name, module in (("envoy", envoy), ("nginx", nginx), ("haproxy", haproxy))
+              if getattr(peers, name) is not None}
+    taken = {kind: [] for kind in kinds}
     for number in range(arguments.rounds):
-        for kind, more in limits.items():
+        for kind, chain in kinds.items():
             report.progress(f"round {number + 1}/{arguments.rounds}: {kind}")
-            taken[kind].append(once(peers, more, arguments.seconds))
+            taken[kind].append(once(peers, program, chain, max(arguments.seconds, 3)))
     rows = []
     for kind, rounds in taken.items():
-        peak, good, refused, p50, p99, busy, rss = (list(column) for column in zip(*rounds))
-        share = report.median(mine / most for mine, most in zip(good, peak))
-        rows.append([kind, f"{report.median(peak):.0f}", f"{report.median(good):.0f}", f"{100 * share:.0f} %",
-                     f"{report.median(refused):.0f}", f"{report.median(p50):.0f}", f"{report.median(p99):.0f}",
-                     f"{100 * report.median(busy):.0f} %", f"{max(rss):.1f}"])
-    head = ["limit", f"{FEW} clients, answers/s", f"{MANY} clients, good/s", "goodput", "refused/s", "p50 ms", "p99 ms",
-            "core busy", "RSS MiB"]
+        few, closed, peak, good, refused, p99, rss = (list(column) for column in zip(*rounds))
+        share = report.median(mine / max(most, 1) for mine, most in zip(good, peak))
+        rows.append([kind, f"{report.median(few):.0f}", f"{report.median(closed):.0f}", f"{report.median(peak):.0f}",
+                     f"{report.median(good):.0f}", f"{100 * share:.0f} %", f"{report.median(refused):.0f}",
+                     f"{report.median(p99):.0f}", f"{max(rss):.1f}"])
+    head = ["proxy", f"{FEW} clients, closed loop", f"{MANY}, closed loop", f"{MANY}, peak/s", "good/s at 2×", "goodput",
+            "refused/s", "p99 of the good, ms", "RSS MiB"]
     return report.table("Goodput when the proxy's core is what is short", head, rows, [
-        f"Two sidecars with mTLS between them on core 0; wrk, closed loop, and the application on core 1. Goodput is what "
-        f"{MANY} clients get answered beside what {FEW} do; the times and the memory, of both sidecars, are those of {MANY}."])
+        f"Two sidecars with mTLS between them on core 0; load (`flood.rs`) and application on core 1. The peak is the most that "
+        f"{MANY} clients get answered within a second, in a closed loop or at {', '.join(map(str, RISING))} times its rate in an "
+        "open one; then come twice as many. Goodput is the answers within a "
+        "second then, beside the peak. RSS is of both sidecars, at the end."])
 
 
-def once(peers, more: str, seconds: float) -> tuple[float, ...]:
+def limited(peers, folder, outer, inner, app):
+    """Our chain, whose first sidecar refuses all but a few."""
+    tls = f"      tls: {{ spiffeIds: ['{spiffe_id('server')}'] }}\n"
+    limits = f"      limits: {{ maxRequests: {LIMIT} }}\n"
+    client = ours.identity(folder, "client") + ours.section(
+        ours.listener(outer, "server", "outbound", limits), ours.cluster("server", inner, tls))
+    return [ours.start(peers, folder, "outrigger-client", client), ours.mtls(peers, folder, inner, app)]
+
+
+def once(peers, program: Path, chain, seconds: float) -> tuple[float, ...]:
     """One round, with processes of its own."""
     with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         make_certificates(folder)
         app, outer, inner = free_ports(3)
         stack.enter_context(load.upstream(peers.nginx, folder, app))
-        tls = f"      tls: {{ spiffeIds: ['{spiffe_id('server')}'] }}\n"
-        body = ours.identity(folder, "client") + ours.section(
-            ours.listener(outer, "server", "outbound", more), ours.cluster("server", inner, tls))
-        proxies = [stack.enter_context(ours.mtls(peers, folder, inner, app)),
-                   stack.enter_context(ours.start(peers, folder, "outrigger-client", body))]
-        wait_port(inner, proxies[0])
-        wait_port(outer, proxies[1])
-        few = load.measure(load.wrk(peers, FEW), outer, proxies, seconds)
-        many = load.measure(load.wrk(peers, MANY), outer, proxies, max(seconds, 4))
-        bad = many.rate * many.errors / max(many.requests, 1)
-        return few.rate, many.rate - bad, bad, many.p50_ms, many.p99_ms, many.busy, many.rss / 2**20
+        proxies = [stack.enter_context(process) for process in chain(peers, folder, outer, inner, app)]
+        wait_port(inner, proxies[1])
+        wait_port(outer, proxies[0])
+        few = flood(program, outer, 0, FEW, seconds)
+        closed = flood(program, outer, 0, MANY, seconds)[0]
+        peak = max(closed, *(flood(program, outer, factor * closed, MANY, seconds)[0] for factor in RISING))
+        good, refused, p99 = flood(program, outer, 2 * peak, MANY, seconds)
+        return few[0], closed, peak, good, refused, p99, sum(proxy.rss_bytes() for proxy in proxies) / 2**20
+
+
+def flood(program: Path, port: int, rate: float, connections: int, seconds: float) -> tuple[float, float, float]:
+    """Good answers and refusals a second, and the p99 of the good in milliseconds; at a rate of 0 in a closed loop."""
+    out = load.run(["taskset", "-c", LOAD_CORE, program, f"127.0.0.1:{port}", max(rate, 1) if rate else 0, connections, seconds])
+    _, good, refused, _, _, p99 = (float(word) for word in out.split())
+    return good / seconds, refused / seconds, p99 / 1e3

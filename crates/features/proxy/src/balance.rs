@@ -27,6 +27,9 @@ pub(crate) struct Endpoint {
     pub(crate) peer: Arc<Peer>,
     /// Requests under way.
     pub(crate) under_way: Cell<u32>,
+    /// The most that were under way at once since the last sweep, and lately.
+    most: Cell<u32>,
+    lately: Cell<u32>,
     /// The same over all of the cluster's endpoints.
     all_under_way: Rc<Cell<u32>>,
     /// Connections there are, idle or busy.
@@ -56,6 +59,8 @@ impl Endpoint {
             address: peer.address,
             peer,
             under_way: Cell::new(0),
+            most: Cell::new(0),
+            lately: Cell::new(0),
             all_under_way,
             open: Cell::new(0),
             idle: RefCell::default(),
@@ -73,7 +78,9 @@ impl Endpoint {
 
     /// A request begins.
     pub(crate) fn begin(&self) {
-        self.under_way.set(self.under_way.get() + 1);
+        let under_way = self.under_way.get() + 1;
+        self.under_way.set(under_way);
+        self.most.set(self.most.get().max(under_way));
         self.all_under_way.set(self.all_under_way.get() + 1);
     }
 
@@ -81,6 +88,18 @@ impl Endpoint {
     pub(crate) fn end(&self) {
         self.under_way.set(self.under_way.get() - 1);
         self.all_under_way.set(self.all_under_way.get() - 1);
+    }
+
+    /// How many connections requests needed at once lately. To close one that the next crowd wants again costs far more
+    /// than to keep it for a few seconds.
+    pub(crate) fn needed(&self) -> usize {
+        self.most.get().max(self.lately.get()) as usize
+    }
+
+    /// Forgets a quarter of that. Called once a second.
+    pub(crate) fn forget_need(&self) {
+        let lately = self.lately.get();
+        self.lately.set((lately - lately.div_ceil(4)).max(self.most.replace(self.under_way.get())));
     }
 
     /// A connection is there.

@@ -624,6 +624,7 @@ impl<'a> Running<'a> {
             least_tls: config.tls.as_ref().map(|tls| tls.min_version).unwrap_or_default(),
             permissive: config.tls.as_ref().is_some_and(|tls| tls.mode == ListenerTlsMode::Permissive),
             limits: config.limits.clone(),
+            sheds: config.limits.shed_overload && config.direction == Direction::Inbound,
             buffer_share,
             is_told: access_log.is_some() || self.tracing.is_some(),
             access_log,

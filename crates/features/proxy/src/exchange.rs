@@ -37,6 +37,7 @@ mod protect;
 mod refuse;
 mod retry;
 mod session;
+mod shed;
 mod trace;
 
 pub(crate) use note::is_grpc;
@@ -100,6 +101,8 @@ pub(crate) struct Exchange {
     tries: Option<Box<Tries>>,
     /// Whom its client belongs to, where the route keeps to that.
     session: Option<Box<Sticky>>,
+    /// It is counted among those that wait for the application.
+    awaits: bool,
     /// Its place under `maxRequests`.
     place: Option<limits::Place>,
     /// Some bytes of the response's head have gone to the client.
@@ -179,6 +182,7 @@ impl Exchange {
             retried: false,
             tries: None,
             session: None,
+            awaits: false,
             place: None,
             answered: false,
             noted: false,
@@ -254,6 +258,9 @@ impl Exchange {
                 Box::pin(self.ask_service(global, &pool, request)).await?;
             }
             self.enter(resilience, &pool, request)?;
+        }
+        if self.snapshot.sheds {
+            self.join_crowd(&pool, request)?;
         }
 
         // A request that has a body of its own is not followed by another protocol.

@@ -69,6 +69,7 @@ pub(crate) struct Families {
     concurrency_limit: GaugeFamily,
     concurrency: GaugeFamily,
     shed: CounterFamily,
+    shed_limit: GaugeFamily,
 }
 
 impl Families {
@@ -322,6 +323,11 @@ impl Families {
                 "outrigger_concurrency_shed_total",
                 "Requests refused because too many waited for the cluster's answer.",
                 &["cluster", "priority"],
+            ),
+            shed_limit: registry.gauge(
+                "outrigger_overload_limit_requests",
+                "How many requests may wait for a cluster's answer while clients give up (`limits.shedOverload`), over all workers; 0 while nothing is limited.",
+                &["cluster"],
             ),
         }
     }
@@ -593,6 +599,11 @@ impl ClusterMetrics {
         let of = |priority| self.families.shed.with(&[&self.name, priority]);
         let counters = self.shed.get_or_init(|| Box::new(["critical", "standard", "sheddable"].map(of)));
         counters[criticality as usize].inc();
+    }
+
+    /// Tells how much the limit on those that wait is more, or less, than at the last time.
+    pub(crate) fn shed_limit(&self, more: f64) {
+        self.families.shed_limit.with(&[&self.name]).add(more);
     }
 
     /// Handles of retries, made when they are first needed.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_identity::{Identities, Snapshot};
 use outrigger_traffic::outlier::grpc_as_http;
-use outrigger_traffic::retry_after;
+use outrigger_traffic::{Shedding, retry_after};
 use outrigger_wire::head::{FieldId, Head};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
@@ -51,6 +51,10 @@ pub(crate) struct Pool {
     local: RefCell<Local>,
     /// Connections there are, idle or busy.
     open: Cell<u32>,
+    /// Whether clients give up waiting for its answers, and what is done about it.
+    pub(crate) shedding: RefCell<Shedding>,
+    /// The limit as the metric knows it.
+    pub(crate) told_limit: Cell<u32>,
     /// Drives HTTP/2 connections; dropping the pool ends them.
     pub(crate) drivers: RefCell<JoinSet<()>>,
 }
@@ -123,6 +127,8 @@ impl Pool {
             identity: RefCell::new(Identity::new(identities)),
             local: RefCell::new(Local::new(seed)),
             open: Cell::new(0),
+            shedding: RefCell::new(Shedding::new(Instant::now())),
+            told_limit: Cell::new(0),
             drivers: RefCell::default(),
         })
     }
@@ -194,10 +200,15 @@ impl Pool {
         for endpoint in self.local.borrow().used() {
             endpoint.shared.sweep(now, generation, &self.cluster.config.pool);
             let mut gone = 0;
+            endpoint.forget_need();
+            let mut too_many = endpoint.idle.borrow().len().saturating_sub(self.most_idle(endpoint));
+            // The first ones have rested longest.
             endpoint.idle.borrow_mut().retain(|idle| {
                 let keep = idle.connection.is_good(false)
                     && now.saturating_duration_since(idle.since) < timeout
-                    && Some(idle.connection.generation) == generation;
+                    && Some(idle.connection.generation) == generation
+                    && too_many == 0;
+                too_many = too_many.saturating_sub(1);
                 gone += u32::from(!keep);
                 keep
             });
@@ -206,6 +217,15 @@ impl Pool {
         }
         self.closed(closed);
         while self.drivers.borrow_mut().try_join_next().is_some() {}
+        self.tell_limit(self.shedding.borrow().limit());
+    }
+
+    /// How many connections to an endpoint may rest now.
+    fn most_idle(&self, endpoint: &Endpoint) -> usize {
+        match self.cluster.config.pool.max_idle as usize {
+            0 => 0,
+            most => most.max(endpoint.needed()),
+        }
     }
 
     /// Whether a request or a connection uses it.
@@ -466,6 +486,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.closed(self.open.get());
+        self.tell_limit(None);
         self.cluster.pools.fetch_sub(1, Relaxed);
     }
 }
@@ -648,7 +669,7 @@ impl Lease {
         connection.rest();
         let endpoint = Rc::clone(&self.ticket.endpoint);
         let mut idle = endpoint.idle.borrow_mut();
-        if idle.len() < pool.cluster.config.pool.max_idle as usize {
+        if idle.len() < pool.most_idle(&endpoint) {
             idle.push(Idle { connection: self.connection, since: now });
             self.ticket.open = false;
         }

@@ -63,7 +63,7 @@ impl Resilience {
         let idle = timeouts.and_then(|timeouts| some(timeouts.idle));
         let deadlines = timeouts.is_some_and(|timeouts| timeouts.deadlines == Deadlines::Honour);
         let retry = config.and_then(|config| config.retry.as_ref()).map(RetryPolicy::of);
-        let priority = config.and_then(|config| config.priority.clone()).unwrap_or_default();
+        let priority = config.and_then(|config| config.priority.clone());
         let hedge = config.and_then(|config| config.hedge.as_ref());
         let hedge = hedge.map(Hedge::of);
         let any = backend_request.is_some()
@@ -74,7 +74,9 @@ impl Resilience {
             || mirror.is_some()
             || !rate_limits.is_empty()
             || global.is_some()
-            || limited;
+            || limited
+            || priority.is_some();
+        let priority = priority.unwrap_or_default();
         let criticality = match priority.level {
             PriorityLevel::Critical => Criticality::Critical,
             PriorityLevel::Standard => Criticality::Standard,

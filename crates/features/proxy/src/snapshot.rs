@@ -69,6 +69,8 @@ pub(crate) struct ListenerSnapshot {
     /// Plain text is taken beside TLS.
     pub(crate) permissive: bool,
     pub(crate) limits: ListenerLimits,
+    /// Requests may be refused when clients give up waiting.
+    pub(crate) sheds: bool,
     /// Bytes that connections of one worker may hold, over all listeners.
     pub(crate) buffer_share: usize,
     pub(crate) access_log: Option<Arc<AccessLog>>,

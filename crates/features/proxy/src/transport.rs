@@ -3,7 +3,7 @@
 //! Promise: reading and writing go on side by side in one task without a lock; a plain
 //! stream costs no allocation. Only one task may wait for each direction.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::socket::OwnCall;
 
 /// What the bytes go over.
@@ -28,23 +28,47 @@ enum Kind {
 pub(crate) struct Transport(
     RefCell<Kind>,
     #[expect(dead_code, reason = "held for what its drop does")] Option<Box<OwnCall>>,
+    Stuck,
 );
+
+/// What TLS may hold that its peer does not take: rustls encrypts no more than that ahead.
+const MOST_STUCK: usize = 64 * 1024;
+
+/// Whether TLS holds bytes that its peer does not take, counted as memory while it does.
+#[derive(Default)]
+struct Stuck(Cell<bool>);
+
+impl Stuck {
+    fn is(&self, stuck: bool) {
+        match (self.0.replace(stuck), stuck) {
+            (false, true) => buffer::hold(MOST_STUCK),
+            (true, false) => buffer::give_back(MOST_STUCK),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.is(false);
+    }
+}
 
 impl From<TcpStream> for Transport {
     fn from(stream: TcpStream) -> Self {
-        Self(RefCell::new(Kind::Plain(stream)), None)
+        Self(RefCell::new(Kind::Plain(stream)), None, Stuck::default())
     }
 }
 
 impl From<server::TlsStream<Replay>> for Transport {
     fn from(stream: server::TlsStream<Replay>) -> Self {
-        Self(RefCell::new(Kind::Accepted(Box::new(stream))), None)
+        Self(RefCell::new(Kind::Accepted(Box::new(stream))), None, Stuck::default())
     }
 }
 
 impl From<client::TlsStream<TcpStream>> for Transport {
     fn from(stream: client::TlsStream<TcpStream>) -> Self {
-        Self(RefCell::new(Kind::Connected(Box::new(stream))), None)
+        Self(RefCell::new(Kind::Connected(Box::new(stream))), None, Stuck::default())
     }
 }
 
@@ -71,7 +95,7 @@ macro_rules! with_stream {
 impl Transport {
     /// Keeps it known as ours as long as it is open.
     pub(crate) fn known_as(self, call: Option<Box<OwnCall>>) -> Self {
-        Self(self.0, call)
+        Self(self.0, call, self.2)
     }
 
     /// Reads behind what waits in `buffer`; 0 is the end. Holds no memory while nothing comes.
@@ -108,12 +132,25 @@ impl Transport {
 
     /// Writes some of the pieces.
     pub(crate) fn poll_write_pieces(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        with_stream!(self, stream => stream.poll_write_vectored(cx, pieces))
+        let outcome = with_stream!(self, stream => stream.poll_write_vectored(cx, pieces));
+        self.count_stuck();
+        outcome
+    }
+
+    /// Counts what TLS holds, after each write.
+    fn count_stuck(&self) {
+        match &*self.0.borrow() {
+            Kind::Plain(_) => {}
+            Kind::Accepted(stream) => self.2.is(stream.get_ref().1.wants_write()),
+            Kind::Connected(stream) => self.2.is(stream.get_ref().1.wants_write()),
+        }
     }
 
     /// Writes some of `bytes`.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        with_stream!(self, stream => stream.poll_write(cx, bytes))
+        let outcome = with_stream!(self, stream => stream.poll_write(cx, bytes));
+        self.count_stuck();
+        outcome
     }
 
     /// Writes some of `first`, then of `second`.
@@ -126,7 +163,9 @@ impl Transport {
 
     /// Sends what TLS still holds.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self, stream => stream.poll_flush(cx))
+        let outcome = with_stream!(self, stream => stream.poll_flush(cx));
+        self.count_stuck();
+        outcome
     }
 
     /// Ends our direction.
@@ -178,7 +217,7 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        with_stream!(self, stream => stream.poll_write_vectored(cx, bufs))
+        self.poll_write_pieces(cx, bufs)
     }
 }
 

@@ -83,6 +83,8 @@ pub(crate) struct Watched {
     waker: RefCell<Option<Waker>>,
     /// Requests that were handled.
     pub(crate) handled: Cell<u64>,
+    /// Requests in a row that were refused for want of room.
+    pub(crate) refused: Cell<u32>,
     /// It is drained, but is given a moment for its last request.
     pub(crate) draining_soon: Cell<bool>,
     /// Whose it is, for operators; streams of HTTP/2 are not told apart.
@@ -352,6 +354,7 @@ impl Clock {
             timed_out: Cell::new(false),
             waker: RefCell::default(),
             handled: Cell::new(0),
+            refused: Cell::new(0),
             draining_soon: Cell::new(false),
             about: OnceCell::new(),
         });

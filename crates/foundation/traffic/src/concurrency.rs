@@ -136,7 +136,7 @@ pub enum Criticality {
 
 impl Criticality {
     /// So many may be under way when one of this kind comes.
-    fn share(self, limit: u32) -> u32 {
+    pub(crate) fn share(self, limit: u32) -> u32 {
         match self {
             Self::Critical => limit,
             Self::Standard => (limit * 9).div_ceil(10),

@@ -23,6 +23,7 @@ mod rate_limit;
 mod retry;
 pub mod route;
 pub mod session;
+mod shedding;
 pub mod tap;
 mod window;
 
@@ -35,3 +36,4 @@ pub use latency::LatencyQuantile;
 pub use masking::{BodyKind, mask_body};
 pub use rate_limit::{Decision, Rate, RateLimit};
 pub use retry::{Asked, Failure, Question, RetryPolicy, Verdict, Withheld, grpc_pushback, retry_after};
+pub use shedding::{Shedding, Turn};

@@ -108,6 +108,7 @@ impl Exchange {
         report: &Report,
     ) -> Result<(After, bool), Reason> {
         let Begun { mut source, mut sink, mut sending, mut body, reusable } = begun;
+        self.leave_crowd();
         if response.status() == 101 {
             return Err(Reason::Protocol("it switched protocols unasked"));
         }
@@ -284,6 +285,7 @@ impl Exchange {
         incoming: &mut Incoming<'_>,
         response: &mut Head,
     ) -> Result<After, Reason> {
+        self.leave_crowd();
         self.answered = true;
         let mut down = incoming.responder.tunnel(response).map_err(|_| Reason::ClientGone)?;
         self.code = response.status();

@@ -28,6 +28,9 @@ impl Exchange {
             (Some(Reason::ClientGone), Order::Cut(_)) => Some(Reason::ClientSlow),
             (reason, _) => reason,
         };
+        if self.awaits {
+            self.end_in_crowd(now);
+        }
         let local = &self.downstream.local;
         local.metrics.in_flight.dec();
         self.place = None;

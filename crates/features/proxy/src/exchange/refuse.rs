@@ -40,6 +40,7 @@ impl Exchange {
         let text = format!("{reason}\n");
         own_response(response, status, &text);
         if reason.is_overload() {
+            self.watched.refused.set(self.watched.refused.get().saturating_add(1));
             response.push("X-Envoy-Overloaded", b"true");
         }
         if reason == Reason::UnsupportedCoding {

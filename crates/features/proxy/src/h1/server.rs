@@ -31,6 +31,10 @@ use crate::{h2, headers};
 const MOST_LINGERED: usize = 1024 * 1024;
 /// A drained connection is given so long for its last request.
 const LAST_REQUEST: Duration = Duration::from_millis(250);
+/// After a refusal for want of room a client's next request is not looked at for so long, each time twice as long up to
+/// the longest: one that asks again at once would else have the time of those who could be served.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(256);
 /// Heads a worker keeps for the next request.
 const MOST_HEADS: usize = 32;
 
@@ -72,6 +76,11 @@ pub(crate) struct Connection {
     pub(crate) seen: usize,
 }
 
+/// The pause after so many refusals in a row and another one.
+fn pause(refused: u32) -> Duration {
+    SHORTEST_PAUSE.saturating_mul(1 << refused.min(16)).min(LONGEST_PAUSE)
+}
+
 /// What came of waiting for a head.
 enum Next {
     /// It is there; its body is framed so.
@@ -97,6 +106,7 @@ impl Connection {
             let mut heads = None;
             let next = poll_fn(|cx| self.poll_next(cx, &mut output, &mut heads)).await;
             let (next, Some(mut heads)) = (next, heads) else { break };
+            let refused = self.watched.refused.get();
             let after = match next {
                 Next::End => break,
                 Next::Http2 => {
@@ -113,7 +123,13 @@ impl Connection {
             };
             Heads::take_back(heads);
             match after {
-                After::Go => {}
+                After::Go if self.watched.refused.get() > refused => {
+                    self.input.rest();
+                    output.rest();
+                    // On the heap, so that other connections do not hold room for it.
+                    Box::pin(tokio::time::sleep(pause(refused))).await;
+                }
+                After::Go => self.watched.refused.set(0),
                 After::Close => {
                     let _ = poll_fn(|cx| self.io.poll_shutdown(cx)).await;
                     break;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use crate::OK;
-use crate::harness::{self, App, Client, Proxy};
+use crate::harness::{self, App, Client, Proxy, Shop};
 use crate::http2::{END_HEADERS, END_STREAM, Frames, HEADERS, WINDOW_UPDATE};
 
 const ASK: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -187,6 +187,20 @@ async fn when_memory_is_full_those_who_hold_it_are_cut_and_the_others_served() {
     drop((halves, readers));
     proxy.metrics_have(r#"outrigger_proxy_buffer_bytes{state="lent"} 0"#).await;
     proxy.stop().await;
+}
+
+#[tokio::test]
+async fn what_tls_holds_for_a_peer_that_does_not_read_is_counted() {
+    let app = App::answering(&format!("HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n{}", "x".repeat(20_000_000)));
+    let shop = Shop::start(&app, "spiffe://shop.example/ns/shop/sa/backend").await;
+    let mut client = Client::connect(shop.outbound());
+    client.send(ASK);
+    // The block that the application's answer is read into, and what is encrypted and not taken.
+    let lent = || shop.backend.metric(r#"outrigger_proxy_buffer_bytes{state="lent"}"#);
+    harness::until("it is counted", || lent() > 65536.0).await;
+    drop(client);
+    harness::until("it is given back", || lent() == 0.0).await;
+    shop.stop().await;
 }
 
 #[tokio::test]

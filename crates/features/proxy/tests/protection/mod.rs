@@ -1,6 +1,8 @@
 //! What keeps requests from an endpoint: rates, deadlines that have passed, overload.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::OK;
@@ -210,6 +212,92 @@ async fn the_limit_grows_while_answers_come_in_time_and_is_told() {
     proxy.stop().await;
 }
 
+/// An application that works on one request at a time, for so long, and does not hear of clients that have gone.
+fn busy_app(work: Duration) -> App {
+    let turn = std::sync::Mutex::new(());
+    App::new(move |request| {
+        let _turn = turn.lock().unwrap();
+        std::thread::sleep(work);
+        (!request.contains("x-never")).then(|| OK.to_owned())
+    })
+}
+
+/// Clients that ask again and again until told to stop, and go away when an answer takes too long.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicU32>,
+    refused: Arc<AtomicU32>,
+    clients: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Crowd {
+    fn begin(port: u16, count: usize, patience: Duration) -> Self {
+        let (stop, asked, refused) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+        let client = |_| {
+            let (stop, asked, refused) = (Arc::clone(&stop), Arc::clone(&asked), Arc::clone(&refused));
+            std::thread::spawn(move || {
+                while !stop.load(Relaxed) {
+                    let mut client = Client::connect(port);
+                    client.socket().set_read_timeout(Some(patience)).unwrap();
+                    if status(&client.ask(&get(""))) == "503" {
+                        refused.fetch_add(1, Relaxed);
+                        std::thread::sleep(patience / 4);
+                    }
+                    asked.fetch_add(1, Relaxed);
+                }
+            })
+        };
+        let clients = (0..count).map(client).collect();
+        Self { stop, asked, refused, clients }
+    }
+
+    /// How many of them were refused by the end.
+    async fn end(self) -> u32 {
+        self.stop.store(true, Relaxed);
+        let all = move || self.clients.into_iter().for_each(|client| client.join().unwrap());
+        tokio::task::spawn_blocking(all).await.unwrap();
+        self.refused.load(Relaxed)
+    }
+}
+
+#[tokio::test]
+async fn when_clients_give_up_waiting_the_rest_is_refused_without_being_told_to() {
+    let app = busy_app(Duration::from_millis(10));
+    let proxy = Proxy::start_on(&config("", "priority: { level: Critical }", &app, "# plain"), 1).await;
+    let limit = || proxy.metric("outrigger_overload_limit_requests{cluster=\"app\"}");
+    // What answers take without a crowd.
+    let (port, begin) = (proxy.port, std::time::Instant::now());
+    let mut calm = 0;
+    while calm < 30 || begin.elapsed() < Duration::from_millis(500) {
+        assert_eq!(status(&ask(port, "").await), "200");
+        calm += 1;
+    }
+    let crowd = Crowd::begin(port, 60, Duration::from_millis(200));
+    harness::until("a limit is in force", || limit() > 0.0).await;
+    let shed = "outrigger_concurrency_shed_total{cluster=\"app\",priority=\"critical\"}";
+    harness::until("requests are refused", || proxy.metric(shed) > 0.0).await;
+    harness::until("clients hear of it", || crowd.refused.load(Relaxed) > 0).await;
+    crowd.end().await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_refused_where_that_is_turned_off_or_while_clients_wait() {
+    let app = busy_app(Duration::from_millis(5));
+    for (listener, patience) in [("limits: { shedOverload: false }", 100), ("", 20_000)] {
+        let proxy = Proxy::start_on(&config(listener, "timeouts: {}", &app, "# plain"), 1).await;
+        let port = proxy.port;
+        for _ in 0..30 {
+            assert_eq!(status(&ask(port, "").await), "200");
+        }
+        let crowd = Crowd::begin(port, 60, Duration::from_millis(patience));
+        harness::until("many have asked", || crowd.asked.load(Relaxed) > 400).await;
+        assert_eq!(crowd.end().await, 0, "{listener}");
+        proxy.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_mirror_gets_copies_and_nobody_waits_for_it() {
     // The mirror never answers, and so it is never waited for.
@@ -258,5 +346,56 @@ async fn a_mirror_that_hangs_holds_a_bounded_number_of_copies() {
     let mut client = Client::connect(proxy.port);
     (0..80).for_each(|_| assert_eq!(status(&client.ask(&get(""))), "200"));
     proxy.metrics_have("outrigger_mirrored_requests_total{cluster=\"mirror\",result=\"busy\"} 16").await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_a_crowd_needs_are_not_made_again_for_the_next() {
+    // Eight at once, or none of them is answered.
+    let together = std::sync::Barrier::new(8);
+    let app = App::new(move |_| {
+        together.wait();
+        Some(OK.to_owned())
+    });
+    let proxy = Proxy::start_on(&config("", "timeouts: {}", &app, "pool: { maxIdle: 1 }"), 1).await;
+    let port = proxy.port;
+    for _ in 0..10 {
+        let mut crowd = tokio::task::JoinSet::new();
+        (0..8).for_each(|_| drop(crowd.spawn(async move { status(&ask(port, "").await).to_owned() })));
+        assert!(crowd.join_all().await.iter().all(|status| status == "200"));
+    }
+    // Without that seven of eight are closed each time, and made again.
+    let made = || proxy.metric("outrigger_upstream_connections_total{cluster=\"app\",result=\"ok\"}");
+    assert!(made() < 40.0, "{}", made());
+    let open = || proxy.metric("outrigger_upstream_connections_active{cluster=\"app\"}");
+    harness::until("they are let go", || open() <= 1.0).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_refused_and_asks_again_at_once_is_listened_to_less_and_less() {
+    let app = App::new(|request| request.contains("x-now").then(|| OK.to_owned()));
+    let proxy =
+        Proxy::start_on(&config("limits: { maxRequests: 1 }", "timeouts: { request: 0s }", &app, "# plain"), 1).await;
+    let mut held = Client::connect(proxy.port);
+    held.send(&get(""));
+    harness::until("it is under way", || app.seen().len() == 1).await;
+    let port = proxy.port;
+    let asked = move || {
+        let mut client = Client::connect(port);
+        let begin = std::time::Instant::now();
+        let mut refused = 0;
+        while begin.elapsed() < Duration::from_secs(1) {
+            assert_eq!(status(&client.ask(&get("x-now: 1\r\n"))), "503");
+            refused += 1;
+        }
+        (client, refused, begin.elapsed())
+    };
+    let (mut client, refused, took) = tokio::task::spawn_blocking(asked).await.unwrap();
+    // 2, 4, 8 … 256 ms, and then 256 each time.
+    assert!(f64::from(refused) <= 10.0 + took.as_secs_f64() / 0.256, "{refused} in {took:?}");
+    drop(held);
+    let again = move || (0..100).any(|_| status(&client.ask(&get("x-now: 1\r\n"))) == "200");
+    assert!(tokio::task::spawn_blocking(again).await.unwrap(), "there is room again, and it is listened to");
     proxy.stop().await;
 }

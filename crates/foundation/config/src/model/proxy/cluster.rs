@@ -185,7 +185,8 @@ pub struct Pool {
     /// connections go, and when our certificate is renewed. With `protocol: http2` one shared connection, if not 0.
     #[schemars(range(min = 0, max = 100))]
     pub min_idle: u32,
-    /// Idle connections kept per worker and endpoint.
+    /// Idle connections kept per worker and endpoint. When more requests were under way at once in the last seconds, as
+    /// many are kept as they needed. 0 keeps none.
     #[schemars(range(min = 0, max = 10_000))]
     pub max_idle: u32,
     /// An idle connection is closed after so long.

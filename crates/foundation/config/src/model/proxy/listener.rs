@@ -309,6 +309,10 @@ pub struct ListenerLimits {
     /// Set it to what the application can work on within the time that clients wait. 0 means no limit of its own.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_requests: u32,
+    /// On inbound listeners: while clients give up waiting for the application, and answers take several times as long as
+    /// without a crowd, what goes beyond what the application works on at once gets 503 at once, what matters least first
+    /// (`priority` of routes). While clients wait for their answers nobody is refused.
+    pub shed_overload: bool,
     /// Requests under way at once on one HTTP/2 connection; more wait at the client.
     #[schemars(range(min = 1, max = 10_000))]
     pub max_streams: u32,
@@ -336,6 +340,7 @@ impl Default for ListenerLimits {
             max_headers: 100,
             max_body_bytes: ByteSize::kib(0),
             max_requests: 0,
+            shed_overload: true,
             max_streams: 100,
             max_control_frames: 400,
             header_timeout: Duration::from_secs(10),
