@@ -63,7 +63,8 @@ def examples() -> tuple[Path, Path]:
 
 def measure(peers, arguments) -> str:
     """Rounds of one change for all, then a restart of the server."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (65536, 65536))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     server_program, fleet_program = examples()
     with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name:
         return inside(peers, arguments, Path(name), server_program, fleet_program)

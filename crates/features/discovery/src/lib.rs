@@ -8,6 +8,7 @@
 mod catalogue;
 mod component;
 mod feed;
+pub mod kubernetes;
 mod metrics;
 mod service;
 mod stream;

@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let text = format!(
         "identity:\n  trustDomain: bench.test\n  development: {{ directory: \"{folder}\", namespace: n, serviceAccount: sidecar }}\n\
          proxy:\n  discovery: {{ servers: [\"{server}\"], connectTimeout: 20s, tls: {{ spiffeIds: [\"spiffe://bench.test/ns/n/sa/controller\"] }} }}\n  \
-         listeners: [{{ name: out, direction: outbound, address: \"127.0.0.1:1\" }}]\n"
+         listeners: [{{ name: out, direction: outbound, address: \"127.0.0.1:1\", redirected: true, protocol: auto }}]\n"
     );
     let config = outrigger_config::parse("fleet.yaml", &text, &|_| None).map_err(|error| error.to_string())?.config;
     let section = config.proxy.as_ref().and_then(|proxy| proxy.discovery.clone()).ok_or("no discovery")?;

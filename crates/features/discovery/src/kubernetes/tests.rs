@@ -1,0 +1,177 @@
+//! The same objects make the same services.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{Index, KeptPod, KeptService, KeptSlice, ObjectName};
+use crate::feed::{Change, Service};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Of {
+    Service,
+    Slice,
+    Pod,
+}
+
+fn name(name: &str) -> ObjectName {
+    ("shop".to_owned(), name.to_owned())
+}
+
+fn take(index: &mut Index, of: Of, at: &ObjectName, object: Option<&Value>) {
+    match of {
+        Of::Service => index.service(at, object.and_then(KeptService::of).map(Arc::new)),
+        Of::Slice => index.slice(at, object.and_then(KeptSlice::of).map(Arc::new)),
+        Of::Pod => index.pod(at, object.and_then(KeptPod::of).map(Arc::new)),
+    }
+}
+
+fn follow(services: &mut BTreeMap<String, Service>, index: &mut Index) {
+    for change in index.changes() {
+        match change {
+            Change::Set(service) => drop(services.insert(service.name.clone(), service)),
+            Change::Removed(name) => assert!(services.remove(&name).is_some(), "{name} was not there"),
+            Change::Complete => unreachable!("an index tells no such thing"),
+        }
+    }
+}
+
+/// The services that objects make.
+fn made(objects: &[(Of, &str, Value)]) -> BTreeMap<String, Service> {
+    let (mut index, mut services) = (Index::new("cluster.local", "d.test"), BTreeMap::new());
+    for (of, at, object) in objects {
+        take(&mut index, *of, &name(at), Some(object));
+    }
+    follow(&mut services, &mut index);
+    services
+}
+
+fn slice(service: &str, ports: Value, endpoints: Value) -> Value {
+    json!({ "metadata": { "labels": { "kubernetes.io/service-name": service } }, "addressType": "IPv4",
+            "ports": ports, "endpoints": endpoints })
+}
+
+#[test]
+fn a_service_has_the_endpoints_of_its_slices_by_port() {
+    let service = json!({ "spec": { "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": [
+        { "name": "http", "port": 80, "targetPort": 8080 }, { "name": "grpc-api", "port": 81 }, { "name": "dns", "port": 53, "protocol": "UDP" } ] } });
+    let ports = json!([{ "name": "http", "port": 8080, "protocol": "TCP" }, { "name": "grpc-api", "port": 9090 }]);
+    let endpoints = json!([
+        { "addresses": ["10.0.0.1"], "conditions": { "ready": true }, "zone": "a", "targetRef": { "kind": "Pod", "name": "p1" } },
+        { "addresses": ["10.0.0.2"], "conditions": { "ready": false, "serving": true, "terminating": true } },
+        { "addresses": ["10.0.0.3"], "conditions": { "ready": false, "serving": false } },
+        { "addresses": ["orders.example"] }, {} ]);
+    let pod = json!({ "spec": { "serviceAccountName": "orders", "initContainers": [{ "name": "outrigger" }], "containers": [{ "name": "app" }] } });
+    let services = made(&[
+        (Of::Slice, "orders-x", slice("orders", ports, endpoints)),
+        (Of::Service, "orders", service),
+        (Of::Pod, "p1", pod),
+    ]);
+    assert_eq!(
+        services.keys().collect::<Vec<_>>(),
+        ["orders.shop.svc.cluster.local:80", "orders.shop.svc.cluster.local:81"]
+    );
+    let http = &services["orders.shop.svc.cluster.local:80"];
+    let told: Vec<_> = http
+        .endpoints
+        .iter()
+        .map(|one| (one.address.to_string(), one.healthy, one.zone.as_str(), one.identity.as_str()))
+        .collect();
+    let one = ("10.0.0.1:8080".to_owned(), true, "a", "spiffe://d.test/ns/shop/sa/orders");
+    assert_eq!(
+        told,
+        [one, ("10.0.0.2:8080".to_owned(), false, "", "")],
+        "one that ends serves only when too few others are left"
+    );
+    assert_eq!(http.virtual_addresses, ["10.96.0.1:80".parse().unwrap(), "[fd00::1]:80".parse().unwrap()]);
+    let grpc = &services["orders.shop.svc.cluster.local:81"];
+    assert!(grpc.http2 && !http.http2);
+    assert_eq!(grpc.endpoints[0].address.to_string(), "10.0.0.1:9090");
+}
+
+#[test]
+fn what_is_no_service_for_proxies_is_none() {
+    for (what, object) in [
+        (
+            "another name for a host",
+            json!({ "spec": { "type": "ExternalName", "externalName": "x.test", "ports": [{ "port": 80 }] } }),
+        ),
+        ("no ports", json!({ "spec": { "clusterIP": "10.96.0.1" } })),
+        ("UDP alone", json!({ "spec": { "ports": [{ "port": 53, "protocol": "UDP" }] } })),
+        ("nothing", json!({})),
+        ("nonsense", json!({ "spec": { "ports": "many", "clusterIPs": 7 } })),
+    ] {
+        assert!(made(&[(Of::Service, "x", object)]).is_empty(), "{what}");
+    }
+    // Headless: no address stands for it.
+    let services = made(&[(Of::Service, "x", json!({ "spec": { "clusterIP": "None", "ports": [{ "port": 80 }] } }))]);
+    assert!(services["x.shop.svc.cluster.local:80"].virtual_addresses.is_empty());
+}
+
+fn object() -> impl Strategy<Value = (Of, String, Value)> {
+    let service = (0_u8..3, 1_u16..4, any::<bool>()).prop_map(|(at, port, two)| {
+        let mut ports = vec![json!({ "name": "a", "port": port })];
+        if two {
+            ports.push(json!({ "name": "b", "port": 100 + port }));
+        }
+        (Of::Service, format!("s{at}"), json!({ "spec": { "clusterIP": format!("10.96.0.{at}"), "ports": ports } }))
+    });
+    let slice = (0_u8..4, 0_u8..3, prop::collection::vec((0_u8..5, 0_u8..4, any::<bool>()), 0..4)).prop_map(
+        |(at, of, endpoints)| {
+            let endpoints: Vec<Value> = endpoints
+                .iter()
+                .map(|(ip, pod, ready)| {
+                    json!({ "addresses": [format!("10.0.0.{ip}")], "conditions": { "ready": ready },
+                        "targetRef": { "kind": "Pod", "name": format!("p{pod}") } })
+                })
+                .collect();
+            (
+                Of::Slice,
+                format!("e{at}"),
+                slice(&format!("s{of}"), json!([{ "name": "a", "port": 8080 }]), endpoints.into()),
+            )
+        },
+    );
+    let pod = (0_u8..4, 0_u8..2, any::<bool>()).prop_map(|(at, account, ours)| {
+        let container = if ours { "outrigger" } else { "app" };
+        (
+            Of::Pod,
+            format!("p{at}"),
+            json!({ "spec": { "serviceAccountName": format!("a{account}"), "containers": [{ "name": container }] } }),
+        )
+    });
+    prop_oneof![service, slice, pod]
+}
+
+proptest! {
+    /// Against making them anew from what is there in the end.
+    #[test]
+    fn whatever_order_objects_come_in_they_make_the_same_services(
+        steps in prop::collection::vec((object(), prop::bool::weighted(0.8), any::<bool>()), 0..60)
+    ) {
+        let (mut index, mut services) = (Index::new("cluster.local", "d.test"), BTreeMap::new());
+        let mut there: BTreeMap<(Of, String), Value> = BTreeMap::new();
+        for ((of, at, object), set, look) in steps {
+            take(&mut index, of, &name(&at), set.then_some(&object));
+            match set {
+                true => drop(there.insert((of, at), object)),
+                false => drop(there.remove(&(of, at))),
+            }
+            if look {
+                follow(&mut services, &mut index);
+            }
+        }
+        follow(&mut services, &mut index);
+        let objects: Vec<(Of, &str, Value)> = there.iter().map(|((of, at), object)| (*of, at.as_str(), object.clone())).collect();
+        prop_assert_eq!(services, made(&objects));
+        // Nothing is left when all is gone.
+        for (of, at) in there.keys() {
+            take(&mut index, *of, &name(at), None);
+        }
+        let mut rest = made(&objects);
+        follow(&mut rest, &mut index);
+        prop_assert!(rest.is_empty());
+    }
+}
