@@ -1,7 +1,7 @@
 """A rate limit service, made of Envoy's own protobufs. Arguments: PORT.
 
 Writes each question as a line of JSON. A `user` may ask twice an hour, for each domain; a `mood` of `fail` or `hang` is
-what its question gets.
+what its question gets, and with `words` a refusal has a body.
 """
 
 import concurrent.futures
@@ -49,6 +49,9 @@ class Service(rls_pb2_grpc.RateLimitServiceServicer):
             if count > LIMIT:
                 status.code = answer.overall_code = Response.OVER_LIMIT
         header = base_pb2.HeaderValue
+        if entries.get("mood") == "words":
+            answer.raw_body = b'{"error":"slow down"}'
+            answer.response_headers_to_add.append(header(key="content-type", value="application/json"))
         answer.response_headers_to_add.append(header(key="x-limited-by", value=request.domain))
         answer.request_headers_to_add.append(header(key="x-tier", value="gold"))
         answer.request_headers_to_add.append(header(key="x-forwarded-client-cert", value="URI=spiffe://evil/admin"))

@@ -602,10 +602,12 @@ impl<'a> Running<'a> {
         let mut routes = RouteTable::of(config, all, &self.component.passthrough, |name| clusters.get(name).cloned());
         let limiters = &self.component.shared.limiters;
         let limits = |route: &str, limits: &[_]| limiters.obtain(&config.name, route, limits, &self.families);
-        let global = |route: &RouteConfig| {
-            let service = service.filter(|_| !route.global_rate_limits.is_empty())?;
+        let global = |name: &str, route: Option<&RouteConfig>| {
+            let mut limits = config.global_rate_limits.clone();
+            limits.extend(route.iter().flat_map(|route| &route.global_rate_limits).cloned());
+            let service = service.filter(|_| !limits.is_empty())?;
             let cluster = Arc::clone(clusters.get(service.backend_ref.name.as_str())?);
-            Some(GlobalLimit::new(service, cluster, &config.name, route, &self.families))
+            Some(GlobalLimit::new(service, cluster, &config.name, name, limits, &self.families))
         };
         routes.guard(config, limits, global, |name| clusters.get(name).cloned());
         Ok(ListenerSnapshot {

@@ -255,7 +255,7 @@ impl Exchange {
             self.tries = Some(self.protect(resilience, end, request)?);
             if let Some(global) = &resilience.global {
                 // On the heap: most requests ask nobody.
-                Box::pin(self.ask_service(global, &pool, request)).await?;
+                Box::pin(self.ask_service(global, Some(&pool.cluster.name), request)).await?;
             }
             self.enter(resilience, &pool, request)?;
         }

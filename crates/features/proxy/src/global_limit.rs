@@ -12,9 +12,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use outrigger_config::{
-    FailureMode, GlobalRateLimit, RateLimitService, Route as RouteConfig, XRatelimitHeaders, is_untouched_field,
-};
+use outrigger_config::{FailureMode, GlobalRateLimit, RateLimitService, XRatelimitHeaders, is_untouched_field};
 use outrigger_telemetry::Counter;
 use outrigger_wire::h1::{Framing, is_field_name, is_field_value};
 use outrigger_wire::head::{Head, Version};
@@ -35,10 +33,11 @@ const PREFIX: usize = 5;
 /// Connections tried when one was closed before the service can have looked at the question.
 const MOST_TRIES: u32 = 3;
 
-/// What a route asks the service.
+/// What is asked about the requests of a route.
 pub(crate) struct GlobalLimit {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) route: String,
+    /// The listener's, then the route's own.
     pub(crate) limits: Vec<GlobalRateLimit>,
     pub(crate) timeout: Duration,
     /// Requests that it does not answer for are refused.
@@ -69,19 +68,20 @@ pub(crate) enum Unanswered {
 }
 
 impl GlobalLimit {
-    /// What a route asks a service.
+    /// What a service is asked about the requests of a route of this name.
     pub(crate) fn new(
         service: &RateLimitService,
         cluster: Arc<Cluster>,
         listener: &str,
-        route: &RouteConfig,
+        route: &str,
+        limits: Vec<GlobalRateLimit>,
         families: &Families,
     ) -> Self {
-        let count = |result| families.global_rate_limit(&[listener, &route.name, result]);
+        let count = |result| families.global_rate_limit(&[listener, route, result]);
         Self {
             cluster,
-            route: route.name.to_string(),
-            limits: route.global_rate_limits.clone(),
+            route: route.to_owned(),
+            limits,
             timeout: service.timeout.into(),
             deny: service.failure_mode == FailureMode::Deny,
             tells: service.x_ratelimit_headers == XRatelimitHeaders::DraftVersion03,

@@ -271,7 +271,7 @@ impl RouteTable {
         &mut self,
         listener: &Listener,
         limits: impl Fn(&str, &[RateLimit]) -> Vec<Arc<Limiter>>,
-        global: impl Fn(&RouteConfig) -> Option<GlobalLimit>,
+        global: impl Fn(&str, Option<&RouteConfig>) -> Option<GlobalLimit>,
         cluster: impl Fn(&str) -> Option<Arc<Cluster>>,
     ) {
         let calls: Vec<RouteConfig> = listener.grpc_routes.iter().map(GrpcRoute::as_route).collect();
@@ -286,7 +286,8 @@ impl RouteTable {
             let mirror =
                 config.and_then(|config| config.filters.iter().find_map(|filter| filter.request_mirror.as_ref()));
             let mirror = mirror.and_then(|mirror| Some(Mirror::of(mirror, cluster(&mirror.backend_ref.name)?)));
-            route.resilience = Resilience::of(config, rate_limits, config.and_then(&global), limited, mirror);
+            let global = global(&route.name, config);
+            route.resilience = Resilience::of(config, rate_limits, global, limited, mirror);
         }
     }
 

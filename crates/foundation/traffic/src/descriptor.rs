@@ -1,6 +1,6 @@
 //! What a rate limit service is asked about a request, and what a client is told of the answer.
 //!
-//! In: a route's `globalRateLimits`, and a request. Out: descriptors as Envoy would send them for the same actions; the
+//! In: `globalRateLimits` of a listener and a route, and a request. Out: descriptors as Envoy would send them for the same actions; the
 //! fields of draft-polli-ratelimit-headers-03 from a service's answer. Promise: a descriptor is whole or not there at all.
 
 use std::borrow::Cow;
@@ -22,12 +22,15 @@ pub struct Subject<'a> {
     pub peer: Option<&'a str>,
     /// Its route's name.
     pub route: &'a str,
-    /// The cluster it goes to.
-    pub cluster: &'a str,
+    /// The cluster it goes to; `None` when a filter answers it.
+    pub cluster: Option<&'a str>,
 }
 
 /// A request's descriptors; those that an action keeps from being whole are left out.
-pub fn descriptors<'a>(limits: &'a [GlobalRateLimit], subject: &Subject<'a>) -> Vec<Vec<Entry<'a>>> {
+pub fn descriptors<'a>(
+    limits: impl IntoIterator<Item = &'a GlobalRateLimit>,
+    subject: &Subject<'a>,
+) -> Vec<Vec<Entry<'a>>> {
     let of = |limit: &'a GlobalRateLimit| {
         let mut entries = Vec::with_capacity(limit.actions.len());
         for action in &limit.actions {
@@ -39,7 +42,7 @@ pub fn descriptors<'a>(limits: &'a [GlobalRateLimit], subject: &Subject<'a>) -> 
         }
         (!entries.is_empty()).then_some(entries)
     };
-    limits.iter().filter_map(of).collect()
+    limits.into_iter().filter_map(of).collect()
 }
 
 /// What an action has to say of a request.
@@ -87,7 +90,10 @@ fn entry<'a>(action: &'a RateLimitAction, subject: &Subject<'a>) -> Said<'a> {
             };
             made("masked_remote_address", format!("{network}/{length}"))
         }
-        RateLimitActionType::DestinationCluster => text("destination_cluster", subject.cluster),
+        RateLimitActionType::DestinationCluster => match subject.cluster {
+            Some(cluster) => text("destination_cluster", cluster),
+            None => Said::NoDescriptor,
+        },
         RateLimitActionType::PeerIdentity => match subject.peer {
             Some(peer) => text("peer_identity", peer),
             None => absent(action.peer_identity.as_ref().is_some_and(|peer| peer.skip_if_absent)),
@@ -133,7 +139,7 @@ mod tests {
         let mut request = Head::default();
         headers.iter().for_each(|(name, value)| request.push(name, value.as_bytes()));
         let client = Some(client.parse().unwrap());
-        let subject = Subject { request: &request, client, peer, route: "items", cluster: "app" };
+        let subject = Subject { request: &request, client, peer, route: "items", cluster: Some("app") };
         descriptors(&limits, &subject).iter().map(|entries| descriptor_in_words(entries)).collect()
     }
 

@@ -72,12 +72,15 @@ pub struct Answer {
     pub response_headers: Vec<(String, Vec<u8>)>,
     /// For the request, when it goes on.
     pub request_headers: Vec<(String, Vec<u8>)>,
+    /// What the client is told when it may not; empty means that the service leaves it to us.
+    pub body: Vec<u8>,
 }
 
 /// Reads a `RateLimitResponse`; `None` when it says neither yes nor no.
 pub fn read_response(message: &[u8]) -> Option<Answer> {
     let mut code = None;
     let (mut statuses, mut response_headers, mut request_headers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut body = &[][..];
     for (field, value) in fields(message) {
         match (field, value) {
             (1, Value::Number(1)) => code = Some(Code::Ok),
@@ -90,10 +93,11 @@ pub fn read_response(message: &[u8]) -> Option<Answer> {
             (4, Value::Bytes(header)) if request_headers.len() < MOST_PARTS => {
                 request_headers.extend(read_header(header));
             }
+            (5, Value::Bytes(raw)) => body = raw,
             _ => {}
         }
     }
-    Some(Answer { code: code?, statuses, response_headers, request_headers })
+    Some(Answer { code: code?, statuses, response_headers, request_headers, body: body.to_vec() })
 }
 
 /// Of a `DescriptorStatus`, when it has a limit.
@@ -196,11 +200,13 @@ mod tests {
         put_bytes(&mut message, 2, &[0x08, 1]);
         put_bytes(&mut message, 3, &header);
         put_bytes(&mut message, 4, &raw);
+        put_bytes(&mut message, 5, b"later");
         let expected = Answer {
             code: Code::OverLimit,
             statuses: vec![Status { requests: 10, window: 60, name: "per-user".to_owned(), remaining: 4, reset: 17 }],
             response_headers: vec![("x-a".to_owned(), b"1".to_vec())],
             request_headers: vec![("x-b".to_owned(), b"\xff".to_vec())],
+            body: b"later".to_vec(),
         };
         assert_eq!(read_response(&message), Some(expected));
         for cut in 0..message.len() {

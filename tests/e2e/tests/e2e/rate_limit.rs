@@ -202,6 +202,56 @@ fn a_service_that_fails_decides_as_the_config_says() {
 }
 
 #[test]
+fn limits_of_a_listener_hold_for_all_its_routes_and_the_service_has_the_word() {
+    let limited = Limited::new();
+    let port = free_port();
+    let config = format!(
+        r#"proxy:
+  rateLimitService: {{ backendRef: {{ name: limits }}, domain: whole, timeout: 10s, failureMode: Deny }}
+  listeners:
+  - name: in
+    direction: inbound
+    address: "127.0.0.1:{port}"
+    globalRateLimits:
+      - actions:
+          - {{ type: RequestHeaders, requestHeaders: {{ headerName: x-user, descriptorKey: user }} }}
+          - {{ type: RequestHeaders, requestHeaders: {{ headerName: x-mood, descriptorKey: mood, skipIfAbsent: true }} }}
+    routes:
+      - {{ name: moved, matches: [{{ path: {{ value: /moved }} }}], filters: [{{ type: RequestRedirect, requestRedirect: {{ hostname: new.example }} }}] }}
+      - {{ name: all, backendRefs: [{{ name: app }}], globalRateLimits: [{{ actions: [{{ type: Route }}] }}] }}
+  clusters:
+  - {{ name: app, endpoints: ["{}"] }}
+  - {{ name: limits, endpoints: ["127.0.0.1:{}"] }}
+"#,
+        limited.application.address, limited.service
+    );
+    let outrigger = start_outrigger(&limited.home("whole"), &config);
+    let at = |path: &str, headers: &[(&str, &str)]| {
+        request("GET", &format!("http://127.0.0.1:{port}{path}"), headers, "").unwrap()
+    };
+    let ann = [("x-user", "ann")];
+    // What a filter answers counts as well as what the application does.
+    let moved = at("/moved/x", &ann);
+    assert_eq!((moved.status, moved.header("x-ratelimit-remaining")), (302, Some("1")), "{moved:?}");
+    assert_eq!(at("/items", &ann).status, 200);
+    let refused = at("/moved/x", &ann);
+    assert_eq!((refused.status, refused.header("location")), (429, None), "{refused:?}");
+    assert_eq!(refused.body, "too many requests: a global rate limit is reached\n");
+    let refused = at("/items", &[("x-user", "ann"), ("x-mood", "words")]);
+    assert_eq!((refused.status, refused.body.as_str()), (429, r#"{"error":"slow down"}"#), "{refused:?}");
+    let types: Vec<_> = refused.headers.iter().filter(|(name, _)| name == "content-type").collect();
+    assert_eq!(types, [&("content-type".to_owned(), "application/json".to_owned())]);
+    let asked: Vec<_> = limited.asked("whole", 4).iter().map(|asked| asked["descriptors"].clone()).collect();
+    assert_eq!(asked[..2], [json!([[["user", "ann"]]]), json!([[["user", "ann"]], [["route", "all"]]])]);
+    for (route, result, count) in [("moved", "ok", 1.0), ("moved", "over_limit", 1.0), ("all", "over_limit", 1.0)] {
+        let series = format!(
+            "outrigger_global_rate_limit_requests_total{{listener=\"in\",route=\"{route}\",result=\"{result}\"}}"
+        );
+        assert_eq!(outrigger.metric(&series).unwrap(), count, "{route} {result}");
+    }
+}
+
+#[test]
 fn the_service_is_asked_over_mtls_and_told_who_calls() {
     let limited = Limited::new();
     let authority = Authority::new(&limited.folder.path().join("ca"));

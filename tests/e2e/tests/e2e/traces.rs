@@ -112,6 +112,57 @@ fn spans_hang_together_over_http_and_grpc() {
 }
 
 #[test]
+fn each_try_of_a_request_has_its_span() {
+    let folder = tempfile::tempdir().unwrap();
+    let collector = Otelcol::start(folder.path());
+    let (application, out, inside) = (Application::start(), free_port(), free_port());
+    // The first try is refused by the other listener, the second one gets through.
+    let retry = "retry: { codes: [503], attempts: 2, backoff: 1ms, attemptCount: true }";
+    let refused = "{ name: first, matches: [{ headers: [{ name: x-envoy-attempt-count, value: \"1\" }] }], \
+                   filters: [{ type: DirectResponse, directResponse: { statusCode: 503 } }] }, ";
+    let config = config(out, inside, &application, &http(&collector, "    sampling: { ratio: 0, errors: false }"))
+        .replace(
+            "name: to-shop, backendRefs: [{ name: self }]",
+            &format!("name: to-shop, backendRefs: [{{ name: self }}], {retry}"),
+        )
+        .replace("routes: [{ name: all,", &format!("routes: [{refused}{{ name: all,"));
+    let pod = Pod { outrigger: start_outrigger(folder.path(), &config), application, out };
+    assert_eq!(pod.get("/cart", &[("traceparent", &format!("00-{TRACE}-{CALLER}-01"))]), 200);
+    let spans = eventually("all five spans", || {
+        let spans = collector.spans()?;
+        ensure!(spans.len() == 5, "{} spans: {spans:#?}", spans.len());
+        Ok(spans)
+    });
+    let below = |parent: &str, name: &str| -> Vec<Span> {
+        spans
+            .iter()
+            .filter(|span| span.field("parentSpanId") == parent && span.field("name") == name)
+            .cloned()
+            .collect()
+    };
+    let whole = below(CALLER, "GET to-shop");
+    assert_eq!(whole.len(), 1, "{spans:#?}");
+    assert_eq!(whole[0].attribute("http.request.resend_count").as_deref(), Some("1"));
+    let own = whole[0].field("spanId");
+    let tries = below(own, "GET to-shop");
+    let told = |span: &Span| {
+        ["http.response.status_code", "http.request.resend_count", "network.peer.port"].map(|key| span.attribute(key))
+    };
+    let mut kinds: Vec<_> = tries.iter().map(told).collect();
+    kinds.sort();
+    let text = |text: &str| Some(text.to_owned());
+    let port = Some(inside.to_string());
+    assert_eq!(kinds, [[text("200"), text("1"), port.clone()], [text("503"), None, port]], "{spans:#?}");
+    // What the other listener did of each stands below what it was told: the request's span, then that of the second try.
+    assert_eq!(below(own, "GET first").len(), 1, "{spans:#?}");
+    let second = tries.iter().find(|span| span.attribute("http.request.resend_count").is_some()).unwrap();
+    let inner = below(second.field("spanId"), "GET all");
+    assert_eq!(inner.len(), 1, "{spans:#?}");
+    let traceparent = format!("00-{TRACE}-{}-01", inner[0].field("spanId"));
+    assert_eq!(pod.seen("traceparent"), Some(traceparent));
+}
+
+#[test]
 fn only_what_failed_is_kept_of_what_is_not_sampled() {
     let folder = tempfile::tempdir().unwrap();
     let collector = Otelcol::start(folder.path());

@@ -49,7 +49,7 @@ impl Exchange {
                 response.set_status(403);
             }
             self.filtered.any = false;
-            return Ok(Some(self.answer(incoming, response, "", true).await));
+            return Ok(Some(self.answer(incoming, response, b"", true).await));
         }
         let (delay, abort) = match &filters.fault {
             Some(fault) => fault.on(incoming.request, &mut self.downstream.local.worker.chance()),
@@ -70,7 +70,7 @@ impl Exchange {
         if self.route_filters().is_none_or(|filters| filters.answer.is_none()) {
             return Ok(None);
         }
-        self.limit_answer(incoming.request)?;
+        self.limit_answer(incoming.request).await?;
         let Some(answer) = self.route_filters().and_then(|filters| filters.answer.as_ref()) else { return Ok(None) };
         let body = match answer {
             Answer::Redirect(redirect) => {
@@ -94,7 +94,7 @@ impl Exchange {
             }
         };
         self.tell_limits(response);
-        Ok(Some(self.answer(incoming, response, &body, true).await))
+        Ok(Some(self.answer(incoming, response, body.as_bytes(), true).await))
     }
 
     /// Changes a request on its way.

@@ -1,6 +1,6 @@
-//! Asks the rate limit service about a request, where its route wants that.
+//! Asks the rate limit service about a request, where its listener or route wants that.
 //!
-//! In: a request that nothing of our own limits. Out: leave to go on, or the reason to refuse it. Promise: a service that
+//! In: a request that nothing of our own limits, and that goes to a cluster or is answered by a filter. Out: leave to go on, or the reason to refuse it. Promise: a service that
 //! fails is counted, and decides nothing unless the config says so; a request without descriptors asks nobody.
 
 use std::pin::pin;
@@ -13,14 +13,13 @@ use outrigger_wire::rate_limit_service::Code;
 use super::Exchange;
 use crate::error::Reason;
 use crate::global_limit::{GlobalLimit, allowed};
-use crate::pool::Pool;
 
 impl Exchange {
-    /// Whether the service lets a request go to a cluster.
+    /// Whether the service lets a request go to a cluster, or to the filter that answers it.
     pub(super) async fn ask_service(
         &mut self,
         limit: &GlobalLimit,
-        pool: &Rc<Pool>,
+        cluster: Option<&str>,
         request: &mut Head,
     ) -> Result<(), Reason> {
         let downstream = Rc::clone(&self.downstream);
@@ -30,7 +29,7 @@ impl Exchange {
                 client: Some(downstream.remote.ip()),
                 peer: downstream.peer.as_ref().map(|peer| peer.id.as_str()),
                 route: &limit.route,
-                cluster: &pool.cluster.name,
+                cluster,
             };
             let descriptors = descriptors(&limit.limits, &subject);
             if descriptors.is_empty() {
@@ -59,6 +58,7 @@ impl Exchange {
             tries.fields.extend(told.into_iter().flatten().map(|(name, value)| (name.into(), value.into())));
             if over {
                 tries.fields.push(("x-envoy-ratelimited".into(), b"true".to_vec()));
+                tries.body = answer.body;
             }
             tries.fields.extend(allowed(answer.response_headers).map(|(name, value)| (name.into(), value)));
         }

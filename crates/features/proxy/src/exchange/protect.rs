@@ -100,7 +100,7 @@ impl Exchange {
     ) -> Result<Box<Tries>, Reason> {
         let callers = if resilience.deadlines { CallersDeadline::of(request, self.started) } else { None };
         let end = end.into_iter().chain(callers.map(|callers| callers.at())).min();
-        let mut tries = Tries::of(resilience, end, callers);
+        let mut tries = Tries::of(resilience, self.started, end, callers);
         if let Some(callers) = callers {
             self.watched.set_deadline(end);
             callers.tell(request, Instant::now())?;
@@ -138,14 +138,18 @@ impl Exchange {
         Ok(())
     }
 
-    /// The same for a request that a filter answers.
-    pub(super) fn limit_answer(&mut self, request: &Head) -> Result<(), Reason> {
+    /// The same for a request that a filter answers; the service is asked, too.
+    pub(super) async fn limit_answer(&mut self, request: &mut Head) -> Result<(), Reason> {
         let snapshot = Rc::clone(&self.snapshot);
         let Some(resilience) = resilience(&snapshot, self.route) else { return Ok(()) };
-        let mut tries = Tries::of(resilience, None, None);
+        let mut tries = Tries::of(resilience, self.started, None, None);
         let outcome = self.limit(resilience, &mut tries, request);
         self.tries = Some(tries);
-        outcome
+        outcome?;
+        match &resilience.global {
+            Some(global) => self.ask_service(global, None, request).await,
+            None => Ok(()),
+        }
     }
 
     /// Adds what a client is told of its limits.

@@ -3,11 +3,12 @@
 //! In: a reason. Out: a response in the client's terms, plain text or a gRPC status. Promise: a
 //! connection on which it is not clear where the next request begins is not used again.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::time::Instant;
 
 use outrigger_wire::h1::Framing;
-use outrigger_wire::head::{Head, Method, Version};
+use outrigger_wire::head::{FieldId, Head, Method, Version};
 
 use super::note::is_grpc;
 use super::{After, Exchange, Incoming};
@@ -37,8 +38,16 @@ impl Exchange {
         if incoming.responder.is_http2() && is_grpc(incoming.request) {
             return self.refuse_grpc(reason, incoming, response);
         }
-        let text = format!("{reason}\n");
-        own_response(response, status, &text);
+        let mut body = format!("{reason}\n").into_bytes();
+        let told = self.tries.as_mut().map(|tries| std::mem::take(&mut tries.body));
+        let told = told.filter(|told| reason == Reason::OverGlobalLimit && !told.is_empty());
+        body = told.unwrap_or(body);
+        own_response(response, status, body.len());
+        let typed = |(name, _): &(Cow<'static, str>, Vec<u8>)| name.eq_ignore_ascii_case("content-type");
+        if self.tries.as_ref().is_some_and(|tries| tries.fields.iter().any(typed)) {
+            // The service says what its body is.
+            response.remove(FieldId::ContentType);
+        }
         if reason.is_overload() {
             self.watched.refused.set(self.watched.refused.get().saturating_add(1));
             response.push("X-Envoy-Overloaded", b"true");
@@ -49,7 +58,7 @@ impl Exchange {
         }
         self.tell_limits(response);
         self.tell_reason(reason, response);
-        self.answer(incoming, response, &text, !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)).await
+        self.answer(incoming, response, &body, !matches!(reason, Reason::BadRequest(_) | Reason::ClientSlow)).await
     }
 
     /// Gives the client an answer of our own, whose length stands in its head. `keep` is whether the connection may go on.
@@ -57,14 +66,14 @@ impl Exchange {
         &mut self,
         incoming: &mut Incoming<'_>,
         response: &mut Head,
-        text: &str,
+        body: &[u8],
         keep: bool,
     ) -> After {
         self.code = response.status();
         self.change_response(incoming.request, response);
-        let bytes = if incoming.request.method() == Method::Head { "" } else { text };
-        let framing = if text.is_empty() { Framing::Empty } else { Framing::Length(text.len() as u64) };
-        let (mut framing, mut source) = (framing, Source::Own(bytes.as_bytes()));
+        let bytes: &[u8] = if incoming.request.method() == Method::Head { &[] } else { body };
+        let framing = if body.is_empty() { Framing::Empty } else { Framing::Length(body.len() as u64) };
+        let (mut framing, mut source) = (framing, Source::Own(bytes));
         if self.filtered.any {
             (framing, source) = self.code_answer(incoming.request, response, framing, source);
         }
@@ -121,12 +130,12 @@ impl Exchange {
     }
 }
 
-/// A response of our own: plain text.
-pub(crate) fn own_response(head: &mut Head, status: http::StatusCode, text: &str) {
+/// A response of our own: plain text of so many bytes.
+pub(crate) fn own_response(head: &mut Head, status: http::StatusCode, length: usize) {
     head.clear();
     head.set_version(Version::Http11);
     head.set_status(status.as_u16());
     head.set_reason(status.canonical_reason().unwrap_or_default().as_bytes());
     head.push("Content-Type", b"text/plain; charset=utf-8");
-    head.push("Content-Length", itoa::Buffer::new().format(text.len()).as_bytes());
+    head.push("Content-Length", itoa::Buffer::new().format(length).as_bytes());
 }

@@ -14,6 +14,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_config::RetryOn;
+use outrigger_telemetry::trace::SpanId;
 use outrigger_traffic::{Asked, Failure, Question, Random, Verdict, Withheld, grpc_pushback, retry_after};
 use outrigger_wire::h1::Framing;
 use outrigger_wire::head::{FieldId, Head};
@@ -22,6 +23,7 @@ use super::attempt::may_be_repeated;
 use super::hedge::Hedge;
 use super::note::is_grpc;
 use super::protect::{CallersDeadline, Waiting};
+use super::trace::{Outcomes, TryTold};
 use super::{After, Exchange, Incoming, Sent};
 use crate::breakers::{Breaker, Held};
 use crate::error::Reason;
@@ -50,8 +52,15 @@ pub(crate) struct Tries {
     end: Option<Instant>,
     /// The caller's own wish for that, where the route heeds it.
     callers: Option<CallersDeadline>,
+    /// When the last try began, and its span where it is not the first.
+    pub(super) began: Instant,
+    pub(super) span: Option<SpanId>,
+    /// Those before it, where spans tell of them.
+    pub(super) told: Vec<TryTold>,
     /// What the client is told of its rate limits.
     pub(super) fields: Vec<(Cow<'static, str>, Vec<u8>)>,
+    /// What the rate limit service wants a client told that it refuses.
+    pub(super) body: Vec<u8>,
     /// Its place among those that wait for the cluster, where they are limited.
     pub(super) waiting: Option<Waiting>,
     /// The last try's place under `maxRetries`.
@@ -62,8 +71,13 @@ pub(crate) struct Tries {
 }
 
 impl Tries {
-    /// The tries of a request whose time is over at `end`.
-    pub(super) fn of(resilience: &Resilience, end: Option<Instant>, callers: Option<CallersDeadline>) -> Box<Self> {
+    /// The tries of a request that began then, and whose time is over at `end`.
+    pub(super) fn of(
+        resilience: &Resilience,
+        began: Instant,
+        end: Option<Instant>,
+        callers: Option<CallersDeadline>,
+    ) -> Box<Self> {
         Box::new(Self {
             attempts: 0,
             hedges: 0,
@@ -72,7 +86,11 @@ impl Tries {
             wait: None,
             end,
             callers,
+            began,
+            span: None,
+            told: Vec::new(),
             fields: Vec::new(),
+            body: Vec::new(),
             waiting: None,
             retrying: None,
             idle: resilience.idle,
@@ -156,7 +174,7 @@ impl Exchange {
                 }
                 None => self.send(pool, way, incoming, framing, ask, response).await,
             };
-            let wait = match outcome {
+            let (wait, ended) = match outcome {
                 Ok(Sent::Done(after)) => {
                     let Some(tries) = &self.tries else { return Ok(after) };
                     if tries.attempts > 1 && tries.withheld.is_none() && self.reason.is_none() {
@@ -164,13 +182,21 @@ impl Exchange {
                     }
                     return Ok(after);
                 }
-                Ok(Sent::Asked) => self.tries.as_mut().and_then(|tries| tries.wait.take()).unwrap_or_default(),
+                Ok(Sent::Asked) => {
+                    let wait = self.tries.as_mut().and_then(|tries| tries.wait.take()).unwrap_or_default();
+                    let grpc_status = response.get(FieldId::GrpcStatus).filter(|_| is_grpc(response));
+                    let grpc_status = grpc_status.and_then(|status| str::from_utf8(status).ok()?.parse().ok());
+                    (wait, Outcomes { code: response.status(), grpc_status, reason: None })
+                }
                 Err(reason) if self.answered => return Err(reason),
                 Err(reason) => match self.judge_failure(reason, incoming) {
-                    Some(wait) => wait,
+                    Some(wait) => (wait, Outcomes { code: 0, grpc_status: None, reason: Some(reason) }),
                     None => return Err(self.blame(reason)),
                 },
             };
+            if self.trace.is_some() {
+                self.trace_next_try(incoming.request, ended);
+            }
             if let Some(tries) = &mut self.tries {
                 tries.tried.extend(self.endpoint);
             }
@@ -187,6 +213,7 @@ impl Exchange {
         let Some(tries) = &mut self.tries else { return Ok(None) };
         tries.attempts += 1;
         let now = Instant::now();
+        tries.began = now;
         if let Some(waiting) = &mut tries.waiting {
             waiting.since = now;
         }

@@ -275,7 +275,7 @@ impl Connection {
         let (listener, remote) = (&local.shared.name, self.downstream.remote);
         tracing::debug!(component = "proxy", listener, %remote, %reason, "request refused by the parser");
         let text = format!("{reason}\n");
-        own_response(&mut heads.response, reason.status(), &text);
+        own_response(&mut heads.response, reason.status(), text.len());
         let responder = H1Responder {
             io: &self.io,
             output,

@@ -136,7 +136,8 @@ pub fn explain(config: &Config, question: &Question) -> Result<Explanation, Unan
                 host: taken.map(|one| words::host(&one.host)).unwrap_or_default(),
                 path: taken.map(|one| one.path.clone()).unwrap_or_default(),
             });
-            asked_of_service(proxy, &route, &asked.head, question.peer.as_deref().filter(|_| mutual), &mut told);
+            let peer = question.peer.as_deref().filter(|_| mutual);
+            asked_of_service(proxy, listener, &route, &asked.head, peer, &mut told);
             told.session = words::session(&route, &asked.head);
             filtered(&route, &mut asked.head, found.matched, listener, &mut told);
             told.backends = backends(proxy, &route.backend_refs);
@@ -291,16 +292,23 @@ fn nearer(listener: &Listener, all: &[crate::route::Candidate], told: &mut Expla
 }
 
 /// What a rate limit service is asked about the request.
-fn asked_of_service(proxy: &Proxy, route: &Route, head: &Head, peer: Option<&str>, told: &mut Explanation) {
-    let Some(service) = proxy.rate_limit_service.as_ref().filter(|_| !route.global_rate_limits.is_empty()) else {
-        return;
-    };
+fn asked_of_service(
+    proxy: &Proxy,
+    listener: &Listener,
+    route: &Route,
+    head: &Head,
+    peer: Option<&str>,
+    told: &mut Explanation,
+) {
+    let limits = || listener.global_rate_limits.iter().chain(&route.global_rate_limits);
+    let Some(service) = proxy.rate_limit_service.as_ref().filter(|_| limits().next().is_some()) else { return };
     let cluster = match route.backend_refs.as_slice() {
-        [only] => only.name.as_str(),
-        _ => "<the cluster chosen>",
+        [] => None,
+        [only] => Some(only.name.as_str()),
+        _ => Some("<the cluster chosen>"),
     };
     let subject = Subject { request: head, client: None, peer, route: &route.name, cluster };
-    let descriptors = descriptors(&route.global_rate_limits, &subject);
+    let descriptors = descriptors(limits(), &subject);
     if descriptors.is_empty() {
         told.global_rate_limits
             .push("the service is not asked: the request lacks what every descriptor needs".to_owned());

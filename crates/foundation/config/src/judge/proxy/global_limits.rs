@@ -20,13 +20,13 @@ pub(super) fn service_rules(proxy: &Proxy, judge: &mut Judge<'_>) {
     }
     let blurred = judge.checked.is_blurred_within(&ConfigPath::from("proxy.listeners"));
     if !blurred && !proxy.listeners.iter().any(Listener::asks_rate_limit_service) {
-        let message = "no route asks the rate limit service";
-        judge.warning("unused", &at, message, "give a route `globalRateLimits`, or remove it");
+        let message = "nobody asks the rate limit service";
+        judge.warning("unused", &at, message, "give a listener or a route `globalRateLimits`, or remove it");
     }
 }
 
-/// Of one route's `globalRateLimits`.
-pub(super) fn route_rules(
+/// Of the `globalRateLimits` of a listener or a route.
+pub(super) fn limit_rules(
     proxy: &Proxy,
     listener: &Listener,
     limits: &[GlobalRateLimit],

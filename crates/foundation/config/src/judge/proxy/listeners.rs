@@ -1,7 +1,7 @@
 //! Rules of `proxy.listeners`.
 
 use super::routes::{carrying_rules, connect_rules, grpc_route_rules, route_rules, shadowed_routes};
-use super::{needs_identity, resilience, trusted};
+use super::{global_limits, needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
 use crate::{ByteSize, Config, ConfigPath, Listener, ListenerProtocol, ListenerTlsMode, Proxy};
@@ -77,6 +77,7 @@ pub(super) fn listener_rules(
     for (index, route) in listener.grpc_routes.iter().enumerate() {
         grpc_route_rules(config, proxy, listener, route, &grpc.index(index), judge);
     }
+    global_limits::limit_rules(proxy, listener, &listener.global_rate_limits, &at.key("globalRateLimits"), judge);
     shadowed_routes(listener, at, judge);
 }
 

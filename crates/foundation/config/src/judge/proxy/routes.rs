@@ -26,7 +26,7 @@ pub(super) fn route_rules(
     route_filters(route, at, judge);
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(route, at, judge);
-    global_limits::route_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
+    global_limits::limit_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
     session_rules(proxy, route, at, judge);
     mirror_rules(proxy, listener, route, at, judge);
     let matches = at.key("matches");
@@ -48,7 +48,7 @@ pub(super) fn grpc_route_rules(
     grpc_route_filters(route, at, judge);
     filters_of_backends(&route.backend_refs, at, judge);
     resilience::route_rules(&route.as_route(), at, judge);
-    global_limits::route_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
+    global_limits::limit_rules(proxy, listener, &route.global_rate_limits, &at.key("globalRateLimits"), judge);
     session_rules(proxy, &route.as_route(), at, judge);
     for (index, one) in route.matches.iter().enumerate() {
         grpc_match_rules(config, listener, one, &matches.index(index), judge);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Duration, Name};
 
 /// A service that counts requests for many proxies, asked by gRPC
-/// (`envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit`). Routes with `globalRateLimits` ask it.
+/// (`envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit`). Listeners and routes with `globalRateLimits` ask it.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitService {

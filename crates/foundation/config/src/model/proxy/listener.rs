@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BackendRef, ByteSize, ConnectRoute, Duration, GrpcRoute, Name, RateLimit, Route, SpiffePattern, TcpRoute, TlsRoute,
+    BackendRef, ByteSize, ConnectRoute, Duration, GlobalRateLimit, GrpcRoute, Name, RateLimit, Route, SpiffePattern,
+    TcpRoute, TlsRoute,
 };
 
 /// A place where traffic comes in.
@@ -74,6 +75,10 @@ pub struct Listener {
     /// How many requests pass in a time, over all routes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<RateLimit>,
+    /// What `proxy.rateLimitService` is asked about each request of any route, in one question with what the route asks, after
+    /// all `rateLimits`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub global_rate_limits: Vec<GlobalRateLimit>,
 }
 
 impl Listener {
@@ -88,9 +93,10 @@ impl Listener {
         filters.filter_map(|filter| Some(&filter.request_mirror.as_ref()?.backend_ref.name))
     }
 
-    /// Whether a route of it has `globalRateLimits`.
+    /// Whether it or a route of it has `globalRateLimits`.
     pub fn asks_rate_limit_service(&self) -> bool {
-        self.routes.iter().any(|route| !route.global_rate_limits.is_empty())
+        !self.global_rate_limits.is_empty()
+            || self.routes.iter().any(|route| !route.global_rate_limits.is_empty())
             || self.grpc_routes.iter().any(|route| !route.global_rate_limits.is_empty())
     }
 

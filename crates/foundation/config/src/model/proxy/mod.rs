@@ -48,7 +48,7 @@ pub struct Proxy {
     /// Who knows the endpoints of clusters that have `discovery`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovery: Option<DiscoverySource>,
-    /// Who counts requests for many proxies, where routes have `globalRateLimits`.
+    /// Who counts requests for many proxies, where listeners or routes have `globalRateLimits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit_service: Option<RateLimitService>,
     /// One line per request, when present.
