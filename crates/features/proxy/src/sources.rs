@@ -1,12 +1,14 @@
 //! Where a cluster's endpoints come from, beside its config: names in DNS.
 //!
 //! In: endpoints by name, or a name with SRV records. Out: their addresses, again whenever the answers' time is over.
-//! Promise: a name is asked for about as often as its records say; while DNS fails nothing is told, so that what was
-//! told holds on, and it is asked again ever more slowly.
+//! Promise: a name is asked for about as often as its records say; one that DNS has no answer for keeps the addresses that
+//! it had, hides none of the others, and is told of; what fails is asked for again ever more slowly.
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use outrigger_config::{Endpoint as EndpointConfig, SrvName};
 use outrigger_http::{Resolver, SrvRecord};
 use outrigger_runtime::Backoff;
@@ -17,6 +19,8 @@ const LONGEST_TTL: Duration = Duration::from_secs(300);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
 /// Addresses that are taken from DNS. Whoever answers for a name must not be able to fill our memory.
 const MOST_RESOLVED: usize = 1000;
+/// Names that are asked for at once.
+const MOST_LOOKUPS: usize = 8;
 /// A name is asked for again up to so much before its time is over, so that not all are asked for at once.
 const EARLIER: f64 = 0.1;
 
@@ -31,6 +35,20 @@ pub(crate) struct Dns {
     backoff: Backoff,
     /// When it is to be asked again.
     due: Instant,
+    /// The last good addresses of each of `hosts`.
+    known: Vec<Vec<IpAddr>>,
+    /// What was told last.
+    told: Vec<Endpoint>,
+    /// What is still to be told of the names that failed while others did not.
+    failed: Option<String>,
+}
+
+/// What DNS said.
+struct Answer {
+    list: Vec<Endpoint>,
+    valid_until: Instant,
+    /// Why some names have no answer, or only the one they had.
+    failed: Option<String>,
 }
 
 impl Dns {
@@ -42,23 +60,43 @@ impl Dns {
     ) -> Self {
         Self {
             cluster: cluster.to_owned(),
+            known: vec![Vec::new(); hosts.len()],
             hosts,
             services,
             resolver: resolver.clone(),
             backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(10)),
             due: Instant::now(),
+            told: Vec::new(),
+            failed: None,
         }
     }
 
-    async fn ask(&self) -> Result<(Vec<Endpoint>, Instant), String> {
+    /// Asks for everything; an error when there is no answer at all.
+    async fn ask(&mut self) -> Result<Answer, String> {
         let mut list = Vec::new();
         let mut valid_until = Instant::now() + LONGEST_TTL;
-        for endpoint in &self.hosts {
-            let resolved = self.resolver.resolve(&endpoint.address.host).await.map_err(|error| error.to_string())?;
-            valid_until = valid_until.min(resolved.valid_until);
-            let mut addresses = resolved.addresses;
-            addresses.sort_unstable();
-            list.extend(addresses.into_iter().map(|address| Endpoint::of(endpoint, address)));
+        let (mut failed, mut answered) = (None, self.services.is_some());
+        let lookups: Vec<_> = self.hosts.iter().map(|one| one.address.host.clone()).collect();
+        let lookups = stream::iter(lookups).map(|host| {
+            let resolver = self.resolver.clone();
+            async move { resolver.resolve(&host).await }
+        });
+        let resolved: Vec<_> = lookups.buffered(MOST_LOOKUPS).collect().await;
+        for ((endpoint, known), resolved) in self.hosts.iter().zip(&mut self.known).zip(resolved) {
+            match resolved {
+                Ok(resolved) => {
+                    answered = true;
+                    valid_until = valid_until.min(resolved.valid_until);
+                    *known = resolved.addresses;
+                    known.sort_unstable();
+                    known.truncate(MOST_RESOLVED + 1);
+                }
+                Err(error) => failed = Some(error.to_string()),
+            }
+            list.extend(known.iter().map(|address| Endpoint::of(endpoint, *address)));
+        }
+        if let Some(error) = failed.take_if(|_| !answered) {
+            return Err(error);
         }
         if let Some(name) = &self.services {
             let services = self.resolver.resolve_srv(name.as_str()).await.map_err(|error| error.to_string())?;
@@ -71,7 +109,7 @@ impl Dns {
             tracing::warn!(component = "proxy", cluster, answered, taken, "DNS answered more addresses than are taken");
             list.truncate(MOST_RESOLVED);
         }
-        Ok((list, valid_until))
+        Ok(Answer { list, valid_until, failed })
     }
 
     /// The targets of records that have addresses. One without does not hide the others.
@@ -101,19 +139,31 @@ impl Dns {
 impl EndpointSource for Dns {
     fn next(&mut self) -> NextUpdate<'_> {
         Box::pin(async {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             tokio::time::sleep_until(self.due.into()).await;
-            match self.ask().await {
-                Ok((list, valid_until)) => {
-                    self.backoff.reset();
-                    let wait = earlier(valid_until.saturating_duration_since(Instant::now()));
-                    self.due = Instant::now() + wait.clamp(SHORTEST_TTL, LONGEST_TTL);
-                    Ok(Update::All(list))
-                }
+            let Answer { list, valid_until, failed } = match self.ask().await {
+                Ok(answer) => answer,
                 Err(error) => {
                     self.due = Instant::now() + self.backoff.next();
-                    Err(error)
+                    return Err(error);
+                }
+            };
+            let wait = earlier(valid_until.saturating_duration_since(Instant::now())).clamp(SHORTEST_TTL, LONGEST_TTL);
+            if failed.is_none() {
+                self.backoff.reset();
+                self.due = Instant::now() + wait;
+            } else {
+                self.due = Instant::now() + wait.min(self.backoff.next());
+                if list == self.told {
+                    return Err(failed.unwrap_or_default());
                 }
             }
+            // Who listens hears of the failure behind the list.
+            self.failed = failed;
+            self.told.clone_from(&list);
+            Ok(Update::All(list))
         })
     }
 }

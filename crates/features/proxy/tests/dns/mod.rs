@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -29,15 +30,17 @@ impl Dns {
 
     /// It answers with these SRV records, too: `NAME,TARGET,PORT,PRIORITY,WEIGHT`.
     fn start_with(hosts: &str, services: &[&str]) -> Self {
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
         fs::write(folder.path().join("hosts"), hosts).unwrap();
-        let child = Self::launch(&folder, port, services);
+        let started = std::iter::repeat_with(quiet_port).take(20);
+        let started = started.filter_map(|port| Some((port, Self::launch(&folder, port, services)?)));
+        let (port, child) = { started }.next().expect("dnsmasq starts");
         Self { folder, port, child }
     }
 
-    fn launch(folder: &tempfile::TempDir, port: u16, services: &[&str]) -> Child {
+    /// Starts it; `None` when it ends at once, for somebody has the port.
+    fn launch(folder: &tempfile::TempDir, port: u16, services: &[&str]) -> Option<Child> {
         let file = folder.path().join("hosts");
         let program = if Path::new("/usr/sbin/dnsmasq").exists() { "/usr/sbin/dnsmasq" } else { "dnsmasq" };
         let child = Command::new(program)
@@ -50,20 +53,26 @@ impl Dns {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let child = child.expect("dnsmasq is missing; `cargo xtask setup` installs it");
+        let mut child = child.expect("dnsmasq is missing; `cargo xtask setup` installs it");
         // It answers over TCP, too, as soon as it answers at all.
         let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        loop {
+            let listens = TcpStream::connect(("127.0.0.1", port)).is_ok();
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            if listens {
+                return Some(child);
+            }
             assert!(Instant::now() < deadline, "dnsmasq does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
-        child
     }
 
     /// Answers with these SRV records from now on; such are read at the start only.
     fn serve_services(&mut self, services: &[&str]) {
         self.end();
-        self.child = Self::launch(&self.folder, self.port, services);
+        self.child = Self::launch(&self.folder, self.port, services).expect("its port is still free");
     }
 
     /// Another server takes its place, which answers everything with SERVFAIL until told to end.
@@ -111,6 +120,17 @@ impl Dns {
         let resolv_conf = self.folder.path().join("resolv.conf");
         Resolver::new(ResolverOptions { resolv_conf, hosts: "/nonexistent".into(), port: self.port, cache_size: 16 })
     }
+}
+
+/// A port that is free for UDP and TCP, and that the kernel gives nobody who asks for any: a server that starts again needs
+/// the one it had.
+fn quiet_port() -> u16 {
+    let random = || RandomState::new().hash_one(0);
+    let free = |port: &u16| {
+        UdpSocket::bind(("127.0.0.1", *port)).is_ok() && std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()
+    };
+    let mut ports = std::iter::repeat_with(|| 10_000 + (random() % 8_000) as u16);
+    ports.find(free).unwrap()
 }
 
 impl Drop for Dns {
@@ -200,6 +220,61 @@ async fn thousands_of_addresses_do_not_fill_the_memory() {
     let dns = Dns::start(&(0..3000).map(host).collect::<String>());
     let proxy = Proxy::start_resolving(&config(app.port), dns.resolver()).await;
     until_endpoints(&proxy, 1000).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn many_addresses_of_several_names_are_taken_up_to_the_bound() {
+    let app = App::answering(OK);
+    let host = |number: usize| {
+        format!(
+            "127.{}.{}.{} {}.test\n",
+            number / 3000 + 1,
+            number / 250 % 12,
+            number % 250 + 1,
+            ["a", "b", "c", "d"][number / 3000]
+        )
+    };
+    let dns = Dns::start(&(0..12_000).map(host).collect::<String>());
+    let names = ["a", "b", "c", "d"].map(|name| format!("\"{name}.test:{}\"", app.port)).join(", ");
+    let proxy = Proxy::start_resolving(&crate::balancing::config(&names, "", ""), dns.resolver()).await;
+    until_endpoints(&proxy, 1000).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_without_an_answer_hides_no_other_and_keeps_what_it_had() {
+    let app = App::answering(OK);
+    let mut dns = Dns::start("127.0.0.1 a.test\n");
+    let names = format!("\"a.test:{port}\", \"b.test:{port}\"", port = app.port);
+    let proxy = Proxy::start_resolving(&crate::balancing::config(&names, "", ""), dns.resolver()).await;
+    until_endpoints(&proxy, 1).await;
+    degraded(&proxy, true).await;
+    dns.serve("127.0.0.1 a.test\n127.0.0.2 b.test\n");
+    until_endpoints(&proxy, 2).await;
+    degraded(&proxy, false).await;
+    let at = |numbers: [u8; 2]| numbers.map(|number| (format!("127.0.0.{number}:{}", app.port), 0, 1));
+    let until = async |numbers| {
+        let wanted = at(numbers);
+        until_listed(
+            &proxy,
+            &wanted.each_ref().map(|(address, priority, weight)| (address.as_str(), *priority, *weight)),
+        )
+        .await;
+    };
+    // It is no name any more; the other one moves, and is followed.
+    dns.serve("127.0.0.3 a.test\n");
+    until([2, 3]).await;
+    degraded(&proxy, true).await;
+    // It is a name, but one that has no address.
+    dns.serve("127.0.0.4 a.test\n");
+    dns.serve_services(&["b.test,elsewhere.test,1,0,0"]);
+    until([2, 4]).await;
+    assert_eq!(answers(proxy.port, 4, |_| String::new()).await.values().sum::<usize>(), 4);
+    dns.serve_services(&[]);
+    dns.serve("127.0.0.4 a.test\n127.0.0.5 b.test\n");
+    until([4, 5]).await;
+    degraded(&proxy, false).await;
     proxy.stop().await;
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
 
 use crate::balancing::{answers, config};
-use crate::harness::{App, Client, Proxy, free_port, until};
+use crate::harness::{App, Client, Proxy, Shop, free_port, until};
 
 /// An application that names itself, and answers with a status that a test sets; with more header lines.
 struct Moody {
@@ -269,4 +269,56 @@ async fn health_is_asked_by_grpc_and_by_tcp() {
         healthy(&proxy, count).await;
         proxy.stop().await;
     }
+}
+
+#[tokio::test]
+async fn health_is_asked_between_sidecars_as_requests_are() {
+    let count =
+        |healthy: usize| format!("outrigger_cluster_endpoints{{cluster=\"backend\",state=\"healthy\"}} {healthy}");
+    for protocol in ["http1", "http2"] {
+        let app = Moody::new("app", 200, "");
+        let check = format!("healthChecks: [{{ type: HTTP, http: {{ path: /healthz }}, {FAST} }}]");
+        let shop = Shop::start_toward(&app.app, &format!("protocol: {protocol}\n      {check}"), 1).await;
+        let frontend = &shop.frontend;
+        until("the endpoint was asked, and told by whom", || {
+            let asked =
+                |request: &String| request.starts_with("GET /healthz HTTP/1.1\r\n") && request.contains("sa/frontend");
+            app.app.seen().iter().any(asked)
+        })
+        .await;
+        frontend.metrics_have(&count(1)).await;
+        app.status.store(503, SeqCst);
+        frontend.metrics_have(&count(0)).await;
+        app.status.store(200, SeqCst);
+        frontend.metrics_have(&count(1)).await;
+        // One that is somebody else is not healthy, whatever it answers.
+        frontend.reload(&shop.frontend_config.replace("shop/sa/backend", "shop/sa/other"));
+        frontend.metrics_have(&count(0)).await;
+        let told = frontend.admin("/clusters").await;
+        let endpoint = &told["clusters"][0]["endpoints"][0];
+        assert!(endpoint["reason"].as_str().is_some_and(|reason| reason.starts_with("TLS: ")), "{told:#}");
+        shop.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn health_is_asked_over_http2_in_plain_text() {
+    let status = Arc::new(AtomicU16::new(200));
+    let current = Arc::clone(&status);
+    let answer =
+        move |_: usize, request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<bytes::Bytes>| {
+            assert_eq!((request.method().as_str(), request.uri().path()), ("HEAD", "/healthz"));
+            let head = http::Response::builder().status(current.load(SeqCst)).body(()).expect("a plain head");
+            let _ = respond.send_response(head, true);
+        };
+    let port = crate::multiplex::http2_server(answer, h2::server::Builder::new);
+    let check = format!(
+        "      protocol: http2\n      healthChecks: [{{ type: HTTP, http: {{ path: /healthz, method: HEAD, expectedStatuses: [200, 204] }}, {FAST} }}]"
+    );
+    let proxy = Proxy::start_on(&config(&format!("\"127.0.0.1:{port}\""), &check, ""), 1).await;
+    for (answer, count) in [(503, 0), (204, 1), (404, 0), (200, 1)] {
+        status.store(answer, SeqCst);
+        healthy(&proxy, count).await;
+    }
+    proxy.stop().await;
 }

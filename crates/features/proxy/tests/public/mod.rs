@@ -254,3 +254,32 @@ async fn a_certificate_that_is_half_renewed_changes_nothing() {
     client.stop().await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn health_is_asked_by_the_name_and_the_authority_that_requests_go_by() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    certify(folder, "one", &["one.test"]);
+    certify(folder, "other", &["one.test"]);
+    let app = App::answering(OK);
+    let server = simple(&app, folder, "one").await;
+    let check = "healthChecks: [{ type: HTTP, http: { path: /healthz }, interval: 50ms, noTrafficInterval: 50ms, \
+                 unhealthyThreshold: 1, healthyThreshold: 1 }]";
+    for protocol in ["http1", "http2"] {
+        for (name, ca, healthy) in [("one.test", "one", 1), ("one.test", "other", 0), ("two.test", "one", 0)] {
+            let before = app.seen().len();
+            let client =
+                caller_with(server.port, folder, name, ca, &format!("protocol: {protocol}, {check}"), "").await;
+            let result = if healthy == 1 { "success" } else { "failure" };
+            client
+                .metrics_have(&format!("outrigger_health_checks_total{{cluster=\"there\",result=\"{result}\"}}"))
+                .await;
+            client
+                .metrics_have(&format!("outrigger_cluster_endpoints{{cluster=\"there\",state=\"healthy\"}} {healthy}"))
+                .await;
+            assert_eq!(app.seen().len() > before, healthy == 1, "{protocol} {name} {ca}");
+            client.stop().await;
+        }
+    }
+    server.stop().await;
+}
