@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{Checkpoint, FileCheckpoint, StateDirectory};
 use crate::error::Error;
-use crate::feed::Feed;
+use crate::feed::{self, Feed};
 use crate::graph::{self, Path};
 use crate::metrics::Metrics;
 use crate::problems::Problems;
@@ -109,7 +109,8 @@ impl LogsComponent {
             problems.forget();
             let mut graph = Graph::build(&section, state, checkpoint, &metrics, &problems, self);
             let sources = graph.marks.sources.iter().map(|(name, _, tracked)| (name.clone(), Arc::clone(tracked)));
-            shown.show(&section, &sources.collect::<Vec<_>>(), &metrics, &problems);
+            let fed = (self.lines.clone(), graph.marks.fed.clone());
+            shown.show(&section, &sources.collect::<Vec<_>>(), fed, &metrics, &problems);
             let tracked: Vec<_> = graph.marks.sources.iter().map(|(_, _, tracked)| Arc::clone(tracked)).collect();
             let mut settled = false;
             let end = {
@@ -169,6 +170,8 @@ struct Graph {
 struct Marks {
     state: Arc<StateDirectory>,
     sources: Vec<(String, Vec<Path>, Arc<Tracked>)>,
+    /// What stands for the lines of the access log, by source.
+    fed: Vec<(String, Arc<TrackedFile>)>,
     /// Files of sources that are not in the config now.
     kept: BTreeMap<String, Vec<FileCheckpoint>>,
     sinks: Vec<(String, PathBuf, SinkLength)>,
@@ -204,6 +207,7 @@ impl Graph {
             marks: Marks {
                 state: Arc::new(state),
                 sources: Vec::new(),
+                fed: Vec::new(),
                 kept,
                 sinks: Vec::new(),
                 changed: Arc::default(),
@@ -222,6 +226,8 @@ impl Graph {
                 (queues[path.sink].clone(), events, bytes)
             };
             let Some(file) = &source.file else {
+                let origin = feed::origin(paths.len(), &graph.marks.changed);
+                graph.marks.fed.push((source.name.to_string(), Arc::clone(&origin)));
                 let feed = Feed {
                     name: source.name.to_string(),
                     lines: pillar.lines.clone(),
@@ -229,7 +235,7 @@ impl Graph {
                     paths,
                     metrics: metrics.source(&source.name),
                     stop: graph.source_stop.clone(),
-                    changed: Arc::clone(&graph.marks.changed),
+                    origin,
                 };
                 graph.sources.spawn(feed.run());
                 continue;
@@ -371,6 +377,9 @@ impl Marks {
                 .source(name)
                 .lag
                 .set((files.iter().map(|file| file.lag()).sum::<u64>() + tracked.reserved()) as f64);
+        }
+        for (name, origin) in &self.fed {
+            self.metrics.source(name).lag.set(origin.lag() as f64);
         }
         if self.saved.as_ref() == Some(&now) {
             return true;

@@ -6,6 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use outrigger_runtime::LineQueue;
 use tokio::sync::Notify;
@@ -29,16 +30,21 @@ pub(crate) struct Feed {
     pub(crate) queues: Vec<(Queue, usize, usize)>,
     pub(crate) metrics: SourceMetrics,
     pub(crate) stop: SourceStop,
-    pub(crate) changed: Arc<Notify>,
+    /// How far each path is, as if the lines were those of a file.
+    pub(crate) origin: Arc<TrackedFile>,
+}
+
+/// What stands for the file of lines that have none.
+pub(crate) fn origin(paths: usize, changed: &Arc<Notify>) -> Arc<TrackedFile> {
+    // Its name makes events' ids differ from those of other runs.
+    let key = RandomState::new().hash_one(0);
+    TrackedFile::new(FileIdentity::of_no_file(key), (0..paths).map(|_| 0), changed)
 }
 
 impl Feed {
     /// Gives what comes until stopped; at the stop all that waits.
     pub(crate) async fn run(self) {
-        // There is no file. Its name makes events' ids differ from those of other runs.
-        let key = RandomState::new().hash_one(0);
-        let unmarked = self.paths.iter().map(|_| 0);
-        let origin = TrackedFile::new(FileIdentity::of_no_file(key), unmarked, &self.changed);
+        let key = self.origin.identity().key;
         let mut offset = 0;
         loop {
             let batch = tokio::select! {
@@ -48,10 +54,11 @@ impl Feed {
                 () = self.stop.finish.cancelled() => return,
             };
             self.metrics.bytes.add(batch.len() as u64);
+            self.origin.measured(offset + batch.len() as u64);
             tokio::select! {
                 biased;
                 () = self.stop.abort.cancelled() => return,
-                given = self.give(&batch, offset, key, &origin) => if !given {
+                given = self.give(&batch, offset, key) => if !given {
                     return;
                 },
             }
@@ -60,7 +67,7 @@ impl Feed {
     }
 
     /// Queues a batch for each sink; false when one has ended.
-    async fn give(&self, batch: &[u8], offset: u64, key: u64, origin: &Arc<TrackedFile>) -> bool {
+    async fn give(&self, batch: &[u8], offset: u64, key: u64) -> bool {
         let now = Timestamp::now();
         let text = String::from_utf8_lossy(batch);
         self.metrics.lines.add(text.lines().count() as u64);
@@ -92,14 +99,18 @@ impl Feed {
                 if before > 0 && (draft.data.len() > *most_bytes || draft.ends.len() >= *most_events) {
                     let rest = draft.data.split_off(before);
                     let next = Draft { data: rest, start: at, end: at, ..Draft::default() };
-                    if !queue.push(std::mem::replace(&mut draft, next), origin, number).await {
+                    if !queue.push(std::mem::replace(&mut draft, next), &self.origin, number).await {
                         return false;
                     }
                 }
                 at += line.len() as u64;
                 draft.close_line(outcome != Outcome::Dropped, at);
             }
-            if !draft.ends.is_empty() && !queue.push(draft, origin, number).await {
+            if draft.ends.is_empty() {
+                // A transform dropped all of it, so no sink will say that it has it.
+                let mark = &self.origin.acknowledged[number];
+                let _ = mark.compare_exchange(draft.start, at, Relaxed, Relaxed);
+            } else if !queue.push(draft, &self.origin, number).await {
                 return false;
             }
         }

@@ -1,4 +1,4 @@
-//! How far log files are, and what holds sinks up, for an operator who asks (`/logs`).
+//! How far log files and the access log are, and what holds sinks up, for an operator who asks (`/logs`).
 //!
 //! In: the graph that runs. Out: JSON. Promise: looked at when asked, not before; no line is
 //! shown, and of a receiver's address neither credentials nor query.
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use outrigger_config::Logs;
-use outrigger_runtime::{AdminRoute, AdminRoutes};
+use outrigger_runtime::{AdminRoute, AdminRoutes, LineQueue};
 use serde_json::{Value, json};
 
 use crate::metrics::Metrics;
@@ -27,6 +27,9 @@ struct View {
     section: Logs,
     /// By the section's sources, in its order.
     tracked: Vec<(String, Arc<Tracked>)>,
+    /// What the access log has for us, and how far its lines are that were taken.
+    lines: LineQueue,
+    fed: Vec<(String, Arc<TrackedFile>)>,
     metrics: Metrics,
     problems: Problems,
 }
@@ -37,12 +40,15 @@ impl Shown {
         &self,
         section: &Logs,
         sources: &[(String, Arc<Tracked>)],
+        (lines, fed): (LineQueue, Vec<(String, Arc<TrackedFile>)>),
         metrics: &Metrics,
         problems: &Problems,
     ) {
         let view = View {
             section: section.clone(),
             tracked: sources.to_vec(),
+            lines,
+            fed,
             metrics: metrics.clone(),
             problems: problems.clone(),
         };
@@ -63,7 +69,8 @@ impl Shown {
 
 impl View {
     fn tell(&self) -> Value {
-        let sources: Vec<Value> = self.tracked.iter().map(|(name, tracked)| self.source(name, tracked)).collect();
+        let files = self.tracked.iter().map(|(name, tracked)| self.source(name, tracked));
+        let sources: Vec<Value> = files.chain(self.fed.iter().map(|(name, origin)| self.feed(name, origin))).collect();
         let sinks: Vec<Value> = self.section.sinks.iter().map(|sink| self.sink(sink)).collect();
         json!({ "stateDirectory": self.section.state_directory.display().to_string(), "sources": sources, "sinks": sinks,
                 "checkpoint": self.problem("checkpoint") })
@@ -77,12 +84,29 @@ impl View {
         let metrics = self.metrics.source(name);
         json!({
             "name": name,
+            "kind": "file",
             "path": path,
             "missing": config.and_then(|source| source.file.as_ref()).is_some_and(|file| !file.path.exists()),
             "lines": metrics.lines.value(),
             "bytes": metrics.bytes.value(),
             "waitingBytes": waiting,
             "files": files.iter().rev().take(MOST_FILES).map(|file| tell_file(file)).collect::<Value>(),
+            "problem": self.problem(&format!("source `{name}`")),
+        })
+    }
+
+    /// The access log, whose lines come from no file and wait in memory.
+    fn feed(&self, name: &str, origin: &TrackedFile) -> Value {
+        let metrics = self.metrics.source(name);
+        json!({
+            "name": name,
+            "kind": "accessLog",
+            "path": null,
+            "missing": false,
+            "lines": metrics.lines.value(),
+            "bytes": metrics.bytes.value(),
+            "waitingBytes": origin.lag() + self.lines.bytes() as u64,
+            "files": [],
             "problem": self.problem(&format!("source `{name}`")),
         })
     }

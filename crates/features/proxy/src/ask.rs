@@ -4,6 +4,7 @@
 //! In: `GET /explain`, `/listeners`, `/routes` of the admin API. Out: JSON. Promise: the answer
 //! is worked out beside the traffic, from the config that runs, and holds no secret.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -190,7 +191,7 @@ pub(crate) fn listeners(listeners: &[Weak<Listener>]) -> AdminResponse {
 pub(crate) fn routes(config: &Config, registry: &Registry) -> AdminResponse {
     let mut metrics = Vec::new();
     registry.encode(Format::Text, &mut metrics);
-    let metrics = String::from_utf8_lossy(&metrics);
+    let hits = hits(&String::from_utf8_lossy(&metrics));
     let mut rows = Vec::new();
     for listener in config.proxy.iter().flat_map(|proxy| &proxy.listeners) {
         let mut row = |kind: &str,
@@ -203,7 +204,7 @@ pub(crate) fn routes(config: &Config, registry: &Registry) -> AdminResponse {
                 "listener": listener.name.as_str(), "route": name, "kind": kind,
                 "hostnames": hosts, "matches": matches, "filters": filters,
                 "backends": to.iter().map(|one| json!({ "cluster": one.name.as_str(), "weight": one.weight })).collect::<Value>(),
-                "requests": hits(&metrics, &listener.name, name),
+                "requests": hits.get(&(listener.name.to_string(), name.to_owned())).copied().unwrap_or_default(),
             }));
         };
         for route in &listener.routes {
@@ -230,15 +231,22 @@ pub(crate) fn routes(config: &Config, registry: &Registry) -> AdminResponse {
     AdminRoutes::json(&Value::Array(rows))
 }
 
-/// Requests, or connections that were carried, since the start.
-fn hits(metrics: &str, listener: &str, route: &str) -> u64 {
-    let (listener, route) = (format!("listener=\"{listener}\""), format!("route=\"{route}\""));
-    let counted = metrics.lines().filter(|line| {
-        line.starts_with("outrigger_http_requests_total{")
+/// Requests, or connections that were carried, since the start, by listener and route.
+fn hits(metrics: &str) -> HashMap<(String, String), u64> {
+    let mut hits = HashMap::new();
+    for line in metrics.lines() {
+        if line.starts_with("outrigger_http_requests_total{")
             || line.starts_with("outrigger_tcp_connections_closed_total{")
-    });
-    let ours = counted.filter(|line| line.contains(&listener) && line.contains(&route));
-    ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+        {
+            // Names of listeners and routes hold nothing that would be escaped.
+            let label = |name: &str| line.split(name).nth(1)?.split('"').next();
+            let count = line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok());
+            if let (Some(listener), Some(route), Some(count)) = (label("listener=\""), label("route=\""), count) {
+                *hits.entry((listener.to_owned(), route.to_owned())).or_default() += count as u64;
+            }
+        }
+    }
+    hits
 }
 
 /// Adds the endpoints; they go with what is given back.
@@ -292,6 +300,8 @@ mod tests {
             outrigger_http_requests_total{direction=\"inbound\",listener=\"in\",route=\"a\",code=\"503\"} 1\n\
             outrigger_http_requests_total{direction=\"inbound\",listener=\"in\",route=\"ab\",code=\"200\"} 5\n\
             outrigger_tcp_connections_closed_total{direction=\"inbound\",listener=\"in\",route=\"t\"} 2\n";
-        assert_eq!(["a", "ab", "t", "none"].map(|route| hits(metrics, "in", route)), [4, 5, 2, 0]);
+        let hits = hits(metrics);
+        let of = |route: &str| hits.get(&("in".to_owned(), route.to_owned())).copied();
+        assert_eq!(["a", "ab", "t", "none"].map(of), [Some(4), Some(5), Some(2), None]);
     }
 }

@@ -44,6 +44,11 @@ impl LineQueue {
         true
     }
 
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.waiting().bytes
+    }
+
     /// The next batch, if one waits.
     pub fn try_next(&self) -> Option<Vec<u8>> {
         let mut waiting = self.waiting();
@@ -77,6 +82,7 @@ mod tests {
         assert!(queue.push(b"one\n".to_vec(), 8));
         assert!(queue.push(b"two\n".to_vec(), 8));
         assert!(!queue.push(b"three\n".to_vec(), 8), "there is no room");
+        assert_eq!(queue.bytes(), 8);
         assert_eq!(queue.next().await, b"one\n");
         assert!(queue.push(b"four".to_vec(), 8), "there is again");
         assert_eq!((queue.next().await, queue.try_next()), (b"two\n".to_vec(), Some(b"four".to_vec())));

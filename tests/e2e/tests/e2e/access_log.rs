@@ -129,6 +129,15 @@ logs:
     );
     assert_eq!((&line["outrigger"]["source"], &line["outrigger"]["file"]), (&"requests".into(), &"accessLog".into()));
     assert!(!outrigger.process.log().contains("/orders"), "it does not go to standard output, too");
+    // The view of logs tells of it as of a file's.
+    eventually("the source in the view of logs", || {
+        let told: serde_json::Value = serde_json::from_str(&outrigger.get("/logs")?.ok()?)?;
+        let source = &told["sources"][0];
+        let (name, kind) = (&source["name"], &source["kind"]);
+        ensure!((name, kind) == (&"requests".into(), &"accessLog".into()), "{told:#}");
+        ensure!(source["lines"].as_f64() == Some(1.0) && source["waitingBytes"] == 0, "{told:#}");
+        Ok(())
+    });
     // The filter holds, and what was answered just before the stop is delivered.
     assert_eq!(get("/down/refused").status, 503);
     outrigger.write_config(&config.replace("response.code < 400", "response.code > 400"));

@@ -159,6 +159,29 @@ fn quiet() {
 }
 
 #[test]
+fn the_page_is_of_use_with_a_thousand_routes() {
+    alone(many);
+}
+
+fn many() {
+    let folder = tempfile::tempdir().unwrap();
+    let (application, port) = (Application::start(), free_port());
+    let route = |host: usize, path: usize| {
+        format!(
+            "    - {{ name: service-{host}-{path}, hostnames: [service-{host}.bench], matches: [{{ path: {{ value: /api/resource-{path} }} }}], \
+             backendRefs: [{{ name: cluster-{host} }}] }}\n"
+        )
+    };
+    let routes: String = (0..100).flat_map(|host| (0..10).map(move |path| route(host, path))).collect();
+    let cluster = |host: usize| format!("  - {{ name: cluster-{host}, endpoints: [\"{}\"] }}\n", application.address);
+    let clusters: String = (0..100).map(cluster).collect();
+    let listener =
+        format!("  - name: out\n    direction: outbound\n    address: \"127.0.0.1:{port}\"\n    routes:\n{routes}");
+    let outrigger = start_outrigger(folder.path(), &format!("proxy:\n  listeners:\n{listener}  clusters:\n{clusters}"));
+    browse("many.mjs", &json!({ "admin": outrigger.admin, "port": port }));
+}
+
+#[test]
 fn the_cors_filter_is_what_browsers_understand() {
     alone(cors);
 }

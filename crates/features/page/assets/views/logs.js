@@ -47,7 +47,7 @@ export function show() {
       none: empty("No sources"),
       columns: [
         { id: "source", title: "Source", head: true, value: (row) => row.name },
-        { id: "path", title: "File", wide: true, value: (row) => row.path, show: (row) => [h("span", { class: "mono" }, row.path), row.missing ? h("span", { class: "why" }, "is not there yet") : null, row.problem?.lasts ? h("span", { class: "why bad" }, row.problem.text) : null] },
+        { id: "path", title: "File", wide: true, value: (row) => row.path ?? "", show: (row) => [row.kind === "accessLog" ? h("span", null, "the access log") : h("span", { class: "mono" }, row.path), row.missing ? h("span", { class: "why" }, "is not there yet") : null, row.problem?.lasts ? h("span", { class: "why bad" }, row.problem.text) : null] },
         { id: "position", title: "Position", num: true, value: (row) => row.files[0]?.position ?? null, show: position },
         { id: "waiting", title: "Behind", num: true, value: (row) => row.waitingBytes, show: (row) => bytes(row.waitingBytes) },
         { id: "rate", title: "Lines", num: true, value: (row) => row.rate, show: (row) => [rate(row.rate), h("span", { class: "why num" }, `${count(row.lines)} read`)] },

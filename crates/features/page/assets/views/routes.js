@@ -25,6 +25,8 @@ export function show() {
     caption: "Routes",
     key: (row) => `${row.listener}\u0000${row.kind}\u0000${row.route}`,
     rows,
+    // Of very many those that are taken are wanted first, for not all are shown.
+    sort: rows.length > 100 ? "hits.desc" : undefined,
     none: empty("No routes", "A listener without routes passes TCP on, or refuses."),
     columns: [
       { id: "route", title: "Route", head: true, value: (row) => row.route, show: (row) => h("a", { href: link("tap", { route: row.route, listener: row.listener }), title: "Tap this route" }, row.route || "(unnamed)") },
