@@ -37,6 +37,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         components: components(),
         command: (!args.command.is_empty()).then_some(args.command),
         version: output::VERSION,
+        give_back: crate::give_back,
     });
     Ok(u8::try_from(code).unwrap_or(1))
 }

@@ -11,9 +11,8 @@ use std::path::Path;
 use crate::check::{self, Checked};
 use crate::diagnostic::{Diagnostics, Problem, Severity};
 use crate::judge;
-use crate::path::{Position, Positions};
+use crate::path::Positions;
 use crate::schema::checked_schema;
-use crate::source::Source;
 use crate::tree::{self, Environment, MAX_BYTES, Node, Span, Value};
 use crate::{Config, ConfigPath};
 
@@ -47,14 +46,14 @@ pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     if text.len() > MAX_BYTES {
         return Err(Diagnostics::whole(file, too_large()));
     }
-    let Outcome { config, root, problems, secrets } = evaluate(text, env).map_err(|problem| {
+    let Outcome { config, problems, secrets } = evaluate(text, env).map_err(|problem| {
         let secrets = likely_secrets(text);
         Diagnostics::new(file, text, vec![*problem], &secrets)
     })?;
     let report = Diagnostics::new(file, text, problems, &secrets);
     match config {
         Some(config) if !report.has_errors() => {
-            Ok(Loaded { config, positions: positions(file, text, &root), warnings: report })
+            Ok(Loaded { config, positions: Positions::new(file, text), warnings: report })
         }
         _ => Err(report),
     }
@@ -62,7 +61,6 @@ pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
 
 struct Outcome {
     config: Option<Config>,
-    root: Node,
     problems: Vec<Problem>,
     secrets: Vec<Span>,
 }
@@ -84,7 +82,7 @@ fn evaluate(text: &str, env: Environment<'_>) -> Result<Outcome, Box<Problem>> {
         }
     };
     let Checked { secrets, .. } = checked;
-    Ok(Outcome { config, root, problems, secrets })
+    Ok(Outcome { config, problems, secrets })
 }
 
 /// What serde refuses although the check let it pass; said only when nothing else is.
@@ -104,21 +102,6 @@ fn unforeseen(refusal: &tree::Refusal, root: &Node, problems: &[Problem]) -> Opt
     // The message may quote the value, which must not be shown when it is a variable's.
     let message = if from_variable { "this value is not accepted" } else { refusal.message.as_str() };
     Some(Problem::error("value", span, place, message))
-}
-
-fn positions(file: &str, text: &str, root: &Node) -> Positions {
-    let source = Source::new(text, &[]);
-    let mut positions = Positions::new(file);
-    judge::walk(root, &mut |path, key, node| {
-        let span = match (&node.value, key) {
-            (Value::Scalar(_), _) | (_, None) => node.span,
-            (_, Some(key)) => key,
-        };
-        let (line, column) = source.position(span.start);
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        positions.insert(path, Position { line: number(line), column: number(column) });
-    });
-    positions
 }
 
 fn read(path: &Path) -> Result<String, Box<Problem>> {

@@ -1,11 +1,15 @@
 //! Where a value stands: its place in the config, and its place in the file.
 //!
-//! In: the node tree of a parsed file. Out: [`ConfigPath`], the name of a place as an
-//! operator would write it, and [`Positions`], which finds its line and column again, so
-//! that errors of a later hour (a port in use, a missing certificate) still point at the file.
+//! In: the text of a file. Out: [`ConfigPath`], the name of a place as an operator would
+//! write it, and [`Positions`], which finds its line and column again, so that errors of a
+//! later hour (a port in use, a missing certificate) still point at the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+use crate::judge;
+use crate::source::Source;
+use crate::tree::{self, Value};
 
 /// A place in the config, such as `proxy.listeners[0].routes[1].backendRefs[0].name`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,20 +90,34 @@ pub struct Position {
     pub column: u32,
 }
 
-/// Where each value of a config stands in its file.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// Where each value of a config stands in its file. Few ask, and a large file has very many: it is read again for that.
+#[derive(Clone, Default, PartialEq)]
 pub struct Positions {
     file: String,
-    places: BTreeMap<String, Position>,
+    /// As it was read; variables are not filled in.
+    text: String,
 }
 
 impl Positions {
-    pub(crate) fn new(file: &str) -> Self {
-        Self { file: file.to_owned(), places: BTreeMap::new() }
+    pub(crate) fn new(file: &str, text: &str) -> Self {
+        Self { file: file.to_owned(), text: text.to_owned() }
     }
 
-    pub(crate) fn insert(&mut self, path: &ConfigPath, position: Position) {
-        self.places.insert(path.0.clone(), position);
+    fn places(&self) -> BTreeMap<String, Position> {
+        let mut places = BTreeMap::new();
+        // What stands where does not depend on variables: they fill in single values.
+        let Ok(parsed) = tree::parse(&self.text, &|_| None) else { return places };
+        let source = Source::new(&self.text, &[]);
+        judge::walk(&parsed.root, &mut |path, key, node| {
+            let span = match (&node.value, key) {
+                (Value::Scalar(_), _) | (_, None) => node.span,
+                (_, Some(key)) => key,
+            };
+            let (line, column) = source.position(span.start);
+            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            places.insert(path.0.clone(), Position { line: number(line), column: number(column) });
+        });
+        places
     }
 
     /// The file the config was read from.
@@ -109,14 +127,14 @@ impl Positions {
 
     /// Where the value at `path` stands; `None` when the file does not give it (a default).
     pub fn get(&self, path: &ConfigPath) -> Option<Position> {
-        self.places.get(&path.0).copied()
+        self.places().get(&path.0).copied()
     }
 
     /// `FILE:LINE:COLUMN` of the value at `path`, or of the nearest place around it that the file gives.
     pub fn locate(&self, path: &ConfigPath) -> String {
-        let mut place = path.0.as_str();
+        let (mut place, places) = (path.0.as_str(), self.places());
         loop {
-            if let Some(at) = self.places.get(place) {
+            if let Some(at) = places.get(place) {
                 return format!("{}:{}:{}", self.file, at.line, at.column);
             }
             match place.rfind(['.', '[']) {
@@ -125,5 +143,12 @@ impl Positions {
                 None => place = "",
             }
         }
+    }
+}
+
+impl fmt::Debug for Positions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The text may hold secrets.
+        f.debug_struct("Positions").field("file", &self.file).finish_non_exhaustive()
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) environment: AppEnvironment,
     pub(crate) command: Option<Vec<OsString>>,
     pub(crate) limits: Limits,
+    /// Has the allocator give back what is free.
+    pub(crate) give_back: fn(),
 }
 
 pub(crate) struct Lifecycle {
@@ -239,6 +241,7 @@ impl Lifecycle {
             self.housekeeping_at = now + HOUSEKEEPING;
         }
         if self.rest_at.take_if(|at| *at <= now).is_some() {
+            (self.parts.give_back)();
             drop_executable_pages();
         }
         if self.nag_at.take_if(|at| *at <= now).is_some() {

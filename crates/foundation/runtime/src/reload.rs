@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use outrigger_config::{Config, Diagnostic, Diagnostics, Severity, diff, load};
+use outrigger_config::{Admin, Config, Diagnostic, Diagnostics, Runtime, Severity, diff, load};
 use outrigger_telemetry::log::LogControl;
 use outrigger_telemetry::{Counter, Gauge, Registry};
 use tokio::sync::watch;
@@ -20,8 +20,8 @@ use crate::supervisor::chain;
 
 pub(crate) struct Reloader {
     path: PathBuf,
-    /// What the process was started with: some fields are read only then.
-    started_with: Arc<Config>,
+    /// What the process was started with, of the fields that are read only then.
+    started_with: AtStart,
     current: watch::Sender<Arc<Config>>,
     registry: Registry,
     log: LogControl,
@@ -71,7 +71,7 @@ impl Reloader {
         Self {
             path,
             current: watch::Sender::new(Arc::clone(&config)),
-            started_with: config,
+            started_with: AtStart::of(&config),
             registry: registry.clone(),
             log,
             results,
@@ -187,8 +187,20 @@ pub(crate) fn report(diagnostics: &Diagnostics) {
     }
 }
 
+/// Sections of which some fields are read at a start only. The whole config would be kept for ever by it.
+struct AtStart {
+    runtime: Runtime,
+    admin: Admin,
+}
+
+impl AtStart {
+    fn of(config: &Config) -> Self {
+        Self { runtime: config.runtime.clone(), admin: config.admin.clone() }
+    }
+}
+
 /// Fields that differ from what the process was started with, and are read at a start only.
-fn next_start_only(started_with: &Config, new: &Config) -> Vec<&'static str> {
+fn next_start_only(started_with: &AtStart, new: &Config) -> Vec<&'static str> {
     let mut fields = Vec::new();
     if started_with.runtime.workers != new.runtime.workers {
         fields.push("runtime.workers");

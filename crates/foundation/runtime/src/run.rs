@@ -49,6 +49,8 @@ pub struct RuntimeOptions {
     pub command: Option<Vec<OsString>>,
     /// Our version, for `/version` and the build-info metric.
     pub version: &'static str,
+    /// Has the allocator give back what is free; called when a start or a reload is over.
+    pub give_back: fn(),
 }
 
 /// Why a start failed.
@@ -129,7 +131,10 @@ impl Process {
 
     async fn live(self, options: RuntimeOptions) -> Result<i32, StartError> {
         let Self { begun, limits, workers, registry, log } = self;
-        let config = Arc::new(options.loaded.config);
+        let Loaded { config, positions, warnings } = options.loaded;
+        // Nobody asks any more, and a large file is large.
+        drop(positions);
+        let config = Arc::new(config);
         let components: Vec<Arc<dyn Component>> = options.components.into_iter().map(Arc::from).collect();
         let mut signals = Signals::new().map_err(StartError::Signals)?;
         let children = Children::new();
@@ -170,11 +175,14 @@ impl Process {
         // First, so that a start that hangs can be asked why; dropped last.
         let servers = open_admin(&config, &sockets, &api)?;
 
-        reload::report(&options.loaded.warnings);
+        reload::report(&warnings);
+        drop(warnings);
         if let Some(cycle) = cycle(&components) {
             return Err(StartError::Cycle(cycle));
         }
         reload::check(&components, None, &config).map_err(|(name, error)| StartError::Refused(name, error))?;
+        // From here on the one that runs is whatever the last reload brought.
+        drop(config);
         let environment = AppEnvironment::new();
         let shared = Shared {
             config: reloader.subscribe(),
@@ -203,6 +211,7 @@ impl Process {
             environment,
             command: options.command,
             limits,
+            give_back: options.give_back,
         });
         let code = lifecycle.run().await;
         servers.close(sockets.handed_over()).await;

@@ -38,7 +38,7 @@ fn process() {
     };
     let command = std::env::var("TEST_COMMAND").ok().map(|command| command.split('\x1f').map(OsString::from).collect());
     let components = ACTORS.into_iter().map(|actor| Box::new(actor) as Box<dyn Component>).collect();
-    let code = run(RuntimeOptions { config_path, loaded, components, command, version: "1.2.3" });
+    let code = run(RuntimeOptions { config_path, loaded, components, command, version: "1.2.3", give_back: || {} });
     std::process::exit(code);
 }
 
