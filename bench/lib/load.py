@@ -75,9 +75,9 @@ def measure(drive: Driver, port: int, proxies: list[Process], seconds: float) ->
 
 def wrk(peers, connections: int, *more: str, cores: str = str(LOAD_CORE)) -> Driver:
     """HTTP/1.1, keep-alive, one request after the other on each connection."""
-    def drive(port: int, seconds: float) -> Answered:
+    def drive(port: int, seconds: float, *script: str) -> Answered:
         out = run(["taskset", "-c", cores, peers.wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s",
-                   "--latency", "--timeout", "10s", *more, f"http://127.0.0.1:{port}/"])
+                   "--latency", "--timeout", "10s", *more, f"http://127.0.0.1:{port}/", *script])
         bad = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
         broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
         errors = (int(bad[1]) if bad else 0) + (sum(map(int, broken.groups())) if broken else 0)
