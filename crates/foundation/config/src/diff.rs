@@ -3,14 +3,15 @@
 //! In: two configs. Out: the places that differ, with their old and new values. Promise:
 //! a secret shows only that it changed; items of a list are matched by their name, so
 //! that a new item at the front is one change and not many; long lists are told by what
-//! came and went, and clusters that stay as they are take no memory here.
+//! came and went, and what stays of clusters and their endpoints takes no memory here.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::{Cluster, Config, ConfigPath, MASK, secret};
+use crate::{Cluster, Config, ConfigPath, Endpoint, Endpoints, MASK, secret};
 
 /// One changed place. Values are shown as JSON on one line; secrets are masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,15 +36,17 @@ impl fmt::Display for Change {
     }
 }
 
-/// What differs between two configs, in the model's order; empty when nothing does.
+/// What differs between two configs, in the model's order, long lists of endpoints behind; empty when nothing does.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Vec::new();
-    let (old, new) = without_same_clusters(old, new);
+    let (mut old, mut new) = without_same_clusters(old, new);
+    let endpoints = take_long_lists(&mut old, &mut new);
     // Masked, two secrets look the same; marked, they differ when their values do.
     let (before, after) = secret::marked(|| (serde_json::to_value(&old), serde_json::to_value(&new)));
     if let (Ok(before), Ok(after)) = (before, after) {
         compare(&ConfigPath::root(), &before, &after, &mut changes);
     }
+    changes.extend(endpoints);
     changes
 }
 
@@ -72,6 +75,33 @@ fn without_same_clusters(old: &Config, new: &Config) -> (Config, Config) {
     (old, new)
 }
 
+/// Takes long lists of endpoints out of clusters that both have; what differs between them. As text they would take many
+/// times their memory.
+fn take_long_lists(old: &mut Config, new: &mut Config) -> Vec<Change> {
+    let (Some(before), Some(after)) = (&mut old.proxy, &mut new.proxy) else { return Vec::new() };
+    let mut others: HashMap<String, &mut Cluster> =
+        after.clusters.iter_mut().map(|cluster| (cluster.name.to_string(), cluster)).collect();
+    let mut changes = Vec::new();
+    for cluster in &mut before.clusters {
+        let Some(other) = others.get_mut(cluster.name.as_str()) else { continue };
+        if cluster.endpoints.len().min(other.endpoints.len()) <= WHOLE {
+            continue;
+        }
+        let (these, those) = (std::mem::take(&mut cluster.endpoints), std::mem::take(&mut other.endpoints));
+        if these != those {
+            let path = ConfigPath::from("proxy.clusters").item(&cluster.name).key("endpoints");
+            changes.push(long_list(path, [these.len(), those.len()], only(&these, &those), only(&those, &these)));
+        }
+    }
+    changes
+}
+
+/// Endpoints of one list that the other lacks.
+fn only<'e>(these: &'e Endpoints, others: &Endpoints) -> Vec<impl Serialize + use<'e>> {
+    let others: HashSet<&Endpoint> = others.iter().collect();
+    these.iter().filter(|one| !others.contains(one)).map(Endpoint::written).collect()
+}
+
 fn compare(path: &ConfigPath, old: &Json, new: &Json, changes: &mut Vec<Change>) {
     match (old, new) {
         (Json::Object(old), Json::Object(new)) => {
@@ -86,7 +116,12 @@ fn compare(path: &ConfigPath, old: &Json, new: &Json, changes: &mut Vec<Change>)
             named_items(path, before, after, changes);
         }
         (Json::Array(before), Json::Array(after)) if before != after && before.len().max(after.len()) > WHOLE => {
-            changes.push(long_list(path, before, after));
+            let only = |these: &'_ [Json], others: &'_ [Json]| -> Vec<Json> {
+                let others: HashSet<String> = others.iter().map(Json::to_string).collect();
+                these.iter().filter(|item| !others.contains(&item.to_string())).map(masked).collect()
+            };
+            let (gone, came) = (only(before, after), only(after, before));
+            changes.push(long_list(path.clone(), [before.len(), after.len()], gone, came));
         }
         _ if old != new => {
             let show = |value: &Json| (!value.is_null()).then(|| masked(value).to_string());
@@ -121,28 +156,21 @@ fn named_items(path: &ConfigPath, old: &[Json], new: &[Json], changes: &mut Vec<
     }
 }
 
-/// What came to a long list and what went.
-fn long_list(path: &ConfigPath, before: &[Json], after: &[Json]) -> Change {
-    let only = |these: &[Json], others: &[Json]| {
-        let others: HashSet<String> = others.iter().map(Json::to_string).collect();
-        let only: Vec<&Json> = these.iter().filter(|item| !others.contains(&item.to_string())).collect();
-        let examples: Vec<String> = only.iter().take(EXAMPLES).map(|item| masked(item).to_string()).collect();
-        let more = only.len().saturating_sub(EXAMPLES);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        (only.len(), format!("{}{more}", examples.join(", ")))
-    };
-    let ((gone, gone_examples), (came, came_examples)) = (only(before, after), only(after, before));
-    let mut new = format!("{} items", after.len());
-    if gone > 0 {
-        new.push_str(&format!(", {gone} gone: {gone_examples}"));
+/// What came to a long list and what went; the lengths are those before and after.
+fn long_list<T: Serialize>(path: ConfigPath, lengths: [usize; 2], gone: Vec<T>, came: Vec<T>) -> Change {
+    let mut new = format!("{} items", lengths[1]);
+    for (items, word) in [(&gone, "gone"), (&came, "new")].into_iter().filter(|(items, _)| !items.is_empty()) {
+        let shown = items.iter().take(EXAMPLES).map(|item| serde_json::to_string(item).unwrap_or_default());
+        let (count, shown) = (items.len(), shown.collect::<Vec<_>>().join(", "));
+        new.push_str(&format!(", {count} {word}: {shown}"));
+        if count > EXAMPLES {
+            new.push_str(&format!(" and {} more", count - EXAMPLES));
+        }
     }
-    if came > 0 {
-        new.push_str(&format!(", {came} new: {came_examples}"));
-    }
-    if gone + came == 0 {
+    if gone.is_empty() && came.is_empty() {
         new.push_str(" in another order");
     }
-    Change { path: path.clone(), old: Some(format!("{} items", before.len())), new: Some(new) }
+    Change { path, old: Some(format!("{} items", lengths[0])), new: Some(new) }
 }
 
 /// A value as it may be shown.

@@ -5,7 +5,7 @@
 //! later hour (a port in use, a missing certificate) still point at the file.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use crate::judge;
 use crate::source::Source;
@@ -25,17 +25,27 @@ impl ConfigPath {
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-        Self(match (plain, self.0.is_empty()) {
-            (true, true) => key.to_owned(),
-            (true, false) => format!("{}.{key}", self.0),
-            (false, _) => format!("{}[{key:?}]", self.0),
-        })
+        match (plain, self.0.is_empty()) {
+            (true, true) => Self(key.to_owned()),
+            // Each value of a large file has one: `format!` would find its length by trying.
+            (true, false) => {
+                let mut text = String::with_capacity(self.0.len() + 1 + key.len());
+                text.extend([&self.0, ".", key]);
+                Self(text)
+            }
+            (false, _) => Self(format!("{}[{key:?}]", self.0)),
+        }
     }
 
     /// The item `index` of the list at this place, counted from 0.
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
-        Self(format!("{}[{index}]", self.0))
+        const MOST_DIGITS: usize = 20;
+        let mut text = String::with_capacity(self.0.len() + 2 + MOST_DIGITS);
+        text.push_str(&self.0);
+        // Writing to a text never fails.
+        let _ = write!(text, "[{index}]");
+        Self(text)
     }
 
     /// The item of that name of the list at this place, where the index would say too little.

@@ -277,7 +277,13 @@ async fn health_is_asked_by_the_name_and_the_authority_that_requests_go_by() {
             client
                 .metrics_have(&format!("outrigger_cluster_endpoints{{cluster=\"there\",state=\"healthy\"}} {healthy}"))
                 .await;
-            assert_eq!(app.seen().len() > before, healthy == 1, "{protocol} {name} {ca}");
+            if healthy == 1 {
+                until("the application was asked", || app.seen().len() > before).await;
+            } else {
+                let told = client.admin("/clusters").await;
+                let reason = told["clusters"][0]["endpoints"][0]["reason"].as_str();
+                assert!(reason.is_some_and(|reason| reason.starts_with("TLS: ")), "{protocol} {name} {ca}: {told:#}");
+            }
             client.stop().await;
         }
     }

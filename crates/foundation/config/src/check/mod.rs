@@ -132,7 +132,10 @@ impl<'s> Checker<'s> {
     }
 
     fn object(&mut self, shape: Shape<'s>, entries: &mut Vec<Entry>, place: &Place) {
-        let given: HashSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+        // Only who mistypes a key needs to know of the others.
+        let mistyped = entries.iter().any(|entry| self.schema.member(shape, &entry.key).is_none());
+        let given = entries.iter().filter(|_| mistyped).map(|entry| entry.key.clone());
+        let given: HashSet<String> = given.collect();
         entries.retain_mut(|entry| {
             let path = place.path.key(&entry.key);
             let Some(member) = self.schema.member(shape, &entry.key) else {

@@ -3,15 +3,19 @@
 //! In: the generated schema. Out: [`Shape`]s, one for each place of the config, with
 //! references and the `null` of optional values resolved.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use serde_json::{Map, Value as Json};
 
 use super::formats;
 use crate::tree::{Entry, Node, Scalar, Span, Value};
 
-#[derive(Clone, Copy)]
 pub(super) struct Schema<'s> {
     root: &'s Json,
     definitions: Option<&'s Map<String, Json>>,
+    /// Shapes that were worked out, by where the schema says them.
+    known: RefCell<HashMap<*const Json, Shape<'s>>>,
 }
 
 /// What a value must look like.
@@ -52,14 +56,26 @@ pub(super) enum Kind<'s> {
 
 impl<'s> Schema<'s> {
     pub(super) fn new(root: &'s Json) -> Self {
-        Self { root, definitions: root.get("$defs").and_then(Json::as_object) }
+        let definitions = root.get("$defs").and_then(Json::as_object);
+        Self { root, definitions, known: RefCell::default() }
     }
 
     pub(super) fn root(&self) -> Shape<'s> {
         self.shape(self.root)
     }
 
+    /// What a part of the schema says. It is worked out once: a large file has very many values of the same shape.
     pub(super) fn shape(&self, json: &'s Json) -> Shape<'s> {
+        let place = std::ptr::from_ref(json);
+        let known = self.known.borrow().get(&place).copied();
+        known.unwrap_or_else(|| {
+            let shape = self.work_out(json);
+            self.known.borrow_mut().insert(place, shape);
+            shape
+        })
+    }
+
+    fn work_out(&self, json: &'s Json) -> Shape<'s> {
         if let Some(reference) = json.get("$ref").and_then(Json::as_str) {
             let name = reference.rsplit('/').next().unwrap_or_default();
             let target = self.definitions.and_then(|definitions| definitions.get(name));

@@ -262,7 +262,7 @@ pub(super) fn explain_missing(key: &str, member: Shape<'_>) -> String {
     }
 }
 
-pub(super) fn explain_empty(key: &str, schema: &Schema<'_>, member: Shape<'_>) -> String {
+pub(super) fn explain_empty<'s>(key: &str, schema: &Schema<'s>, member: Shape<'s>) -> String {
     let required: Vec<_> = schema.required(member).collect();
     if required.is_empty() {
         format!("write `{key}: {{}}` to turn it on with its defaults, or remove the key")

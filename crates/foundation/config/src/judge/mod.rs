@@ -27,7 +27,7 @@ use crate::{Config, ConfigPath, Duration};
 
 /// Applies every rule.
 pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Problem> {
-    let mut judge = Judge { checked, places: Places::of(root), problems: Vec::new() };
+    let mut judge = Judge { checked, places: Places(root), problems: Vec::new() };
     runtime::rules(config, &mut judge);
     proxy::rules(config, &mut judge);
     logs::rules(config, &mut judge);
@@ -40,8 +40,10 @@ pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Prob
     judge.problems
 }
 
-/// Where the values of a tree stand.
-pub(crate) struct Places<'t>(HashMap<ConfigPath, Place<'t>>);
+/// Where the values of a tree stand. They are looked for when somebody asks: a large file has very many, and few are asked
+/// for.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'t>(&'t Node);
 
 /// Where one value stands.
 #[derive(Clone, Copy)]
@@ -51,13 +53,34 @@ struct Place<'t> {
 }
 
 impl<'t> Places<'t> {
-    fn of(root: &'t Node) -> Self {
-        let mut places = Self(HashMap::new());
-        walk(root, &mut |path, key, node| {
-            places.0.insert(path.clone(), Place { key, node });
-        });
-        places
+    /// The value at a path, as [`ConfigPath`] writes it.
+    fn get(self, path: &ConfigPath) -> Option<Place<'t>> {
+        let mut place = Place { key: None, node: self.0 };
+        let mut rest = path.as_str();
+        while !rest.is_empty() {
+            (place, rest) = match &place.node.value {
+                Value::Scalar(_) => return None,
+                Value::Sequence(items) => {
+                    let (index, rest) = rest.strip_prefix('[')?.split_once(']')?;
+                    (Place { key: None, node: items.get(index.parse::<usize>().ok()?)? }, rest)
+                }
+                // Of a key that is given twice the last one counts here.
+                Value::Mapping(entries) => entries.iter().rev().find_map(|entry| {
+                    let rest = behind(rest, &entry.key)?;
+                    Some((Place { key: Some(entry.key_span), node: &entry.value }, rest))
+                })?,
+            };
+        }
+        Some(place)
     }
+}
+
+/// What of a path is behind a key with which it begins.
+fn behind<'p>(path: &'p str, key: &str) -> Option<&'p str> {
+    if let Some(rest) = path.strip_prefix('.').unwrap_or(path).strip_prefix(key) {
+        return Some(rest).filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    }
+    path.strip_prefix(ConfigPath::root().key(key).as_str()).filter(|_| path.starts_with('['))
 }
 
 /// Calls `visit` with each value of a tree, its path and its key.
@@ -115,7 +138,7 @@ impl Judge<'_> {
     fn span(&self, at: &ConfigPath) -> Span {
         let mut path = Some(at.clone());
         while let Some(here) = path {
-            if let Some(place) = self.places.0.get(&here) {
+            if let Some(place) = self.places.get(&here) {
                 return match (&place.node.value, place.key) {
                     (Value::Scalar(_), _) => place.node.span,
                     (_, Some(key)) => key,
@@ -133,12 +156,12 @@ impl Judge<'_> {
 
     /// The key of a member, to underline the member as a whole.
     fn key_span(&self, at: &ConfigPath) -> Span {
-        self.places.0.get(at).and_then(|place| place.key).unwrap_or_else(|| self.span(at))
+        self.places.get(at).and_then(|place| place.key).unwrap_or_else(|| self.span(at))
     }
 
     /// Whether the file gives this value.
     fn is_given(&self, at: &ConfigPath) -> bool {
-        self.places.0.contains_key(at)
+        self.places.get(at).is_some()
     }
 
     /// The first of these places that the file gives; the last one when it gives none.
@@ -148,7 +171,7 @@ impl Judge<'_> {
 
     /// A value as it may be shown: what the file says, never a variable's value.
     fn shown(&self, at: &ConfigPath, value: &dyn Display) -> String {
-        match self.places.0.get(at).map(|place| &place.node.value) {
+        match self.places.get(at).map(|place| &place.node.value) {
             Some(Value::Scalar(scalar)) => scalar.shown().to_owned(),
             _ => value.to_string(),
         }
@@ -156,7 +179,7 @@ impl Judge<'_> {
 
     /// Whether the file writes the value out, with no variable in it.
     fn is_literal(&self, at: &ConfigPath) -> bool {
-        match self.places.0.get(at).map(|place| &place.node.value) {
+        match self.places.get(at).map(|place| &place.node.value) {
             Some(Value::Scalar(scalar)) => scalar.written.is_none(),
             _ => false,
         }

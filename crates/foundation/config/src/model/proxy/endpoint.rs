@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::{HostPort, Name};
 
 /// An endpoint of a cluster.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Endpoint {
     /// `HOST:PORT`; a DNS name stands for all its addresses, each an endpoint of its own.
@@ -37,6 +37,13 @@ pub struct Endpoint {
 impl From<HostPort> for Endpoint {
     fn from(address: HostPort) -> Self {
         Self { address, weight: 1, priority: 0, zone: None, labels: BTreeMap::new() }
+    }
+}
+
+impl Endpoint {
+    /// As a file would write it.
+    pub(crate) fn written(&self) -> impl Serialize + use<'_> {
+        Written(self)
     }
 }
 
