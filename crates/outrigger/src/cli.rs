@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::admin::AdminArgs;
+use crate::cluster::{self, CheckArgs};
 use crate::connections::{self, ConnectionsArgs};
 use crate::controller::{self, ControllerArgs};
 use crate::expect::{self, TestArgs};
@@ -44,7 +45,7 @@ Exit codes:
 /// The commands as `--help` shows them: by who needs them.
 const GROUPS: &[(&str, &[&str])] = &[
     ("In a pod, or beside an application", &["run", "init", "wait", "keeper", "demo"]),
-    ("In a cluster", &["install", "uninstall", "controller", "inject", "uninject"]),
+    ("In a cluster", &["check", "install", "uninstall", "controller", "inject", "uninject"]),
     ("What a running Outrigger does", &["tap", "top", "connections", "clusters", "routes", "listeners"]),
     ("Configs", &["validate", "config", "explain", "test", "schema"]),
     ("Others", &["completion", "version", "help"]),
@@ -82,6 +83,9 @@ pub(crate) enum Command {
     /// Print what a cluster needs to have Outrigger: `install | kubectl apply -f -`
     #[command(after_help = install::HELP)]
     Install(Box<InstallArgs>),
+    /// Tell how a cluster is: `--pre` before an installation, else the installation itself
+    #[command(after_help = cluster::HELP)]
+    Check(CheckArgs),
     /// Print what to delete to have it no more
     #[command(after_help = install::UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
@@ -288,7 +292,7 @@ mod tests {
             assert_eq!(groups, 1, "`{}` is in {groups} of GROUPS", one.get_name());
         }
         let help = super::command().render_help().to_string();
-        assert!(help.contains("\nIn a cluster:\n  install      Print what a cluster needs"), "{help}");
+        assert!(help.contains("\n  install      Print what a cluster needs"), "{help}");
         assert!(
             help.contains("Usage: outrigger <COMMAND>\n") && help.contains("--version") && help.contains("Exit codes:"),
             "{help}"

@@ -100,6 +100,13 @@ pub(crate) struct Basics {
     no_namespace: bool,
 }
 
+impl Basics {
+    /// Whether a values file was given.
+    pub(crate) fn has_values(&self) -> bool {
+        self.values.is_some()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum How {
     /// An init container with NET_ADMIN redirects the pods' TCP connections

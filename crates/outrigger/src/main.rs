@@ -6,6 +6,7 @@
 mod admin;
 mod check;
 mod cli;
+mod cluster;
 mod clusters;
 mod connections;
 mod controller;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Wait(args) => wait::wait(&args),
         Command::Inject(args) => inject::inject(&args),
         Command::Uninject(args) => inject::uninject(&args),
+        Command::Check(args) => cluster::check(&args),
         Command::Install(args) => install::install(&args),
         Command::Uninstall(args) => install::uninstall(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),

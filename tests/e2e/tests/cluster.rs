@@ -7,6 +7,8 @@
 mod api;
 #[path = "cluster/injected.rs"]
 mod injected;
+#[path = "cluster/installed.rs"]
+mod installed;
 #[path = "cluster/manifest.rs"]
 mod manifest;
 #[path = "cluster/pods.rs"]

@@ -71,8 +71,13 @@ pub(super) fn start_api(cluster: &Cluster, extent: Extent, network: Network, por
     api.arg(format!("--advertise-address={}", network.node()));
     match extent {
         Extent::Full => api.arg("--bind-address=0.0.0.0"),
-        // There is no bridge whose address it could give to pods.
-        Extent::ApiOnly => api.args(["--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"]),
+        // There is no bridge whose address it could give to pods, and nobody behind the addresses of Services: webhooks are
+        // looked for among endpoints, and none is dialled.
+        Extent::ApiOnly => api.args([
+            "--bind-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+            "--enable-aggregator-routing=true",
+        ]),
     };
     cluster.processes().start("apiserver", &mut api)?;
     cluster.wait("the API server", PATIENCE, || cluster.ask("/readyz").map(drop))

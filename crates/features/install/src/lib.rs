@@ -2,15 +2,19 @@
 //!
 //! In: a values file and flags. Out: namespace, service account, rights, controllers, service and webhook, as `kubectl apply`
 //! takes them. Promise: a pure function of its settings, whose text is the same each time; the Helm chart in `deploy/chart`
-//! renders the same objects from the same values.
+//! renders the same objects from the same values. A check changes nothing.
 
+mod check;
 pub mod names;
 mod objects;
 mod reference;
 mod settings;
 mod yaml;
 
+pub use check::{Check, Finding, Report, State, look};
 pub use objects::{Object, ObjectRef, objects, removal};
 pub use reference::{chart_values, markdown_reference, values_schema};
-pub use settings::{FailurePolicy, Interception, IssuerRef, PullPolicy, Resources, Settings, WebhookCertificate};
+pub use settings::{
+    FailurePolicy, Interception, IssuerRef, PullPolicy, Repair, Resources, Settings, WebhookCertificate,
+};
 pub use yaml::write;

@@ -43,6 +43,9 @@ pub struct Settings {
     /// What becomes of new pods of namespaces that opted in while no controller answers: `Fail` (they wait) or `Ignore`
     /// (they start without a sidecar). Other namespaces are never held up.
     pub failure_policy: FailurePolicy,
+    /// What becomes of pods that run without the sidecar although their namespace asks for it: `report` (an Event and a
+    /// metric), `evict` (they are made anew as their disruption budgets allow, too) or `"off"` (in quotes, for Helm).
+    pub repair: Repair,
     /// How long the API server waits for an answer about a pod, in seconds.
     #[schemars(range(min = 1, max = 30))]
     pub webhook_timeout_seconds: u8,
@@ -80,6 +83,7 @@ impl Default for Settings {
             interception: Interception::Init,
             profile: None,
             failure_policy: FailurePolicy::Fail,
+            repair: Repair::Report,
             webhook_timeout_seconds: 5,
             webhook_certificate: WebhookCertificate::Own,
             cert_manager_issuer: None,
@@ -124,6 +128,18 @@ pub enum FailurePolicy {
     Fail,
     /// They start without a sidecar.
     Ignore,
+}
+
+/// What becomes of pods that missed their sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Repair {
+    /// Nobody looks.
+    Off,
+    /// An Event, and a metric.
+    Report,
+    /// They are evicted, too.
+    Evict,
 }
 
 /// Who makes the webhook's certificate.

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::access::{Access, AccessError};
 use crate::error::{ApiError, Status};
-use crate::object::{Path, escape};
+use crate::object::{Path, Resource, escape};
 
 /// A page of a list: some hundred objects, each of at most 1.5 MiB in etcd but most of some KiB.
 const MAX_ANSWER: usize = 64 << 20;
@@ -83,6 +83,8 @@ struct Inner {
 pub(crate) struct Request<'a> {
     pub(crate) verb: &'static str,
     pub(crate) path: Path<'a>,
+    /// Where that is no path of objects.
+    pub(crate) url: Option<&'static str>,
     pub(crate) method: Method,
     pub(crate) query: String,
     pub(crate) content: &'static str,
@@ -94,7 +96,16 @@ pub(crate) struct Request<'a> {
 impl<'a> Request<'a> {
     pub(crate) fn get(verb: &'static str, path: Path<'a>) -> Self {
         let content = "application/json";
-        Self { verb, path, method: Method::GET, query: String::new(), content, body: Bytes::new(), patient: true }
+        Self {
+            verb,
+            path,
+            url: None,
+            method: Method::GET,
+            query: String::new(),
+            content,
+            body: Bytes::new(),
+            patient: true,
+        }
     }
 
     fn with(verb: &'static str, path: Path<'a>, method: Method, body: &Value, query: String) -> Self {
@@ -130,6 +141,30 @@ impl Client {
     /// How the API server is reached.
     pub fn access(&self) -> &Access {
         &self.0.access
+    }
+
+    /// What the API server says of its version, such as `gitVersion`.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn version(&self) -> Result<Value, ApiError> {
+        self.about("version", "/version").await
+    }
+
+    /// The group versions that are served, such as `apps/v1`; `v1` is not among them.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn api_versions(&self) -> Result<Vec<String>, ApiError> {
+        let answer = self.about("API groups", "/apis").await?;
+        let groups = answer["groups"].as_array().into_iter().flatten();
+        let versions = groups.flat_map(|group| group["versions"].as_array().into_iter().flatten());
+        Ok(versions.filter_map(|version| Some(version["groupVersion"].as_str()?.to_owned())).collect())
+    }
+
+    async fn about(&self, what: &'static str, url: &'static str) -> Result<Value, ApiError> {
+        let resource = Resource { group: "", version: "", plural: what, kind: "", namespaced: false };
+        self.value(Request { url: Some(url), ..Request::get("get", resource.all()) }).await
     }
 
     /// An object.
@@ -333,7 +368,8 @@ impl Client {
     }
 
     async fn message(&self, request: &Request<'_>) -> Result<http::Request<Bytes>, ApiError> {
-        let mut url = format!("{}{}", self.0.access.server, request.path.url());
+        let path = request.url.map_or_else(|| request.path.url(), str::to_owned);
+        let mut url = format!("{}{path}", self.0.access.server);
         if !request.query.is_empty() {
             url.push('?');
             url.push_str(request.query.trim_matches('&'));

@@ -208,6 +208,11 @@ impl KubeNamespace {
         run_with(self.command().args(arguments), "")
     }
 
+    /// What `KUBECONFIG` has to name.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.cluster.kubeconfig()
+    }
+
     /// Runs a program in a pod, such as `POD` or `POD -c CONTAINER`.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ const VALUES: &[(&str, &str)] = &[
         "namespace: mesh\nimage: \"registry.example:5000/outrigger@sha256:abc\"\nimagePullPolicy: Always\n\
          imagePullSecrets: [registry]\nreplicas: 3\ntrustDomain: shop.example\ninterception: self\n\
          profile: { logLevel: debug, redirect: { excludeOutboundPorts: [\"3306\"] }, config: { metrics: {} } }\n\
-         failurePolicy: Ignore\nwebhookTimeoutSeconds: 2\nwebhookCertificate: certManager\n\
+         failurePolicy: Ignore\nrepair: evict\nwebhookTimeoutSeconds: 2\nwebhookCertificate: certManager\n\
          certManagerIssuer: { kind: ClusterIssuer, name: company }\nauthoritySecret: company-ca\n\
          resources: { cpuRequest: \"1\", cpuLimit: \"2\", memoryRequest: 1Gi, memoryLimit: 2Gi }\n\
          nodeSelector: { \"node-role.kubernetes.io/control-plane\": \"\" }\n\
@@ -50,7 +50,7 @@ const VALUES: &[(&str, &str)] = &[
         "an issuer that is made",
         "webhookCertificate: certManager\nresources: { cpuRequest: null, memoryRequest: null, memoryLimit: null }\n",
     ),
-    ("an authority of somebody else's", "authoritySecret: company-ca\ninterception: none\n"),
+    ("an authority of somebody else's", "authoritySecret: company-ca\ninterception: none\nrepair: \"off\"\n"),
 ];
 
 /// Objects by kind and name; texts that hold YAML as what they hold.
@@ -61,13 +61,9 @@ fn by_name(text: &str) -> Vec<(String, Value)> {
             let name = format!("{}/{}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
             if name.starts_with("ConfigMap/") {
                 for (key, text) in object["data"].as_object_mut().unwrap() {
-                    let text_of = text.as_str().unwrap();
-                    *text = if key == "install.yaml" {
-                        let settings = outrigger_install::Settings::from_yaml(text_of).unwrap();
-                        serde_json::to_value(settings).unwrap()
-                    } else {
-                        documents(text_of).remove(0)
-                    };
+                    // The settings are held by what they give; see below.
+                    *text =
+                        if key == "install.yaml" { Value::Null } else { documents(text.as_str().unwrap()).remove(0) };
                 }
             }
             (name, object)
@@ -90,7 +86,14 @@ fn the_chart_renders_what_install_prints() {
         // It keeps caches in the home folder.
         helm.env("HOME", folder.path()).args(["template", "outrigger"]).arg(&chart);
         let rendered = run(helm.args(["--namespace", "outrigger-system", "--values", file])).unwrap();
-        let (rendered, ours) = (by_name(&rendered), by_name(&printed(&["install", "-f", file])));
+        let printed_here = printed(&["install", "-f", file]);
+        // What the chart records as its settings gives all of it again.
+        let config = documents(&rendered).into_iter().find(|one| one["kind"] == "ConfigMap").unwrap();
+        let recorded = folder.path().join("recorded.yaml");
+        fs::write(&recorded, config["data"]["install.yaml"].as_str().unwrap()).unwrap();
+        let again = printed(&["install", "-f", recorded.to_str().unwrap()]);
+        let (rendered, ours) = (by_name(&rendered), by_name(&printed_here));
+        assert!(by_name(&again) == ours, "{name}: the chart records other settings than it was given");
         let names = |all: &[(String, Value)]| all.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&rendered), names(&ours), "{name}");
         for ((object, theirs), (_, ours)) in rendered.iter().zip(&ours) {
@@ -137,7 +140,7 @@ fn wrong_settings_are_told_and_nothing_is_printed() {
     }
     assert_eq!(printed(&["install"]), printed(&["install"]));
     assert_eq!(printed(&["install", "--uninstall", "-n", "mesh"]), printed(&["uninstall", "-n", "mesh"]));
-    assert!(printed(&["install", "-n", "mesh", "--no-namespace"]).find("kind: Namespace").is_none());
+    assert!(!printed(&["install", "-n", "mesh", "--no-namespace"]).contains("kind: Namespace"));
 }
 
 /// What cert-manager brings, as far as our objects are judged by it.
@@ -280,6 +283,7 @@ fn an_installation_holds_up_nobody_who_did_not_ask_for_it() {
         (&["get", "secrets/outrigger-roots", "-n", "outrigger-system"], true),
         (&["get", "secrets/of-others", "-n", "outrigger-system"], false),
         (&["list", "secrets", "-n", "outrigger-system"], false),
+        (&["create", "pods/eviction", "-n", "shop"], false),
         (&["get", "secrets/outrigger-roots", "-n", "shop"], false),
         (&["update", "pods", "-n", "shop"], false),
         (&["create", "pods/exec", "-n", "shop"], false),
@@ -300,4 +304,125 @@ fn an_installation_holds_up_nobody_who_did_not_ask_for_it() {
         .kubectl(&["get", "clusterroles,clusterrolebindings,mutatingwebhookconfigurations", "-o", "name"])
         .unwrap();
     assert!(!left.contains("outrigger"), "{left}");
+}
+
+/// `outrigger check`, its exit code and what it printed.
+fn check(kubeconfig: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = outrigger_command();
+    command.env("KUBECONFIG", kubeconfig).arg("check").args(arguments).stdin(Stdio::null());
+    let output = command.output().expect("the executable can be started");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// What a report in JSON says of a thing: its state and what was found.
+fn finding(report: &str, what: &str) -> (String, String) {
+    let report: Value = serde_json::from_str(report).unwrap_or_else(|error| panic!("{error}: {report}"));
+    let all = report["findings"].as_array().unwrap();
+    let found = all.iter().find(|one| one["what"] == what).unwrap_or_else(|| panic!("no `{what}` in {report:#}"));
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(text("mend").is_empty(), text("state") == "ok", "{found}");
+    (text("state"), text("told"))
+}
+
+#[test]
+fn check_tells_what_a_cluster_lacks_and_what_was_changed() {
+    let cluster = Cluster::start();
+    let (admin, json) = (cluster.folder.path().join("cluster/admin.conf"), ["--format", "json"]);
+    let node =
+        "apiVersion: v1\nkind: Node\nmetadata: { name: n1 }\nstatus: { nodeInfo: { kubeletVersion: v1.34.4 } }\n";
+    let kubectl = |arguments: &[&str]| cluster.api.kubectl(arguments).unwrap();
+    cluster.with(&["create"], node).unwrap();
+    let (code, report) = check(&admin, &["--pre"]);
+    assert!(code == Some(0) && report.ends_with("\nall is well\n"), "{report}");
+    assert!(report.contains("ok       Kubernetes version") && report.contains("v1.34"), "{report}");
+    let (code, report) = check(&admin, &["--pre", "-f", "-"]);
+    assert_eq!(code, Some(0), "an empty values file: {report}");
+
+    // A user who may do nothing.
+    kubectl(&["create", "serviceaccount", "nobody"]);
+    let limited = cluster.folder.path().join("limited.conf");
+    fs::copy(&admin, &limited).unwrap();
+    let token = format!("--token={}", kubectl(&["create", "token", "nobody"]).trim());
+    let config = format!("--kubeconfig={}", limited.display());
+    kubectl(&["config", "set-credentials", "nobody", &token, &config]);
+    kubectl(&["config", "set-context", "--current", "--user=nobody", &config]);
+    let (code, report) = check(&limited, &["--pre", "--format", "json"]);
+    assert_eq!(code, Some(3), "{report}");
+    let (state, told) = finding(&report, "your rights");
+    assert!(state == "failed" && told.contains("you may not get namespaces, create namespaces"), "{told}");
+    let (state, told) = finding(&report, "nodes");
+    assert!(state == "unknown" && told.contains("nodes") && told.contains("nobody"), "{told}");
+
+    // Nothing there, then no controllers: this API server has no nodes that run any.
+    let (code, report) = check(&admin, &json);
+    assert_eq!(code, Some(3));
+    assert!(finding(&report, "installation").1.contains("none in the namespace `outrigger-system`"), "{report}");
+    cluster.with(&["apply"], &printed(&["install"])).unwrap();
+    let (code, report) = check(&admin, &json);
+    assert_eq!(code, Some(3), "{report}");
+    for (what, state, told) in [
+        ("version", "ok", "here and in the cluster"),
+        ("objects", "ok", "all 11 are there, as installed"),
+        ("controllers", "failed", "0 of 2 ready"),
+        ("service", "failed", "no controller stands behind it"),
+        ("webhook certificate", "failed", "has no `caBundle`"),
+        ("webhook", "failed", "without a sidecar"),
+        ("leader", "failed", "no controller has taken the lease"),
+        ("authority", "failed", "no roots yet"),
+        ("namespaces", "ok", "none opted in yet"),
+        ("pods without a sidecar", "ok", "none"),
+    ] {
+        let (found, said) = finding(&report, what);
+        assert!(found == state && said.contains(told), "{what}: {found}: {said}");
+    }
+
+    // What somebody changed is named, place by place; where a webhook that fails is an error, its word is shown.
+    kubectl(&["scale", "deployment/outrigger-controller", "--replicas=5", "-n", "outrigger-system"]);
+    let rule = "[{\"op\":\"add\",\"path\":\"/rules/-\",\"value\":{\"apiGroups\":[\"\"],\"resources\":[\"secrets\"],\"verbs\":[\"list\"]}}]";
+    kubectl(&["patch", "clusterrole/outrigger-controller", "--type=json", "-p", rule]);
+    kubectl(&["delete", "poddisruptionbudget/outrigger-controller", "-n", "outrigger-system"]);
+    let (_, report) = check(&admin, &json);
+    let (state, told) = finding(&report, "objects");
+    assert_eq!(
+        (state.as_str(), told.as_str()),
+        ("failed", "missing: PodDisruptionBudget outrigger-system/outrigger-controller")
+    );
+    cluster.with(&["apply"], &printed(&["install"])).unwrap();
+    kubectl(&["scale", "deployment/outrigger-controller", "--replicas=5", "-n", "outrigger-system"]);
+    kubectl(&["patch", "clusterrole/outrigger-controller", "--type=json", "-p", rule]);
+    kubectl(&["create", "namespace", "shop"]);
+    kubectl(&["label", "namespace", "shop", "outrigger.dev/inject=enabled"]);
+    let (_, report) = check(&admin, &json);
+    let (state, told) = finding(&report, "objects");
+    let places = [
+        "Deployment outrigger-system/outrigger-controller: spec.replicas is `5`, not `2`",
+        "ClusterRole outrigger-controller: rules[7] is `{",
+    ];
+    assert!(state == "warning" && places.iter().all(|place| told.contains(place)), "{told}");
+    assert_eq!(finding(&report, "namespaces").1, "1 opted in: shop");
+    eventually("the webhook's failure", || {
+        let (_, report) = check(&admin, &json);
+        let (state, told) = finding(&report, "webhook");
+        ensure!(state == "failed" && told.contains("failed calling webhook"), "{told}");
+        Ok(())
+    });
+
+    // It waits for what comes, and tells when nobody answers at all.
+    let late = std::thread::spawn({
+        let (admin, values) = (admin.clone(), ["--pre", "--no-namespace", "-n", "later", "--wait", "60s"]);
+        move || check(&admin, &values)
+    });
+    kubectl(&["create", "namespace", "later"]);
+    let (code, report) = late.join().unwrap();
+    assert_ne!(code, Some(3), "{report}");
+    let nowhere = cluster.folder.path().join("nowhere.conf");
+    fs::copy(&admin, &nowhere).unwrap();
+    let config = format!("--kubeconfig={}", nowhere.display());
+    let name = kubectl(&["config", "view", "--output=jsonpath={.clusters[0].name}"]);
+    kubectl(&["config", "set-cluster", &name, "--server=https://127.0.0.1:1", &config]);
+    let (code, said) = check(&nowhere, &[]);
+    assert!(code == Some(1) && said.contains("cannot be reached"), "{said}");
+    let (code, said) = check(Path::new("/nowhere"), &["--context", "none"]);
+    assert!(code == Some(1) && said.contains("/nowhere"), "{said}");
 }

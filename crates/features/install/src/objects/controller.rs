@@ -63,7 +63,17 @@ fn controller(settings: &Settings) -> Value {
             json!({ "secret": { "namespace": settings.namespace, "name": names::ROOTS_SECRET } }),
         ),
     };
+    let mut webhook = Map::new();
+    webhook.insert("profile".to_owned(), json!(format!("{CONFIG_FOLDER}/profile.yaml")));
+    if settings.webhook_certificate == WebhookCertificate::CertManager {
+        webhook.insert("certificate".to_owned(), json!({ "directory": WEBHOOK_FOLDER }));
+    }
     json!({
+        "controller": {
+            "namespace": settings.namespace,
+            "webhook": webhook,
+            "repair": { "action": settings.repair },
+        },
         "authority": authority,
         "metrics": {},
         "telemetry": { "log": { "format": "json", "level": settings.log_level } },
@@ -167,16 +177,18 @@ fn pod(settings: &Settings) -> Value {
     );
     let mut volumes = vec![json!({ "name": "config", "configMap": { "name": names::CONTROLLER } })];
     let mut mounts = vec![json!({ "name": "config", "mountPath": CONFIG_FOLDER, "readOnly": true })];
-    let mut secret = |name: &str, secret: &str, folder: &str| {
+    let mut secret = |name: &str, secret: &str, folder: &str, keys: &[&str]| {
+        let keys: Vec<Value> = keys.iter().map(|key| json!({ "key": key, "path": key })).collect();
         // Readable by the group that `fsGroup` names.
-        volumes.push(json!({ "name": name, "secret": { "secretName": secret, "defaultMode": 0o440 } }));
+        volumes.push(json!({ "name": name, "secret": { "secretName": secret, "defaultMode": 0o440, "items": keys } }));
         mounts.push(json!({ "name": name, "mountPath": folder, "readOnly": true }));
     };
     if let Some(name) = &settings.authority_secret {
-        secret("authority", name, AUTHORITY_FOLDER);
+        secret("authority", name, AUTHORITY_FOLDER, &["tls.crt", "tls.key", "ca.crt"]);
     }
     if settings.webhook_certificate == WebhookCertificate::CertManager {
-        secret("webhook", names::WEBHOOK_SECRET, WEBHOOK_FOLDER);
+        // Without `ca.crt`, for cert-manager itself tells the API server whom to trust.
+        secret("webhook", names::WEBHOOK_SECRET, WEBHOOK_FOLDER, &["tls.crt", "tls.key"]);
     }
     spec.insert("containers".to_owned(), json!([container(settings, &mounts)]));
     spec.insert("volumes".to_owned(), json!(volumes));

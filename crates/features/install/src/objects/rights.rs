@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Object, cluster_metadata, metadata};
 use crate::names;
-use crate::settings::{Settings, WebhookCertificate};
+use crate::settings::{Repair, Settings, WebhookCertificate};
 
 /// A rule, and why it is there.
 type Rule = (&'static str, Value);
@@ -55,50 +55,65 @@ fn rule(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Valu
 }
 
 fn everywhere(settings: &Settings) -> Vec<Rule> {
+    let watch = &["get", "list", "watch"];
     let mut rules = vec![
         (
             "The authority has the API server judge the token that a sidecar shows.",
             rule("authentication.k8s.io", &["tokenreviews"], &[], &["create"]),
         ),
         (
-            "The authority looks whether the token's pod is there; the repair loop finds pods that missed their sidecar.",
-            rule("", &["pods"], &[], &["get", "list", "watch"]),
+            "The authority looks whether the token's pod is there; the repair finds pods that missed their sidecar.",
+            rule("", &["pods"], &[], watch),
         ),
-        ("Whether a pod's namespace opted in.", rule("", &["namespaces"], &[], &["get", "list", "watch"])),
+        ("Whether a pod's namespace opted in.", rule("", &["namespaces"], &[], watch)),
         (
-            "What was refused, and which pods missed their sidecar, is told at the objects that own them.",
-            rule("", &["events"], &[], &["create", "patch"]),
+            "What was refused, and which pods missed their sidecar, is told at the objects that own them: the Deployment behind \
+             a ReplicaSet, the CronJob behind a Job.",
+            rule("events.k8s.io", &["events"], &[], &["create", "patch"]),
         ),
+        ("", rule("apps", &["replicasets"], &[], &["get"])),
+        ("", rule("batch", &["jobs"], &[], &["get"])),
     ];
-    if settings.webhook_certificate == WebhookCertificate::Own {
+    if settings.repair == Repair::Evict {
         rules.push((
-            "The webhook's certificate is made here, so the API server is told here whom to trust. This one alone.",
-            rule(
-                "admissionregistration.k8s.io",
-                &["mutatingwebhookconfigurations"],
-                &[names::WEBHOOK_CONFIGURATION],
-                &["get", "list", "watch", "patch"],
-            ),
+            "Pods that missed their sidecar are made anew, as their disruption budgets allow (`repair: evict`).",
+            rule("", &["pods/eviction"], &[], &["create"]),
         ));
     }
+    let configuration = |verbs| {
+        rule("admissionregistration.k8s.io", &["mutatingwebhookconfigurations"], &[names::WEBHOOK_CONFIGURATION], verbs)
+    };
+    rules.push(match settings.webhook_certificate {
+        WebhookCertificate::Own => (
+            "The webhook's certificate is made here, so the API server is told here whom to trust. This one alone.",
+            configuration(&["get", "list", "watch", "patch"]),
+        ),
+        WebhookCertificate::CertManager => {
+            ("Whether the API server trusts the certificate that cert-manager made.", configuration(watch))
+        }
+    });
     rules
 }
 
 fn at_home(settings: &Settings) -> Vec<Rule> {
-    let mut secrets = Vec::new();
-    if settings.webhook_certificate == WebhookCertificate::Own {
-        secrets.push(names::WEBHOOK_SECRET);
-    }
-    if settings.authority_secret.is_none() {
-        secrets.push(names::ROOTS_SECRET);
-    }
+    let own_certificate = settings.webhook_certificate == WebhookCertificate::Own;
+    let own_roots = settings.authority_secret.is_none();
     let mut rules = Vec::new();
-    if !secrets.is_empty() {
+    if own_certificate || own_roots {
         rules.push((
             "What the controllers share: keys and certificates of their own. Kubernetes cannot tie `create` to a name.",
             rule("", &["secrets"], &[], &["create"]),
         ));
-        rules.push(("These alone, and none of anybody else's.", rule("", &["secrets"], &secrets, &["get", "update"])));
+    }
+    if own_certificate {
+        rules.push((
+            "The webhook's authorities, and none of anybody else's secrets.",
+            rule("", &["secrets"], &[names::WEBHOOK_SECRET], &["get", "list", "watch", "update"]),
+        ));
+    }
+    if own_roots {
+        rules
+            .push(("The roots of all identities.", rule("", &["secrets"], &[names::ROOTS_SECRET], &["get", "update"])));
     }
     rules.push((
         "One of the controllers does what is done once; the lease says which.",

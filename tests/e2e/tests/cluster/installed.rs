@@ -1,0 +1,126 @@
+//! An installation as a platform engineer makes it: printed, applied, checked; a labelled namespace; gone again.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+
+use std::process::{Output, Stdio};
+
+use anyhow::ensure;
+use outrigger_e2e::{KubeNamespace, outrigger_command, outrigger_image};
+
+use crate::manifest::{plain, service, taken};
+
+/// Controllers in a namespace of the test's own. The webhook and the cluster's roles go with it.
+struct Installation {
+    home: KubeNamespace,
+    values: tempfile::NamedTempFile,
+}
+
+impl Installation {
+    fn new() -> Self {
+        let home = KubeNamespace::new("pod-security.kubernetes.io/enforce: restricted");
+        let values = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "namespace: {}\ncreateNamespace: false\nimage: \"{}\"\nimagePullPolicy: Never\nreplicas: 2\n",
+            home.name,
+            outrigger_image()
+        );
+        std::fs::write(values.path(), text).unwrap();
+        let this = Self { home, values };
+        this.home.apply(&this.printed("install"));
+        this
+    }
+
+    fn outrigger(&self, arguments: &[&str]) -> Output {
+        let mut command = outrigger_command();
+        command.env("KUBECONFIG", self.home.kubeconfig()).args(arguments).arg("-f").arg(self.values.path());
+        command.stdin(Stdio::null()).output().expect("the executable can be started")
+    }
+
+    fn printed(&self, verb: &str) -> String {
+        let output = self.outrigger(&[verb]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn remove(&self) -> anyhow::Result<String> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), self.printed("uninstall"))?;
+        let path = file.path().display().to_string();
+        self.home.kubectl(&["delete", "--ignore-not-found", "--wait=false", "--filename", &path])
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        // Or pods of later tests would wait for controllers that have gone.
+        if let Err(error) = self.remove() {
+            eprintln!("the installation does not go: {error:#}");
+        }
+    }
+}
+
+/// An application as its developer wrote it.
+const SHOP: &str = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: shop }
+spec:
+  selector: { matchLabels: { app: shop } }
+  template:
+    metadata: { labels: { app: shop } }
+    spec:
+      terminationGracePeriodSeconds: 5
+      containers:
+      - { name: app, image: \"localhost/app:1\", imagePullPolicy: Never, args: [serve, -name, shop] }
+";
+
+#[test]
+fn a_label_brings_the_sidecar_and_nothing_else_does() {
+    let installation = Installation::new();
+    let checked = installation.outrigger(&["check", "--wait", "80s"]);
+    let report = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(0), "{report}{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(
+        report.contains("puts the sidecar into a pod made for trial") && report.contains("2 of 2 ready"),
+        "{report}"
+    );
+
+    let (shop, other) = (KubeNamespace::new("outrigger.dev/inject: enabled"), KubeNamespace::new(""));
+    plain(&other, "backend");
+    other.apply(&service("backend", 8080));
+    for namespace in [&shop, &other] {
+        namespace.apply(SHOP);
+        namespace.wait_for("deployment/shop", "Available");
+    }
+    let pod_of = |namespace: &KubeNamespace| {
+        namespace.get("pods", "{.items[?(@.metadata.labels.app=='shop')].metadata.name}").unwrap()
+    };
+    let containers = "{.spec.initContainers[*].name} {.spec.containers[*].name}";
+    let (pod, plain_pod) = (pod_of(&shop), pod_of(&other));
+    assert_eq!(shop.get(&format!("pod/{pod}"), containers).unwrap(), "outrigger-init outrigger app");
+    assert_eq!(other.get(&format!("pod/{plain_pod}"), containers).unwrap(), " app");
+
+    // Its calls go through the sidecar, which it does not know of.
+    let url = format!("http://backend-service.{}/", other.name);
+    let answer = shop.exec(&format!("{pod} -c app"), &["/app", "get", "-for", "10s", &url]).unwrap();
+    assert!(answer.starts_with("backend "), "{answer}");
+    shop.eventually("the sidecar to have counted it", || {
+        ensure!(taken(&shop, &pod, "outbound")? > 0, "nothing yet");
+        Ok(())
+    });
+    let checked = installation.outrigger(&["check", "--wait", "60s"]);
+    let report = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(0), "{report}");
+    assert!(report.contains(&format!("1 opted in: {}", shop.name)), "{report}");
+    assert!(report.contains("1, injected by"), "{report}");
+
+    // Gone again, pods are made as they were written, and wait for nobody.
+    installation.remove().unwrap();
+    shop.eventually("a pod without a sidecar", || {
+        shop.kubectl(&["delete", "pods", "--selector=app=shop", "--wait=false"])?;
+        shop.kubectl(&["rollout", "status", "deployment/shop", "--timeout=20s"])?;
+        let all = shop.get("pods", "{range .items[?(@.metadata.labels.app=='shop')]}{.spec.containers[*].name}/{.spec.initContainers[*].name} {end}")?;
+        ensure!(all.split_whitespace().any(|one| one == "app/"), "{all}");
+        Ok(())
+    });
+}
