@@ -15,6 +15,8 @@ mod cli;
 mod compression;
 #[path = "e2e/connections.rs"]
 mod connections;
+#[path = "e2e/controller.rs"]
+mod controller;
 #[path = "e2e/curl.rs"]
 mod curl;
 #[path = "e2e/databases.rs"]

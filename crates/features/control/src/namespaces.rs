@@ -44,7 +44,7 @@ impl Namespaces {
     /// Whether pods there are to have the sidecar.
     pub(crate) fn asks(&self, name: &str) -> bool {
         let labels = self.store.get(&Key::new("", name));
-        labels.is_some_and(|labels| labels.get(INJECT_LABEL).is_some_and(|word| word == "enabled"))
+        labels.is_some_and(|labels| labels.get(INJECT_LABEL).is_some_and(|word| word == "enabled" || word == "true"))
     }
 
     /// What is known of one whose pod the API server asks us about.
