@@ -13,7 +13,7 @@ use crate::sidecar;
 
 pub(crate) const HELP: &str = "\
 What it does stands in the config: section `controller` (the admission webhook, the repair of pods it missed), and beside it
-`authority`, `metrics`, `admin`. As its pod's service account, or by `controller.kubernetes.kubeconfig`. `outrigger install`
+`authority`, `discovery`, `metrics`, `admin`. As its pod's service account, or by `controller.kubernetes.kubeconfig`. `outrigger install`
 prints a cluster's objects for it.
 
 Exit codes:
@@ -33,10 +33,11 @@ pub(crate) fn run(args: ControllerArgs) -> anyhow::Result<u8> {
     if let Ok(loaded) = config::load(&args.config.path)
         && loaded.config.controller.is_none()
         && loaded.config.authority.is_none()
+        && loaded.config.discovery.is_none()
     {
         let path = args.config.path.display();
         anyhow::bail!(
-            "{path} has neither a section `controller` nor `authority`; write `controller: {{ webhook: {{}} }}`"
+            "{path} has none of the sections `controller`, `authority` and `discovery`; write `controller: {{ webhook: {{}} }}`"
         );
     }
     sidecar::run(RunArgs { config: args.config, die_with_parent: false, command: Vec::new() })
