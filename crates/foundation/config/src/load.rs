@@ -8,11 +8,13 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use serde_json::Value as Json;
+
 use crate::check::{self, Checked};
 use crate::diagnostic::{Diagnostics, Problem, Severity};
 use crate::judge;
 use crate::path::Positions;
-use crate::schema::checked_schema;
+use crate::schema::{copied_schema, model_schema};
 use crate::tree::{self, Environment, MAX_BYTES, Node, Span, Value};
 use crate::{Config, ConfigPath};
 
@@ -46,7 +48,7 @@ pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Re
     if text.len() > MAX_BYTES {
         return Err(Diagnostics::whole(file, too_large()));
     }
-    let Outcome { config, problems, secrets } = evaluate(text, env).map_err(|problem| {
+    let Outcome { config, problems, secrets } = evaluate(text, env, copied_schema()).map_err(|problem| {
         let secrets = likely_secrets(text);
         Diagnostics::new(file, text, vec![*problem], &secrets)
     })?;
@@ -66,10 +68,9 @@ struct Outcome {
 }
 
 /// Everything that can be said about a text; an error only for one that cannot be read on.
-fn evaluate(text: &str, env: Environment<'_>) -> Result<Outcome, Box<Problem>> {
+fn evaluate(text: &str, env: Environment<'_>, copy: Option<Json>) -> Result<Outcome, Box<Problem>> {
     let tree::Parsed { mut root, mut problems, unread } = tree::parse(text, env)?;
-    let schema = checked_schema();
-    let mut checked = check::check(&schema, &mut root, text, unread);
+    let mut checked = check(copy, &mut root, text, unread);
     problems.append(&mut checked.problems);
     let config = match tree::from_node::<Config>(&root) {
         Ok(config) => {
@@ -83,6 +84,19 @@ fn evaluate(text: &str, env: Environment<'_>) -> Result<Outcome, Box<Problem>> {
     };
     let Checked { secrets, .. } = checked;
     Ok(Outcome { config, problems, secrets })
+}
+
+/// Checks the tree against the schema's copy; what that finds wrong the model itself must find, too.
+fn check(copy: Option<Json>, root: &mut Node, text: &str, unread: Vec<ConfigPath>) -> Checked {
+    if let Some(copy) = copy {
+        let mut tree = root.clone();
+        let checked = check::check(&copy, &mut tree, text, unread.clone());
+        if checked.problems.is_empty() {
+            *root = tree;
+            return checked;
+        }
+    }
+    check::check(&model_schema(), root, text, unread)
 }
 
 /// What serde refuses although the check let it pass; said only when nothing else is.
@@ -169,6 +183,20 @@ fn likely_secrets(text: &str) -> Vec<Span> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn with_a_copy_of_the_schema_the_same_is_said_even_with_an_old_one() {
+        let current = serde_json::from_str(include_str!("../schema/structure.json")).unwrap();
+        let old = serde_json::json!({ "type": "object", "additionalProperties": false, "properties": {} });
+        for copy in [None, Some(current), Some(old)] {
+            let said = |text| {
+                let outcome = evaluate(text, &|_| None, copy.clone()).unwrap();
+                (outcome.config.unwrap().runtime.workers, outcome.problems.len())
+            };
+            assert_eq!(said("runtime: { workers: 2 }"), (Some(2), 0));
+            assert_eq!(said("runtime: { wrkers: 2 }"), (None, 1));
+        }
+    }
 
     #[test]
     fn secrets_of_broken_files_are_found_by_their_keys() {

@@ -67,11 +67,11 @@ pub(crate) fn model_schema() -> Json {
     Json::Object(schema)
 }
 
-/// What the parser checks a file against: the schema without its words. To make it of the model takes as long as the rest
-/// of a start, and frees a megabyte afterwards; so a release reads a copy. A test holds that to the model.
-pub(crate) fn checked_schema() -> Json {
+/// The schema without its words, as a release has it. To make it of the model takes as long as the rest of a start, and
+/// frees a megabyte afterwards. A test holds the copy to the model; development builds do without it.
+pub(crate) fn copied_schema() -> Option<Json> {
     let copied = || serde_json::from_str(include_str!("../schema/structure.json")).ok();
-    if cfg!(debug_assertions) { None } else { copied() }.unwrap_or_else(model_schema)
+    if cfg!(debug_assertions) { None } else { copied() }
 }
 
 /// The config reference as Markdown: every key with its type, default and description.
