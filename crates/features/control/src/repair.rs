@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const TELL_AGAIN: Duration = Duration::from_secs(900);
 /// An owner whose pods come back without the sidecar so often in a row is left alone.
 const IN_VAIN: u32 = 3;
+/// Owners that are remembered.
+const OWNERS: usize = 1024;
 
 /// What is kept of a pod without the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,9 +85,25 @@ impl RepairMetrics {
 struct Past {
     /// By pod's UID.
     told: HashMap<String, Instant>,
-    /// By owner's UID: evictions since one of its pods had the sidecar.
-    in_vain: HashMap<String, u32>,
+    /// By owner's UID.
+    owners: HashMap<String, Evicted>,
     evicted_at: Option<Instant>,
+}
+
+/// What evictions of an owner's pods brought.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Evicted {
+    /// How many of the evicted had been made after an eviction: they came back as they were.
+    in_vain: u32,
+    /// The last one, in seconds since the epoch.
+    at: u64,
+}
+
+impl Evicted {
+    fn note(&mut self, created: u64, now: u64) {
+        self.in_vain += u32::from(self.at > 0 && created >= self.at);
+        self.at = now;
+    }
 }
 
 impl Repairs {
@@ -201,14 +219,18 @@ impl Repairs {
         let Some(owner) = controller_of(&pod["metadata"], &key.namespace).filter(|owner| owner.kind != "Job") else {
             return;
         };
-        let in_vain = past.in_vain.entry(owner.uid).or_default();
-        if *in_vain >= IN_VAIN {
+        if past.owners.len() >= OWNERS && !past.owners.contains_key(&owner.uid) {
+            past.owners.clear();
+        }
+        let evicted = past.owners.entry(owner.uid).or_default();
+        if evicted.in_vain >= IN_VAIN {
             return;
         }
         past.evicted_at = Some(Instant::now());
         let result = match self.client.evict(&key.namespace, &key.name, Some(&missed.uid), Write::Real).await {
             Ok(()) => {
-                *in_vain += 1;
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                evicted.note(missed.created, now.as_secs());
                 self.metrics.evicted.inc();
                 tracing::info!(namespace = %key.namespace, pod = %key.name, "evicted a pod without the sidecar");
                 return;
@@ -274,6 +296,20 @@ mod tests {
         ] {
             assert_eq!(seconds(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn only_pods_that_came_back_as_they_were_count_against_their_owner() {
+        let mut evicted = Evicted::default();
+        // All of a large Deployment, which were there before.
+        for now in 100..120 {
+            evicted.note(50, now);
+        }
+        assert_eq!(evicted.in_vain, 0);
+        for (created, now) in [(119, 150), (151, 180), (200, 210)] {
+            evicted.note(created, now);
+        }
+        assert_eq!(evicted, Evicted { in_vain: 3, at: 210 });
     }
 
     #[test]

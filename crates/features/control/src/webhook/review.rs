@@ -216,6 +216,8 @@ fn cut(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn review() -> Value {
@@ -296,5 +298,28 @@ mod tests {
         let refused = Answer { refusal: Some("no\nway".to_owned()), ..Answer::default() }.to_json("u");
         assert_eq!(refused["response"]["allowed"], false);
         assert_eq!(refused["response"]["status"]["message"], "no way");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_nothing_panics(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            at in 0usize..400,
+            whole in any::<bool>(),
+        ) {
+            let mut body = review().to_string().into_bytes();
+            let at = at.min(body.len());
+            if whole {
+                body.splice(at..(at + bytes.len() / 2).min(body.len()), bytes.iter().copied());
+            } else {
+                body.truncate(at);
+                body.extend_from_slice(&bytes);
+            }
+            match Review::read(&body) {
+                Ok(read) => prop_assert!(!read.uid.is_empty()),
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
+            let _ = Review::read(&bytes);
+        }
     }
 }
