@@ -48,7 +48,7 @@ pub(crate) struct CheckArgs {
     pre: bool,
     #[command(flatten)]
     basics: Basics,
-    /// Look again until nothing fails, for so long at most
+    /// Look again until all is well, for so long at most
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "2m", value_parser = duration)]
     wait: Option<Duration>,
     /// How it is printed
@@ -94,7 +94,7 @@ pub(crate) fn check(args: &CheckArgs) -> anyhow::Result<u8> {
     })
 }
 
-/// Looks once, or until nothing fails.
+/// Looks once, or until all is well; what may not be looked at is not waited for.
 async fn until(client: &Client, check: &Check, wait: Option<Duration>) -> anyhow::Result<Report> {
     let begun = Instant::now();
     let live = wait.is_some() && std::io::stderr().is_terminal();
@@ -103,7 +103,8 @@ async fn until(client: &Client, check: &Check, wait: Option<Duration>) -> anyhow
         let left = wait.unwrap_or_default().saturating_sub(begun.elapsed());
         let failing = match &result {
             Ok(report) => {
-                report.findings.iter().find(|finding| finding.state == State::Failed).map(|one| one.what.as_str())
+                let waits = |state| matches!(state, State::Failed | State::Warning);
+                report.findings.iter().find(|finding| waits(finding.state)).map(|one| one.what.as_str())
             }
             Err(_) => Some("the API server"),
         };

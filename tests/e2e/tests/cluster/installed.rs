@@ -111,8 +111,7 @@ fn a_label_brings_the_sidecar_and_nothing_else_does() {
     let checked = installation.outrigger(&["check", "--wait", "60s"]);
     let report = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert_eq!(checked.status.code(), Some(0), "{report}");
-    assert!(report.contains(&format!("1 opted in: {}", shop.name)), "{report}");
-    assert!(report.contains("1, injected by"), "{report}");
+    assert!(report.contains(&shop.name) && report.contains("1, injected by"), "{report}");
 
     // Gone again, pods are made as they were written, and wait for nobody.
     installation.remove().unwrap();
