@@ -14,6 +14,9 @@ use crate::yaml;
 /// Annotations of an object hold 256 KiB in all.
 const MOST_BYTES: usize = 160 << 10;
 
+/// Where a keeper gives the next version the sockets, while the sidecar's image is changed under a running application.
+const HANDOVER: &str = "/run/outrigger/keeper.sock";
+
 /// Variables that the sidecar has, and values that stand in for them when a config is checked.
 pub(crate) const VARIABLES: &[(&str, &str, &str)] = &[
     ("POD_NAME", "metadata.name", "pod-0"),
@@ -70,7 +73,7 @@ pub(crate) fn literal(text: &str) -> String {
 
 /// What holds when neither profile nor pod say more: everything passes, and is counted.
 pub(crate) fn foundation(settings: &Settings, grace_seconds: Option<u64>) -> Value {
-    let mut config = json!({ "metrics": {} });
+    let mut config = json!({ "metrics": {}, "runtime": { "handover": { "socket": HANDOVER } } });
     if settings.interception.redirects() {
         let listener = |name: &str, port: u16| json!({ "name": name, "direction": name, "address": format!("[::]:{port}"), "protocol": "auto", "redirected": true });
         config["proxy"] = json!({ "listeners": [listener("inbound", 15006), listener("outbound", 15001)] });
@@ -79,7 +82,8 @@ pub(crate) fn foundation(settings: &Settings, grace_seconds: Option<u64>) -> Val
         // A sixth is left for the kubelet, as of the usual 30 seconds.
         let budget = (grace * 1000 * 5 / 6).max(500);
         let flush = (budget / 5).min(5000);
-        config["runtime"] = json!({ "shutdownBudget": format!("{budget}ms"), "flushBudget": format!("{flush}ms") });
+        config["runtime"]["shutdownBudget"] = json!(format!("{budget}ms"));
+        config["runtime"]["flushBudget"] = json!(format!("{flush}ms"));
     }
     config
 }
@@ -138,8 +142,10 @@ pub(crate) fn checked(value: Value, settings: &Settings) -> Result<Effective, Ve
 pub(crate) struct Folders {
     /// Secrets, which the application reads.
     pub(crate) secrets: BTreeSet<String>,
-    /// The hand-over's socket.
+    /// The folder of the hand-over's socket.
     pub(crate) handover: Option<String>,
+    /// The hand-over's socket.
+    pub(crate) socket: Option<String>,
     /// Checkpoints, and files of its own.
     pub(crate) state: BTreeSet<String>,
 }
@@ -149,7 +155,9 @@ pub(crate) fn folders(config: &Value) -> Folders {
     for file in config["secrets"]["files"].as_array().into_iter().flatten() {
         folders.secrets.extend(file["path"].as_str().and_then(parent));
     }
-    folders.handover = config["runtime"]["handover"]["socket"].as_str().and_then(parent);
+    let socket = config["runtime"]["handover"]["socket"].as_str();
+    folders.handover = socket.and_then(parent);
+    folders.socket = folders.handover.as_ref().and(socket).map(str::to_owned);
     if let Some(logs) = config.get("logs").and_then(Value::as_object) {
         let directory = logs.get("stateDirectory").and_then(Value::as_str).unwrap_or("/var/lib/outrigger");
         folders.state.insert(directory.trim_end_matches('/').to_owned());

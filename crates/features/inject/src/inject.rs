@@ -355,6 +355,7 @@ impl Change {
     fn state(&mut self, folders: &Folders, mounts: &mut Vec<Value>) -> Result<(), Vec<String>> {
         let taken: Vec<String> = mounts.iter().map(|mount| json::text(mount, "mountPath").to_owned()).collect();
         let covered = |folder: &str| taken.iter().any(|mount| is_within(folder, mount));
+        self.record.handover.clone_from(&folders.socket);
         if let Some(folder) = folders.handover.as_ref().filter(|folder| !covered(folder)) {
             self.volume("outrigger-handover", json!({ "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }));
             mounts.push(json!({ "name": "outrigger-handover", "mountPath": folder }));

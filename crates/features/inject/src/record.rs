@@ -25,6 +25,9 @@ pub(crate) struct Record {
     /// Probes as they were, by container and place.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub(crate) probes: Map<String, Value>,
+    /// The socket where a keeper meets the sidecar, for who changes its image under the running application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) handover: Option<String>,
     /// Maps and lists that were not there at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) created: Vec<String>,
