@@ -13,6 +13,7 @@ use crate::connections::{self, ConnectionsArgs};
 use crate::controller::{self, ControllerArgs};
 use crate::expect::{self, TestArgs};
 use crate::explain::{self, ExplainArgs};
+use crate::fleet::{self, FleetArgs};
 use crate::init::{self, InitArgs};
 use crate::inject::{self, InjectArgs, UninjectArgs};
 use crate::install::{self, InstallArgs, UninstallArgs};
@@ -21,6 +22,7 @@ use crate::shop::ShopArgs;
 use crate::tables::TableArgs;
 use crate::tap::{self, TapArgs};
 use crate::top::{self, TopArgs};
+use crate::upgrade::{self, UpgradeArgs};
 use crate::wait::{self, WaitArgs};
 
 const EXIT_CODES: &str = "\
@@ -45,7 +47,7 @@ Exit codes:
 /// The commands as `--help` shows them: by who needs them.
 const GROUPS: &[(&str, &[&str])] = &[
     ("In a pod, or beside an application", &["run", "init", "wait", "keeper", "demo"]),
-    ("In a cluster", &["check", "install", "uninstall", "controller", "inject", "uninject"]),
+    ("In a cluster", &["check", "install", "uninstall", "controller", "inject", "uninject", "upgrade", "fleet"]),
     ("What a running Outrigger does", &["tap", "top", "connections", "clusters", "routes", "listeners"]),
     ("Configs", &["validate", "config", "explain", "test", "schema"]),
     ("Others", &["completion", "version", "help"]),
@@ -89,6 +91,12 @@ pub(crate) enum Command {
     /// Print what to delete to have it no more
     #[command(after_help = install::UNINSTALL_HELP)]
     Uninstall(UninstallArgs),
+    /// Take running pods to another image of the sidecar, in waves, while their applications go on
+    #[command(after_help = upgrade::HELP)]
+    Upgrade(Box<UpgradeArgs>),
+    /// List a cluster's sidecars: image, version, config, identity, restarts, health
+    #[command(after_help = fleet::HELP)]
+    Fleet(FleetArgs),
     /// Hold the listening sockets while a `run` is replaced by the next, so that no connection is refused
     #[command(after_help = KEEPER_HELP)]
     Keeper(KeeperArgs),

@@ -13,6 +13,7 @@ mod controller;
 mod demo;
 mod expect;
 mod explain;
+mod fleet;
 mod init;
 mod inject;
 mod install;
@@ -25,6 +26,7 @@ mod table;
 mod tables;
 mod tap;
 mod top;
+mod upgrade;
 mod wait;
 
 use std::process::ExitCode;
@@ -61,6 +63,8 @@ fn main() -> ExitCode {
         Command::Check(args) => cluster::check(&args),
         Command::Install(args) => install::install(&args),
         Command::Uninstall(args) => install::uninstall(&args),
+        Command::Upgrade(args) => upgrade::upgrade(*args),
+        Command::Fleet(args) => fleet::fleet(&args),
         Command::Keeper(args) => Ok(keeper::keep(args)),
         Command::Tap(args) => tap::tap(&args),
         Command::Explain(args) => explain::run(&args),

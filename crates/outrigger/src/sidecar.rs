@@ -49,6 +49,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let (identity, identities) = IdentityComponent::with_enrolment(enrolment);
     let (follow, directory) = outrigger_follow::FollowComponent::new(identities.clone(), resolver.clone());
     let (spans, lines) = (SpanQueue::new(), LineQueue::new());
+    let rollouts = Arc::new(outrigger_rollout::Rollouts::new(resolver.clone()));
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
         Box::new(outrigger_secrets::SecretsComponent::new(resolver.clone())),
@@ -60,7 +61,11 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
         Box::new(follow),
         Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), Vec::new())),
-        Box::new(outrigger_control::ControllerComponent::new(resolver.clone(), Arc::new(InjectProfiles))),
+        Box::new(outrigger_control::ControllerComponent::new(
+            resolver.clone(),
+            Arc::new(InjectProfiles),
+            vec![rollouts],
+        )),
     ];
     components.extend(outrigger_proxy::components(identities, resolver, spans, lines, Some(directory)));
     components

@@ -63,6 +63,8 @@ mod rate_limit;
 mod reload;
 #[path = "e2e/resilience.rs"]
 mod resilience;
+#[path = "e2e/rollout.rs"]
+mod rollout;
 #[path = "e2e/routing.rs"]
 mod routing;
 #[path = "e2e/sessions.rs"]

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use outrigger_config::{Config, Controller, Webhook};
 use outrigger_http::{HttpsOptions, Resolver, TlsSource, serve_https};
-use outrigger_kubernetes::{Access, AccessError, Client, Election, ElectionOptions, Leadership, Options, Recorder};
+use outrigger_kubernetes::{
+    Access, AccessError, Client, Duty, Election, ElectionOptions, Leader, Leadership, Options, Recorder,
+};
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, FileWatcher, Stop, StopPhase};
 use outrigger_telemetry::{Gauge, Registry};
 use parking_lot::{Mutex, RwLock};
@@ -33,12 +35,13 @@ const REPORTER: &str = "outrigger.dev/controller";
 pub struct ControllerComponent {
     resolver: Resolver,
     profiles: Arc<dyn Profiles>,
+    duties: Vec<Arc<dyn Duty>>,
 }
 
 impl ControllerComponent {
-    /// `resolver` finds the API server, `profiles` make injectors.
-    pub fn new(resolver: Resolver, profiles: Arc<dyn Profiles>) -> Self {
-        Self { resolver, profiles }
+    /// `resolver` finds the API server, `profiles` make injectors, `duties` are done by the replica that leads.
+    pub fn new(resolver: Resolver, profiles: Arc<dyn Profiles>, duties: Vec<Arc<dyn Duty>>) -> Self {
+        Self { resolver, profiles, duties }
     }
 }
 
@@ -162,6 +165,10 @@ impl Run<'_> {
         parts.spawn(async move { events.run().await });
         parts.spawn(search.run());
         parts.spawn(async move { following.run().await });
+        let leader = Leader { client: client.clone(), leadership: leadership.clone() };
+        for duty in &self.component.duties {
+            parts.spawn(leader.clone().serve(Arc::clone(duty)));
+        }
         parts.spawn(
             Repairs {
                 client: client.clone(),
@@ -278,7 +285,8 @@ impl Run<'_> {
     ) {
         let status = &self.ctx.status;
         self.metrics.leader.set(f64::from(u8::from(leadership.leads())));
-        let others = || problems.into_iter().find_map(|problem| problem.lock().clone());
+        let duties = || self.component.duties.iter().find_map(|duty| duty.problem());
+        let others = || problems.into_iter().find_map(|problem| problem.lock().clone()).or_else(duties);
         let problem = namespaces.store().problem().or_else(others).or_else(|| leadership.problem());
         if self.section.webhook.is_some() && shown.lock().is_none() {
             return status.waiting(problem.unwrap_or_else(|| "no certificate for the webhook yet".to_owned()));

@@ -80,7 +80,8 @@ fn image(pod: &Pod, record: &Record) -> Value {
     let key = ANNOTATION.replace('/', "~1");
     json!([
         { "op": "test", "path": "/metadata/uid", "value": pod.uid },
-        { "op": "test", "path": "/metadata/resourceVersion", "value": pod.version },
+        // Of an older one it is a conflict.
+        { "op": "replace", "path": "/metadata/resourceVersion", "value": pod.version },
         { "op": "test", "path": format!("{place}/name"), "value": crate::pod::SIDECAR },
         { "op": "replace", "path": format!("{place}/image"), "value": record.goal() },
         { "op": "add", "path": format!("/metadata/annotations/{key}"), "value": note },

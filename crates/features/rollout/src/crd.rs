@@ -1,8 +1,9 @@
-//! The CustomResourceDefinition of `SidecarRollout`.
+//! What a cluster needs for rollouts: the CustomResourceDefinition of `SidecarRollout`, and the controller's rights.
 //!
 //! Promise: what its schema takes, `Spec` reads, with the same defaults (a test compares them); a rollout's image never
 //! changes, for half of the pods might have the former one.
 
+use outrigger_kubernetes::{Resource, names};
 use serde_json::{Value, json};
 
 use crate::spec::Spec;
@@ -11,6 +12,10 @@ use crate::spec::Spec;
 pub const KIND: &str = "SidecarRollout";
 /// Its name in paths.
 pub const PLURAL: &str = "sidecarrollouts";
+
+/// The resource.
+pub const ROLLOUTS: Resource =
+    Resource { group: "outrigger.dev", version: "v1alpha1", plural: PLURAL, kind: KIND, namespaced: false };
 
 /// The definition, to be given to an API server.
 pub fn custom_resource() -> Value {
@@ -45,6 +50,31 @@ pub fn custom_resource() -> Value {
             }],
         },
     })
+}
+
+/// All that a cluster needs, as one `List`; the controller runs in this namespace.
+pub fn objects(namespace: &str) -> Value {
+    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs });
+    let name = format!("{}-rollouts", names::CONTROLLER);
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": { "name": name },
+        "rules": [
+            rule("outrigger.dev", PLURAL, &["get", "list", "watch"]),
+            rule("outrigger.dev", &format!("{PLURAL}/status"), &["patch"]),
+            rule("", "pods", &["get", "list", "watch", "patch"]),
+            rule("", "pods/ephemeralcontainers", &["patch"]),
+        ],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": { "name": name },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+        "subjects": [{ "kind": "ServiceAccount", "name": names::CONTROLLER, "namespace": namespace }],
+    });
+    json!({ "apiVersion": "v1", "kind": "List", "items": [custom_resource(), role, binding] })
 }
 
 fn schema() -> Value {

@@ -6,6 +6,7 @@
 //! and in the pods, so that whoever is killed at any moment, the next one goes on to the same end.
 
 mod change;
+mod controller;
 mod crd;
 mod gate;
 mod moment;
@@ -15,9 +16,12 @@ mod pod;
 mod record;
 mod spec;
 mod status;
+mod traffic;
+mod view;
 
 pub use change::{Action, Do, PatchKind};
-pub use crd::{KIND, PLURAL, custom_resource};
+pub use controller::Rollouts;
+pub use crd::{KIND, PLURAL, ROLLOUTS, custom_resource, objects};
 pub use moment::Moment;
 pub use plan::{Plan, Rollout, plan};
 pub use pod::{Keeper, KeeperState, Pod, Sidecar, SidecarState, Traffic};

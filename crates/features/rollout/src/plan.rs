@@ -151,6 +151,9 @@ impl<'a> Planner<'a> {
         if pod.sidecar.image != if record.back { record.to.as_str() } else { record.from.as_str() } {
             return Step::Act(Do::Note(None));
         }
+        if let Some(why) = pod.refused.as_ref().filter(|_| !record.back) {
+            return Step::Fail(why.clone());
+        }
         let late = record.at.age(self.now) > u64::from(self.spec().progress_deadline_seconds);
         let change = || Step::Act(Do::Image(Box::new(self.change(pod, record))));
         // A pod is brought back even where that cannot be done gently.

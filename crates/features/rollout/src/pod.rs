@@ -55,6 +55,8 @@ pub struct Pod {
     pub record: Option<Record>,
     /// What the sidecar that runs now has carried, where that was asked. Not in the pod itself.
     pub traffic: Option<Traffic>,
+    /// Why the API server would not take a change of it, since we lead. Not in the pod itself.
+    pub refused: Option<String>,
 }
 
 /// The sidecar in a pod.
@@ -172,6 +174,7 @@ impl Pod {
             sidecar,
             record: record.and_then(|text| serde_json::from_str(text).ok()),
             traffic: None,
+            refused: None,
         })
     }
 

@@ -69,6 +69,7 @@ fn pod(namespace: &str, workload: &str, number: usize, image: &str, serial: u64)
         socket: Some("/run/outrigger/keeper.sock".to_owned()),
         record: None,
         traffic: None,
+        refused: None,
     }
 }
 
@@ -439,4 +440,14 @@ fn what_takes_too_long_has_failed() {
     }
     assert_eq!(world.rollout.status.phase, Phase::RolledBack);
     assert!(world.rollout.status.message.contains("did not start within 120 s"), "{}", world.rollout.status.message);
+}
+
+#[test]
+fn a_change_that_is_refused_is_a_failure() {
+    let mut world = World::new(&[2], steady(), Fault::Nothing);
+    world.pass(usize::MAX);
+    world.pods.iter_mut().for_each(|pod| pod.refused = Some("a policy denies it".to_owned()));
+    assert_eq!(world.run(&[1]), Phase::RolledBack);
+    assert!(world.changed.is_empty());
+    assert!(world.rollout.status.message.contains("a policy denies it"), "{}", world.rollout.status.message);
 }

@@ -175,6 +175,15 @@ impl Client {
         self.value(Request::get("get", path)).await
     }
 
+    /// A text that is no object: a log, or what a pod answers through the API server (`part` `proxy/metrics` of `POD:PORT`).
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn text(&self, path: Path<'_>) -> Result<String, ApiError> {
+        let body = self.send(Request { patient: false, ..Request::get("get", path) }).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// An object, if there is one.
     ///
     /// # Errors

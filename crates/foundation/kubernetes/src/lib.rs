@@ -8,6 +8,7 @@
 
 mod access;
 mod client;
+mod duty;
 mod election;
 mod error;
 mod events;
@@ -21,6 +22,7 @@ mod watch;
 
 pub use access::{Access, AccessError};
 pub use client::{Client, Options, Patch, Write};
+pub use duty::{Duty, Leader};
 pub use election::{Election, ElectionOptions, Leadership};
 pub use error::{ApiError, Forbidden, Status};
 pub use events::{Event, Recorder, Regarding, Writer};
