@@ -15,5 +15,7 @@ mod manifest;
 mod pods;
 #[path = "cluster/roll.rs"]
 mod roll;
+#[path = "cluster/rollout.rs"]
+mod rollout;
 #[path = "cluster/workloads.rs"]
 mod workloads;

@@ -125,7 +125,7 @@ impl Rollouts {
             }
             // Those that wait are told what for, now and then.
             let others: Vec<Key> = under_way(rollouts).into_iter().filter(|other| other != key).collect();
-            if passes % 8 == 0
+            if passes.is_multiple_of(8)
                 && let Err(error) = self.hold(&leader.client, key, &others).await
             {
                 trouble = Some(error.to_string());

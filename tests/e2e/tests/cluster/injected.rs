@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::manifest::{plain, service, taken};
 
 /// `outrigger inject` with a profile; what it prints, or `None` when a pod is refused.
-fn inject(manifest: &str) -> Option<String> {
+pub(crate) fn inject(manifest: &str) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let profile = folder.path().join("profile.yaml");
     let text = format!(
