@@ -60,7 +60,7 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_page::PageComponent),
         Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
         Box::new(follow),
-        Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), Vec::new())),
+        Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), resolver.clone(), Vec::new())),
         Box::new(outrigger_control::ControllerComponent::new(
             resolver.clone(),
             Arc::new(InjectProfiles),

@@ -68,7 +68,11 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         runtime.block_on(async {
             let (identity, identities) = IdentityComponent::new();
             let (context, _identity) = Context::standalone(config.clone(), 1);
-            let component = DiscoveryComponent::new(identities, vec![Box::new(Told(receiver))]);
+            let component = DiscoveryComponent::new(
+                identities,
+                outrigger_http::Resolver::from_system(),
+                vec![Box::new(Told(receiver))],
+            );
             let (ours, mut standalone) = Context::standalone(config, 1);
             let registry = ours.registry.clone();
             let told = async {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use outrigger_config::{Config, Discovery};
-use outrigger_http::{GrpcServerOptions, TlsSource, serve_grpc};
+use outrigger_config::{Config, Discovery, DiscoveryKubernetes, TrustDomain};
+use outrigger_http::{GrpcServerOptions, Resolver, TlsSource, serve_grpc};
 use outrigger_identity::{Identities, PeerPolicy};
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, StopPhase};
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::catalogue::{Catalogue, Kind};
 use crate::feed::{Change, Feed, Service};
+use crate::kubernetes::ClusterFeed;
 use crate::metrics::Metrics;
 use crate::service::DiscoveryService;
 
@@ -33,6 +34,7 @@ const MOST_GATHERED: usize = 10_000;
 /// The component `discovery-server`.
 pub struct DiscoveryComponent {
     identities: Identities,
+    resolver: Resolver,
     catalogue: Catalogue,
     /// Lent to the run.
     feeds: Mutex<Vec<Fed>>,
@@ -45,13 +47,26 @@ struct Fed {
     complete: bool,
     /// Why it tells nothing now.
     problem: Option<String>,
+    /// Whose services it tells, when the config asks for it.
+    cluster: Option<Cluster>,
+    /// Names of what it told.
+    told: HashSet<String>,
+}
+
+/// A Kubernetes cluster whose services are told, and the trust domain of its workloads.
+type Cluster = (DiscoveryKubernetes, TrustDomain);
+
+impl Fed {
+    fn new(feed: Box<dyn Feed>, cluster: Option<Cluster>) -> Self {
+        Self { feed, complete: false, problem: None, cluster, told: HashSet::new() }
+    }
 }
 
 impl DiscoveryComponent {
-    /// Serves with our identity what the config and `feeds` tell.
-    pub fn new(identities: Identities, feeds: Vec<Box<dyn Feed>>) -> Self {
-        let feeds = feeds.into_iter().map(|feed| Fed { feed, complete: false, problem: None }).collect();
-        Self { identities, catalogue: Catalogue::default(), feeds: Mutex::new(feeds) }
+    /// Serves with our identity what the config, the cluster that it names, and `feeds` tell.
+    pub fn new(identities: Identities, resolver: Resolver, feeds: Vec<Box<dyn Feed>>) -> Self {
+        let feeds = feeds.into_iter().map(|feed| Fed::new(feed, None)).collect();
+        Self { identities, resolver, catalogue: Catalogue::default(), feeds: Mutex::new(feeds) }
     }
 
     /// What is told.
@@ -91,12 +106,14 @@ impl Component for DiscoveryComponent {
 async fn run(component: &DiscoveryComponent, ctx: &Context, gathering: &mut Gathering) -> Result<(), BoxError> {
     let mut config = ctx.config.clone();
     loop {
+        let cluster = cluster(&config.borrow());
         let section = config.borrow_and_update().discovery.clone();
         let Some(section) = section else {
             // Turned off: the runtime is about to stop us.
             ctx.stop.requested().await;
             return Ok(());
         };
+        gathering.follow(cluster, &component.resolver, ctx)?;
         serve(component, ctx, section, &mut config, gathering).await?;
         if ctx.stop.is_requested() {
             return Ok(());
@@ -155,6 +172,9 @@ async fn serve(
             () = serving.as_mut() => return Err("the discovery server's port is gone".into()),
             () = gathering.gather(section.debounce.into()) => {}
             changed = config.changed() => {
+                if cluster(&config.borrow()).as_ref() != gathering.cluster() {
+                    break;
+                }
                 let new = config.borrow_and_update().discovery.clone();
                 let Some(new) = new.filter(|_| changed.is_ok()) else { break };
                 if (&new.listen, &new.allowed_peers, &new.limits) != (&section.listen, &section.allowed_peers, &section.limits) {
@@ -171,6 +191,12 @@ async fn serve(
         () = ctx.stop.overdue(), if ctx.stop.is_requested() => {}
     }
     Ok(())
+}
+
+/// The cluster that a config names.
+fn cluster(config: &Config) -> Option<Cluster> {
+    let kubernetes = config.discovery.as_ref()?.kubernetes.clone()?;
+    Some((kubernetes, config.identity.as_ref()?.trust_domain.clone()))
 }
 
 /// Gathers changes, and has them told.
@@ -198,6 +224,26 @@ impl Gathering {
             due: None,
             told_at: None,
         }
+    }
+
+    /// The cluster that is followed.
+    fn cluster(&self) -> Option<&Cluster> {
+        self.feeds.iter().find_map(|fed| fed.cluster.as_ref())
+    }
+
+    /// Follows this cluster and no other; what another told is gone.
+    fn follow(&mut self, cluster: Option<Cluster>, resolver: &Resolver, ctx: &Context) -> Result<(), BoxError> {
+        if self.cluster() == cluster.as_ref() {
+            return Ok(());
+        }
+        for before in self.feeds.extract_if(.., |fed| fed.cluster.is_some()) {
+            self.waiting.extend(before.told.into_iter().map(|name| (name, None)));
+        }
+        if let Some((section, trust_domain)) = cluster {
+            let feed = ClusterFeed::start(&section, trust_domain.as_str(), resolver.clone(), &ctx.registry)?;
+            self.feeds.push(Fed::new(Box::new(feed), Some((section, trust_domain))));
+        }
+        Ok(())
     }
 
     /// Takes on the services of the config.
@@ -245,7 +291,13 @@ impl Gathering {
                 return;
             }
         };
-        self.feeds[index].problem = None;
+        let fed = &mut self.feeds[index];
+        fed.problem = None;
+        match &change {
+            Change::Set(service) if !fed.told.contains(&service.name) => drop(fed.told.insert(service.name.clone())),
+            Change::Removed(name) => drop(fed.told.remove(name)),
+            _ => {}
+        }
         match change {
             Change::Set(service) if !self.configured.contains(&service.name) => {
                 self.waiting.insert(service.name.clone(), Some(service));

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Result, ensure};
 use outrigger_e2e::{
-    APPLICATION, Application, Authority, Envoy, Node, Outrigger, PROXY, Pod, PodOutrigger, eventually, free_port,
-    identity, is_listening, request, run, start_outrigger, start_outrigger_with, start_peer, tool,
+    APPLICATION, ApiServer, Application, Authority, Envoy, Node, Outrigger, PROXY, Pod, PodOutrigger, eventually,
+    eventually_within, free_port, identity, is_listening, request, run, start_outrigger, start_outrigger_with,
+    start_peer, tool,
 };
 use serde_json::Value;
 
@@ -393,4 +394,120 @@ fn a_service_that_nobody_configured_is_asked_for_when_it_is_first_called() {
     assert_eq!(plain.seen().len(), 3);
     pod_counts(&sidecar, "outrigger_discovery_client_unknown_destinations", 1.0);
     pod_counts(&server, "outrigger_discovery_subscriptions", 2.0);
+}
+
+/// A namespace with a Service of no selector, and an account that may do nothing.
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop }
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: discovery, namespace: shop }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: orders, namespace: shop }
+spec: { ports: [{ name: http, port: 80 }] }
+";
+
+/// What discovery needs to see.
+const RIGHTS: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: { name: discovery }
+rules:
+  - { apiGroups: [''], resources: [services, pods], verbs: [list, watch] }
+  - { apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch] }
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: { name: discovery }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: discovery }
+subjects: [{ kind: ServiceAccount, name: discovery, namespace: shop }]
+";
+
+/// An EndpointSlice of that Service.
+fn slice(name: &str, addresses: &[&str]) -> String {
+    let endpoints: Vec<String> = addresses.iter().map(|one| format!("{{ addresses: ['{one}'] }}")).collect();
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{ name: {name}, namespace: shop, labels: {{ kubernetes.io/service-name: orders }} }}\n\
+         addressType: IPv4\nports: [{{ name: http, port: 8080 }}]\nendpoints: [{}]\n",
+        endpoints.join(", ")
+    )
+}
+
+#[test]
+fn services_of_a_cluster_are_followed_at_its_api_server() {
+    let world = World::new();
+    let folder = world.home("cluster");
+    let api = ApiServer::start(&folder);
+    api.apply(SHOP);
+    api.write_access(&folder, "shop", "discovery");
+    let kubeconfig = folder.join("discovery.conf");
+    let access = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+         clusters: [{{ name: it, cluster: {{ server: '{}', certificate-authority: api-ca.pem }} }}]\n\
+         users: [{{ name: it, user: {{ tokenFile: api-token }} }}]\n\
+         contexts: [{{ name: it, context: {{ cluster: it, user: it }} }}]\n",
+        api.server()
+    );
+    std::fs::write(&kubeconfig, access).unwrap();
+    let (port, out) = (free_port(), free_port());
+    let config = format!(
+        "{}discovery:\n  listen: \"127.0.0.1:{port}\"\n  kubernetes: {{ kubeconfig: {} }}\n",
+        world.controller,
+        kubeconfig.display()
+    );
+    let mut server = start_outrigger_with(&world.home("server"), &config, &[]);
+    eventually("the right that is missing to be named", || {
+        server.process.still_runs()?;
+        let told = server.get("/readyz?verbose")?;
+        let forbidden = ["services are not known yet", "system:serviceaccount:shop:discovery", "list"];
+        ensure!(told.status == 503 && forbidden.iter().all(|part| told.body.contains(part)), "{}", told.body);
+        Ok(())
+    });
+    api.apply(RIGHTS);
+    api.apply(&slice("one", &["10.9.0.1", "10.9.0.2"]));
+    eventually_within(std::time::Duration::from_secs(60), "the server to be ready", || server.get("/readyz")?.ok());
+
+    let sidecar =
+        world.sidecar_config("sidecar", out, &[port]).replace("orders.shop:80", "orders.shop.svc.cluster.local:80");
+    let sidecar = start_outrigger(&world.home("sidecar"), &sidecar);
+    let told = |expected: &[&str]| {
+        eventually("the sidecar to follow the cluster", || {
+            let (now, _) = endpoints(&sidecar, "orders")?;
+            let expected: BTreeSet<String> = expected.iter().map(|one| format!("{one}:8080")).collect();
+            ensure!(now == expected, "{now:?}");
+            Ok(())
+        });
+    };
+    told(&["10.9.0.1", "10.9.0.2"]);
+    api.apply(&slice("two", &["10.9.0.3"]));
+    told(&["10.9.0.1", "10.9.0.2", "10.9.0.3"]);
+
+    // While the API server is away what was told holds, and the server says so; what changed meanwhile is not missed.
+    api.kubectl(&["delete", "endpointslice", "one", "--namespace=shop"]).unwrap();
+    told(&["10.9.0.3"]);
+    api.stop_api();
+    eventually_within(std::time::Duration::from_secs(60), "the server to say that it serves what is known", || {
+        let told = server.get("/readyz?verbose")?;
+        ensure!(told.status == 200 && told.body.contains("serving what is known"), "{} {}", told.status, told.body);
+        Ok(())
+    });
+    told(&["10.9.0.3"]);
+    api.start_api();
+    api.apply(&slice("two", &["10.9.0.4"]));
+    eventually_within(std::time::Duration::from_secs(90), "the sidecar to hear of it", || {
+        let (now, _) = endpoints(&sidecar, "orders")?;
+        ensure!(now == BTreeSet::from(["10.9.0.4:8080".to_owned()]), "{now:?}");
+        Ok(())
+    });
+    api.kubectl(&["delete", "service", "orders", "--namespace=shop"]).unwrap();
+    eventually_within(std::time::Duration::from_secs(60), "the service to be gone", || {
+        let (now, _) = endpoints(&sidecar, "orders")?;
+        ensure!(now.is_empty(), "{now:?}");
+        Ok(())
+    });
 }

@@ -51,7 +51,7 @@ impl Server {
         let (ctx, identity_side) = Context::standalone(config.clone(), 1);
         tasks.spawn(async move { identity.run(ctx).await.unwrap() });
         identities.first().await.unwrap();
-        let component = DiscoveryComponent::new(identities.clone(), Vec::new());
+        let component = DiscoveryComponent::new(identities.clone(), Resolver::from_system(), Vec::new());
         let catalogue = component.catalogue();
         let (ctx, mut side) = Context::standalone(config, 1);
         let registry = ctx.registry.clone();

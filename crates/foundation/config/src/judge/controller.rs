@@ -1,5 +1,7 @@
 //! Rules of the section `controller`.
 
+use std::path::PathBuf;
+
 use super::Judge;
 use crate::units::is_host;
 use crate::{Config, ConfigPath, Duration};
@@ -9,10 +11,7 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     let at = ConfigPath::from("controller");
     let kubernetes = at.key("kubernetes");
     judge.not_zero(&kubernetes.key("timeout"), controller.kubernetes.timeout);
-    if controller.kubernetes.context.is_some() && controller.kubernetes.kubeconfig.is_none() {
-        let message = "`context` names a context of no kubeconfig";
-        judge.error("conflict", &kubernetes.key("context"), message, "set `kubeconfig`, too");
-    }
+    context_of_kubeconfig(&kubernetes, &controller.kubernetes.kubeconfig, &controller.kubernetes.context, judge);
     if controller.identity.as_ref().is_some_and(String::is_empty) {
         let help = "leave it out, or write a name that no other replica has";
         judge.error("value", &at.key("identity"), "`identity` is empty", help);
@@ -21,6 +20,19 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     webhook(config, &at.key("webhook"), judge);
     let repair = at.key("repair");
     judge.not_zero(&repair.key("pace"), controller.repair.pace);
+}
+
+/// A context is one of a kubeconfig.
+pub(super) fn context_of_kubeconfig(
+    at: &ConfigPath,
+    kubeconfig: &Option<PathBuf>,
+    context: &Option<String>,
+    judge: &mut Judge<'_>,
+) {
+    if context.is_some() && kubeconfig.is_none() {
+        let message = "`context` names a context of no kubeconfig";
+        judge.error("conflict", &at.key("context"), message, "set `kubeconfig`, too");
+    }
 }
 
 fn election(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {

@@ -1,6 +1,7 @@
 //! Rules of the section `discovery`.
 
 use super::Judge;
+use super::controller::context_of_kubeconfig;
 use super::proxy::{needs_identity, trusted};
 use crate::{Config, ConfigPath};
 
@@ -12,6 +13,10 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     let at = ConfigPath::from("discovery");
     needs_identity(config, &at, judge);
     trusted(config, &at.key("allowedPeers"), &discovery.allowed_peers, judge);
+    if let Some(kubernetes) = &discovery.kubernetes {
+        judge.not_zero(&at.key("kubernetes").key("timeout"), kubernetes.timeout);
+        context_of_kubeconfig(&at.key("kubernetes"), &kubernetes.kubeconfig, &kubernetes.context, judge);
+    }
     let services = at.key("services");
     let names = discovery.services.iter().enumerate();
     judge.unique(

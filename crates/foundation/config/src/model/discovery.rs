@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,10 @@ pub struct Discovery {
     /// Who may ask, by SPIFFE ID or pattern; empty means every workload of our trust domain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_peers: Vec<SpiffePattern>,
-    /// Services that stand here.
+    /// Services of the Kubernetes cluster; absent means those of `services` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<DiscoveryKubernetes>,
+    /// Services that stand here. One that the cluster has, too, is as it stands here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<DiscoveryService>,
     /// The first change after a calm is told at once, those that follow within this time together.
@@ -32,9 +36,39 @@ impl Default for Discovery {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 15011)),
             allowed_peers: Vec::new(),
+            kubernetes: None,
             services: Vec::new(),
             debounce: Duration::from_millis(100),
             limits: DiscoveryLimits::default(),
+        }
+    }
+}
+
+/// Services of a Kubernetes cluster: each port of each Service, named `NAME.NAMESPACE.svc.DOMAIN:PORT`, with the endpoints of its
+/// EndpointSlices. Those in pods with a sidecar have the identity of the pod's service account.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DiscoveryKubernetes {
+    /// What names of services end in: the cluster's domain.
+    pub domain: Name,
+    /// A kubeconfig. Absent means the pod's own service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig. Absent means its current one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// Time for one request to the API server.
+    pub timeout: Duration,
+}
+
+impl Default for DiscoveryKubernetes {
+    fn default() -> Self {
+        Self {
+            domain: Name::literal("cluster.local"),
+            kubeconfig: None,
+            context: None,
+            timeout: Duration::from_secs(15),
         }
     }
 }
