@@ -51,9 +51,16 @@ pub(crate) struct SinkCheckpoint {
 /// The folder that holds the checkpoint, locked for this process.
 pub(crate) struct StateDirectory {
     path: PathBuf,
-    _lock: File,
+    lock: File,
     /// The number of the last checkpoint that was written.
     last: Mutex<u64>,
+}
+
+impl Drop for StateDirectory {
+    /// Lets go of the lock itself, not only of our descriptor: a process that is being started has a copy until it executes.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
+    }
 }
 
 impl StateDirectory {
@@ -67,7 +74,7 @@ impl StateDirectory {
             Ok(()) => {
                 // For the message of whoever comes second; the lock does not rest on it, so a full disk is no matter.
                 let _ = lock.set_len(0).and_then(|()| (&lock).write_all(std::process::id().to_string().as_bytes()));
-                Ok(Self { path: path.to_owned(), _lock: lock, last: Mutex::new(0) })
+                Ok(Self { path: path.to_owned(), lock, last: Mutex::new(0) })
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let holder = fs::read_to_string(path.join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
@@ -181,8 +188,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = StateDirectory::open(folder.path()).unwrap();
         assert!(matches!(StateDirectory::open(folder.path()), Err(Error::Locked { .. })));
+        let in_a_child = first.lock.try_clone().unwrap();
         drop(first);
-        assert!(StateDirectory::open(folder.path()).is_ok());
+        assert!(StateDirectory::open(folder.path()).is_ok(), "a copy of the descriptor holds nothing");
+        drop(in_a_child);
     }
 
     proptest! {
