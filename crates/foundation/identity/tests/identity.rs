@@ -392,6 +392,7 @@ async fn the_preflight_lets_a_start_wait_and_refuses_a_reload() {
         listeners: vec![],
         clusters: vec![cluster],
         zone: None,
+        discovery: None,
         rate_limit_service: None,
         mask_headers: Vec::new(),
         session_keys: Vec::new(),
