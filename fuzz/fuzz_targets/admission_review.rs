@@ -19,7 +19,8 @@ fuzz_target!(|body: &[u8]| {
     let answer = match inject(&review.object, &namespace, &settings) {
         Outcome::Injected(injected) => {
             let patch = difference(&review.object, &injected.pod);
-            let operations: json_patch::Patch = serde_json::from_value(patch.clone().into()).expect("operations of RFC 6902");
+            let operations: json_patch::Patch =
+                serde_json::from_value(patch.clone().into()).expect("operations of RFC 6902");
             let mut patched = review.object.clone();
             json_patch::patch(&mut patched, &operations).expect("the patch applies");
             assert_eq!(patched, injected.pod);
