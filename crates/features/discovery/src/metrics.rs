@@ -1,6 +1,6 @@
 //! What is counted.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use outrigger_config::MetricsRegistry;
 use outrigger_telemetry::{Counter, Gauge, Registry};
@@ -43,7 +43,10 @@ impl Metrics {
 
     /// For streams that nobody counts.
     pub(crate) fn unregistered() -> Arc<Self> {
-        Self::new(&Registry::new(&MetricsRegistry::default(), 1))
+        // One for all: what a registry has given out lives as long as the process.
+        static ONE: LazyLock<Arc<Metrics>> =
+            LazyLock::new(|| Metrics::new(&Registry::new(&MetricsRegistry::default(), 1)));
+        Arc::clone(&ONE)
     }
 
     pub(crate) fn told(&self, kind: Kind) {
