@@ -34,4 +34,4 @@ pub use servers::{
     is_listening, mariadb, outrigger_image, peer_server, psql, redis, run_peer, start_peer,
 };
 pub use sidecars::{CLIENT_ID, SERVER_ID, Sidecars, Spoken, Way, identity};
-pub use wait::{eventually, eventually_within};
+pub use wait::{eventually, eventually_within, one_line};

@@ -10,6 +10,11 @@ use anyhow::Result;
 /// Long enough for a busy two-core machine; a passing test waits a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A page of columns with one space between words, for their widths are nobody's business.
+pub fn one_line(page: &str) -> String {
+    page.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Asks `probe` until it answers `Ok`.
 ///
 /// # Panics

@@ -57,12 +57,23 @@ impl Rollouts {
         *self.problem.lock() = problem;
     }
 
-    /// Waits until the API server knows `SidecarRollout`.
+    /// Waits until the API server knows `SidecarRollout`, and lets us see them. Until somebody set that up rollouts are off,
+    /// which is no fault: without the definition, the right is what is found missing.
     async fn defined(&self, client: &Client) {
+        let mut told = false;
         loop {
             match client.list(ROLLOUTS.all(), &Selection::fields("metadata.name=none")).await {
                 Ok(_) => return self.tell(None),
-                Err(error) if error.is_not_found() => self.tell(None),
+                Err(error) if error.is_not_found() || error.is_forbidden() => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::info!(
+                            component = "controller",
+                            why = %error,
+                            "rollouts are off; `outrigger upgrade setup | kubectl apply -f -` brings what they need"
+                        );
+                    }
+                    self.tell(None);
+                }
                 Err(error) => self.tell(Some(error.to_string())),
             }
             sleep(DEFINED).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrigger_e2e::{
-    Authority, Bao, Collector, Mood, Outrigger, eventually, eventually_within, free_port, free_port_pair,
+    Authority, Bao, Collector, Mood, Outrigger, eventually, eventually_within, free_port, free_port_pair, one_line,
     outrigger_command, request, run, start_outrigger, start_outrigger_as, start_outrigger_with, tool,
 };
 use rustix::process::Signal;
@@ -27,8 +27,9 @@ fn wait_until_told(outrigger: &mut Outrigger, status: u16, parts: &[&str]) -> St
         outrigger.process.still_runs()?;
         let page = outrigger.get("/readyz?verbose")?;
         ensure!(page.status == status, "status {}: {}", page.status, page.body);
+        let told = one_line(&page.body);
         for part in parts {
-            ensure!(page.body.contains(part), "no {part} in {}", page.body);
+            ensure!(told.contains(part), "no {part} in {}", page.body);
         }
         Ok(page.body)
     })
@@ -85,7 +86,7 @@ fn vault_may_come_after_us() {
     let seen = folder.path().join("seen");
     let script = format!("cat {} > {}; exec sleep 600", rendered.file.display(), seen.display());
     let mut outrigger = start_outrigger_with(folder.path(), &rendered.config, &["--", "sh", "-c", &script]);
-    wait_until_told(&mut outrigger, 503, &["secrets         waiting", &address, "refused", "not ready: secrets"]);
+    wait_until_told(&mut outrigger, 503, &["secrets waiting", &address, "refused", "not ready: secrets"]);
     assert!(outrigger.children().is_empty() && !rendered.file.exists(), "the application was started");
     outrigger.counts("outrigger_component_ready{component=\"secrets\"}", 0.0);
     let bao = Bao::start_on(folder.path(), port);
@@ -109,7 +110,7 @@ fn each_refusal_of_vault_is_told_and_can_be_mended() {
     let rendered = Rendered::new(folder.path(), &bao.address);
     fs::write(&rendered.token, "s.not-the-token").unwrap();
     let mut outrigger = start_outrigger_with(folder.path(), &rendered.config, &[]);
-    let page = wait_until_told(&mut outrigger, 503, &["secrets         waiting", "token", "403", &bao.address]);
+    let page = wait_until_told(&mut outrigger, 503, &["secrets waiting", "token", "403", &bao.address]);
     assert!(!page.contains("s.not-the-token"), "{page}");
     fs::write(&rendered.token, &bao.token).unwrap();
     wait_until_told(&mut outrigger, 503, &["there is no secret at `secret/data/db`", &bao.address]);
@@ -143,13 +144,13 @@ fn a_sealed_vault_is_told_and_the_last_good_secret_stays() {
     let other = tempfile::tempdir().unwrap();
     let fresh = Rendered::new(other.path(), &bao.address);
     let mut starting = start_outrigger_with(other.path(), &fresh.config, &[]);
-    wait_until_told(&mut starting, 503, &["secrets         waiting", "sealed", &bao.address]);
-    wait_until_told(&mut running, 200, &["secrets         degraded", "sealed"]);
+    wait_until_told(&mut starting, 503, &["secrets waiting", "sealed", &bao.address]);
+    wait_until_told(&mut running, 200, &["secrets degraded", "sealed"]);
     assert_eq!(fs::read_to_string(&rendered.file).unwrap(), "password=pw-one");
     bao.call("PUT", "sys/unseal", &json!({ "key": key })).unwrap();
     starting.wait_ready();
     assert_eq!(fs::read_to_string(&fresh.file).unwrap(), "password=pw-one");
-    wait_until_told(&mut running, 200, &["secrets         ready"]);
+    wait_until_told(&mut running, 200, &["secrets ready"]);
 }
 
 #[test]
@@ -166,11 +167,7 @@ fn a_certificate_that_may_not_be_read_is_told() {
     let allow = |mode: u32| fs::set_permissions(&leaf.key, fs::Permissions::from_mode(mode)).unwrap();
     allow(0);
     let mut outrigger = start_unprivileged(folder.path(), &config);
-    wait_until_told(
-        &mut outrigger,
-        503,
-        &["identity        waiting", leaf.key.to_str().unwrap(), "cannot be read by user"],
-    );
+    wait_until_told(&mut outrigger, 503, &["identity waiting", leaf.key.to_str().unwrap(), "cannot be read by user"]);
     allow(0o400);
     outrigger.wait_ready();
 }
@@ -215,12 +212,12 @@ fn vault_going_away_and_coming_back_is_survived() {
     let rendered = Rendered::new(folder.path(), &bao.address);
     let mut outrigger = start_outrigger(folder.path(), &rendered.config);
     drop(bao);
-    wait_until_told(&mut outrigger, 200, &["secrets         degraded", "refused"]);
+    wait_until_told(&mut outrigger, 200, &["secrets degraded", "refused"]);
     assert_eq!(fs::read_to_string(&rendered.file).unwrap(), "password=pw-one");
     let bao = Bao::start_on(folder.path(), port);
     bao.put_secret("db", &json!({ "password": "pw-two" }));
     wait_for_content(&rendered.file, "password=pw-two");
-    wait_until_told(&mut outrigger, 200, &["secrets         ready"]);
+    wait_until_told(&mut outrigger, 200, &["secrets ready"]);
 }
 
 #[test]
@@ -322,14 +319,14 @@ fn a_full_disk_leaves_the_old_secret_whole() {
     wait_until_told(
         &mut outrigger,
         200,
-        &["secrets         degraded", "cannot write", rendered.file.to_str().unwrap(), "space"],
+        &["secrets degraded", "cannot write", rendered.file.to_str().unwrap(), "space"],
     );
     assert_eq!(fs::read_to_string(&rendered.file).unwrap(), "password=pw-small");
     let names: Vec<_> = fs::read_dir(&disk.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "something is left on the full disk: {names:?}");
     fs::remove_file(&ballast).unwrap();
     wait_for_content(&rendered.file, &format!("password={large}"));
-    wait_until_told(&mut outrigger, 200, &["secrets         ready"]);
+    wait_until_told(&mut outrigger, 200, &["secrets ready"]);
     drop(outrigger);
 }
 
@@ -410,7 +407,7 @@ fn nothing_tells_a_secret() {
     );
     let mut outrigger = start_outrigger(folder.path(), &config);
     // Through a failure of each: the sink down and then refusing, the template flawed, the token wrong.
-    wait_until_told(&mut outrigger, 200, &["logs            degraded"]);
+    wait_until_told(&mut outrigger, 200, &["logs degraded"]);
     let collector = Collector::start_on(sink, Mood::Refuses(401));
     eventually("a refused batch", || {
         ensure!(collector.requests() > 0, "none yet");
@@ -422,10 +419,10 @@ fn nothing_tells_a_secret() {
         Ok(())
     });
     fs::write(&rendered.token, "4real-wrong-token").unwrap();
-    wait_until_told(&mut outrigger, 200, &["secrets         degraded", "403"]);
+    wait_until_told(&mut outrigger, 200, &["secrets degraded", "403"]);
     bao.put_secret("db", &json!({ "passwort": second }));
     fs::write(&rendered.token, &bao.token).unwrap();
-    wait_until_told(&mut outrigger, 200, &["secrets         degraded", "no field `password`"]);
+    wait_until_told(&mut outrigger, 200, &["secrets degraded", "no field `password`"]);
     bao.put_secret("db", &json!({ "password": second }));
     wait_for_content(&rendered.file, &format!("password={second}"));
     // The config file itself may be wrong in the worst place.
@@ -711,7 +708,7 @@ fn a_sink_that_is_down_loses_nothing_and_costs_no_memory() {
     // 16 MB that nobody takes; the sink's buffer is 1 MiB.
     let lines = 250_000u64;
     fs::write(&path, (0..lines).map(|number| line(number) + "\n").collect::<String>()).unwrap();
-    wait_until_told(&mut outrigger, 200, &["logs            degraded", "sink `http`", "refused"]);
+    wait_until_told(&mut outrigger, 200, &["logs degraded", "sink `http`", "refused"]);
     let collector = Collector::start_on(port, Mood::Refuses(503));
     for (mood, requests, reason) in [(Mood::Refuses(503), 2, "503"), (Mood::Refuses(429), 4, "429")] {
         collector.set_mood(mood);
@@ -736,7 +733,7 @@ fn a_sink_that_is_down_loses_nothing_and_costs_no_memory() {
         let sink = outrigger.metric("outrigger_logs_sink_acknowledged_total{sink=\"http\"}")?;
         ensure!(sink == lines as f64, "{sink}");
         ensure!(outrigger.metric("outrigger_logs_source_lag_bytes{source=\"app\"}")? == 0.0, "lag");
-        ensure!(outrigger.get("/readyz?verbose")?.body.contains("logs            ready"), "not ready");
+        ensure!(one_line(&outrigger.get("/readyz?verbose")?.body).contains("logs ready"), "not ready");
         Ok(())
     });
 }
@@ -852,13 +849,13 @@ fn a_full_disk_under_a_file_sink_loses_nothing() {
     let _ = File::create(&ballast).unwrap().write_all(&[0; 40 * 1024]);
     fs::write(folder.path().join("app.log"), (0..150).map(|number| line(number) + "\n").collect::<String>()).unwrap();
     let mut outrigger = start_outrigger(folder.path(), &config);
-    wait_until_told(&mut outrigger, 200, &["logs            degraded", "sink `file`", "space"]);
+    wait_until_told(&mut outrigger, 200, &["logs degraded", "sink `file`", "space"]);
     fs::remove_file(&ballast).unwrap();
     let shipped = disk.0.join("shipped.ndjson");
     eventually("every line in the file, once", || {
         ensure_each(&count(fs::read_to_string(&shipped)?.lines(), 150)?, |times| times == 1)
     });
-    wait_until_told(&mut outrigger, 200, &["logs            ready"]);
+    wait_until_told(&mut outrigger, 200, &["logs ready"]);
     drop(outrigger);
 }
 
@@ -878,11 +875,11 @@ fn logs_that_may_not_be_read_are_told_and_read_later() {
         allow(&path, closed);
         let mut outrigger = start_unprivileged(folder.path(), &config);
         // Traffic comes before logs: the pod is ready all the same.
-        wait_until_told(&mut outrigger, 200, &["logs            degraded", "app.log", "ermission denied"]);
+        wait_until_told(&mut outrigger, 200, &["logs degraded", "app.log", "ermission denied"]);
         allow(&path, open);
         let shipped = folder.path().join("shipped.ndjson");
         eventually("the line", || ensure_each(&count(fs::read_to_string(&shipped)?.lines(), 1)?, |times| times == 1));
-        wait_until_told(&mut outrigger, 200, &["logs            ready"]);
+        wait_until_told(&mut outrigger, 200, &["logs ready"]);
         outrigger.process.stop();
         fs::remove_file(&shipped).unwrap();
         fs::remove_dir_all(folder.path().join("state")).unwrap();
@@ -900,11 +897,7 @@ fn a_state_folder_has_one_owner() {
     wait_until_told(
         &mut second,
         503,
-        &[
-            "logs            failed",
-            &format!("another process (pid {}) uses", first.process.id()),
-            state.to_str().unwrap(),
-        ],
+        &["logs failed", &format!("another process (pid {}) uses", first.process.id()), state.to_str().unwrap()],
     );
     drop(first);
     second.wait_ready();

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 
 use anyhow::{Result, ensure};
 use outrigger_e2e::{
-    Application, Authority, Connection, Leaf, Outrigger, Process, eventually, free_port, outrigger_command, request,
-    run, start_outrigger, tool,
+    Application, Authority, Connection, Leaf, Outrigger, Process, eventually, free_port, one_line, outrigger_command,
+    request, run, start_outrigger, tool,
 };
 use rustix::process::Signal;
 
@@ -339,7 +339,7 @@ fn a_pillar_is_turned_on_and_off() {
     outrigger.write_config("");
     eventually("the listener to go", || {
         ensure!(Connection::open(port).is_err(), "it still takes connections");
-        ensure!(outrigger.get("/readyz?verbose")?.body.contains("proxy-inbound   disabled"), "not disabled");
+        ensure!(one_line(&outrigger.get("/readyz?verbose")?.body).contains("proxy-inbound disabled"), "not disabled");
         Ok(())
     });
     assert_eq!(outrigger.get("/readyz").unwrap().status, 200);
