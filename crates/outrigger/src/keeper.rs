@@ -20,5 +20,7 @@ pub(crate) fn keep(args: KeeperArgs) -> u8 {
         idle: args.idle,
         log: OwnLog { format, ..OwnLog::default() },
     };
+    // Reading the command line took most of the memory that it would wait with.
+    crate::give_back();
     u8::try_from(outrigger_runtime::keep(options)).unwrap_or(1)
 }
