@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_config::ProxyProtocol;
 use outrigger_identity::{Snapshot, peer_id, tls_error_reason, tls_error_text};
@@ -20,6 +21,7 @@ use crate::buffer::Buffer;
 use crate::error::Reason;
 use crate::h2::guard::{Guard, Guarded};
 use crate::h2::wire::Wire;
+use crate::metrics::Stage;
 use crate::pool::{Connection, Pool};
 use crate::shared::{Begun, Http2};
 use crate::socket::OwnCall;
@@ -90,7 +92,9 @@ impl Pool {
                 false => TcpStream::connect(address).await,
             }
         };
-        connecting.await.map_err(|error| {
+        let began = Instant::now();
+        let connected = connecting.await.inspect(|_| self.metrics.connecting(Stage::Tcp, began.elapsed()));
+        connected.map_err(|error| {
             if socket::lacks_descriptors(&error) {
                 tracing::warn!(component = "proxy", cluster, %address, %error, "no file descriptor is left to connect with");
                 return Reason::NoDescriptor;
@@ -137,9 +141,10 @@ impl Pool {
         let config = self.tls_config(&snapshot, speech)?;
         // The identity is in the URI SAN; an address as the name keeps SNI out of the handshake.
         let name = ServerName::from(address.ip());
+        let began = Instant::now();
         match TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => {
-                self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
+                self.metrics.shook_hands(stream.get_ref().1.handshake_kind(), began.elapsed());
                 let session = stream.get_ref().1;
                 let peer = peer_id(session.peer_certificates()).map(|id| Rc::from(id.as_str()));
                 let kin = tls::is_outriggers(session.alpn_protocol());
@@ -173,13 +178,14 @@ impl Pool {
         let generation = self.cluster.origination.generation();
         let config = self.cluster.origination.config(speech);
         let config = config.ok_or_else(|| refused("its `ca` or `clientCertificate` cannot be read"))?;
+        let began = Instant::now();
         match TlsConnector::from(config).connect(server, stream).await {
             Ok(stream) if speech == Speech::Http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") => {
                 self.metrics.handshake("alpn");
                 Err(refused("it does not speak HTTP/2"))
             }
             Ok(stream) => {
-                self.metrics.shook_hands(stream.get_ref().1.handshake_kind());
+                self.metrics.shook_hands(stream.get_ref().1.handshake_kind(), began.elapsed());
                 Ok(Dialled { io: stream.into(), generation, peer: None, kin: false })
             }
             Err(error) => {

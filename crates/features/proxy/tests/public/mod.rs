@@ -160,6 +160,11 @@ async fn sessions_are_resumed_with_ordinary_peers_and_between_sidecars() {
     })
     .await;
     assert_eq!(whole(), 2, "no session outlives a rotation");
+    for stage in ["tcp", "tls"] {
+        let timed =
+            format!("outrigger_upstream_connect_duration_seconds_count{{cluster=\"backend\",stage=\"{stage}\"}}");
+        shop.frontend.counts_at_least(&timed, 5.0).await;
+    }
     shop.stop().await;
 }
 

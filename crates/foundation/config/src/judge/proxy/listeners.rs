@@ -1,6 +1,6 @@
 //! Rules of `proxy.listeners`.
 
-use super::routes::{carrying_rules, connect_rules, grpc_route_rules, route_rules, shadowed_routes};
+use super::routes::{carrying_rules, conflicting_routes, connect_rules, grpc_route_rules, route_rules};
 use super::{global_limits, needs_identity, resilience, trusted};
 use crate::diagnostic::Problem;
 use crate::judge::Judge;
@@ -78,7 +78,7 @@ pub(super) fn listener_rules(
         grpc_route_rules(config, proxy, listener, route, &grpc.index(index), judge);
     }
     global_limits::limit_rules(proxy, listener, &listener.global_rate_limits, &at.key("globalRateLimits"), judge);
-    shadowed_routes(listener, at, judge);
+    conflicting_routes(listener, at, judge);
 }
 
 /// What is redirected is whatever the application speaks.

@@ -257,8 +257,8 @@ pub(super) fn connect_rules(proxy: &Proxy, listener: &Listener, at: &ConfigPath,
     }
 }
 
-/// Of two routes that match the very same requests, the second is never taken.
-pub(super) fn shadowed_routes(listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
+/// Of two routes that match the very same requests the second would never be taken: a mistake, for one of both is not meant so.
+pub(super) fn conflicting_routes(listener: &Listener, at: &ConfigPath, judge: &mut Judge<'_>) {
     let (routes, grpc) = (at.key("routes"), at.key("grpcRoutes"));
     let http = listener.routes.iter().enumerate().map(|(index, route)| {
         let matches: Vec<_> = route.matches.iter().map(same_requests).collect();
@@ -269,14 +269,14 @@ pub(super) fn shadowed_routes(listener: &Listener, at: &ConfigPath, judge: &mut 
         let told = |one| serde_json::to_string(one).unwrap_or_default();
         (grpc.index(index), &route.name, &route.hostnames, route.matches.iter().map(told).collect())
     });
-    shadowed(http, judge);
-    shadowed(grpc.collect(), judge);
+    conflicts(http, judge);
+    conflicts(grpc.collect(), judge);
 }
 
 /// Where a route stands, its name, its hosts, and each of its matches in one way of writing.
 type Told<'r> = (ConfigPath, &'r Name, &'r Vec<String>, Vec<String>);
 
-fn shadowed(routes: Vec<Told<'_>>, judge: &mut Judge<'_>) {
+fn conflicts(routes: Vec<Told<'_>>, judge: &mut Judge<'_>) {
     let mut seen: HashMap<(&str, String), usize> = HashMap::new();
     for (index, (path, name, hostnames, matches)) in routes.iter().enumerate() {
         if judge.checked.is_blurred_within(&path.key("matches"))
@@ -290,26 +290,36 @@ fn shadowed(routes: Vec<Told<'_>>, judge: &mut Judge<'_>) {
         if hosts.is_empty() {
             hosts.push("*");
         }
-        let keys: Vec<_> = hosts.iter().flat_map(|host| matches.iter().map(|one| (*host, one.clone()))).collect();
-        let first = keys.first().and_then(|key| seen.get(key)).copied();
-        if let Some(first) = first
-            && keys.iter().all(|key| seen.contains_key(key))
-        {
-            let (first_path, shadow, ..) = &routes[first];
-            let (here, other) = (path.key("name"), first_path.key("name"));
+        // By match, for each host: the route that takes its requests before.
+        let before: Vec<Vec<_>> = matches
+            .iter()
+            .map(|one| hosts.iter().map(|host| seen.get(&(*host, one.clone())).copied()).collect())
+            .collect();
+        if before.iter().flatten().all(Option::is_some) {
+            let (here, other) = (path.key("name"), before.iter().flatten().find_map(|first| *first).unwrap_or(index));
             let message = format!("the route `{}` is never taken", judge.shown(&here, name));
-            let problem = Problem::error("unused", judge.span(&here), here, message).warning();
-            let label = format!("`{}` matches the same requests and comes first", judge.shown(&other, shadow));
-            judge.report(
-                problem
-                    .help("make its hostnames or matches more specific, or remove it")
-                    .related(judge.span(&other), label),
-            );
+            let problem = Problem::error("conflict", judge.span(&here), here, message);
+            report_first(problem, &routes[other], "make its hostnames or matches more specific, or remove it", judge);
+        } else {
+            for (number, hosts) in before.iter().enumerate().filter(|(_, hosts)| hosts.iter().all(Option::is_some)) {
+                let (here, other) = (path.key("matches").index(number), hosts.iter().find_map(|first| *first));
+                let message = "this match is never taken".to_owned();
+                let problem = Problem::error("unused", judge.span(&here), here, message).warning();
+                report_first(problem, &routes[other.unwrap_or(index)], "make it more specific, or remove it", judge);
+            }
         }
+        let keys: Vec<_> = hosts.iter().flat_map(|host| matches.iter().map(|one| (*host, one.clone()))).collect();
         for key in keys {
             seen.entry(key).or_insert(index);
         }
     }
+}
+
+/// Reports a conflict with both places.
+fn report_first(problem: Problem, (first, name, ..): &Told<'_>, help: &str, judge: &mut Judge<'_>) {
+    let place = first.key("name");
+    let label = format!("`{}` matches the same requests and comes first", judge.shown(&place, name));
+    judge.report(problem.help(help).related(judge.span(&place), label));
 }
 
 /// A match in one way of writing, so that those of the same requests are the same.

@@ -3,16 +3,16 @@
 //! Promise: on a request's path a handle is found by numbers; label values are put
 //! together only the first time a combination is seen by a worker.
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+mod cluster;
+mod listener;
 
-use outrigger_telemetry::trace::TraceId;
-use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, Histogram, HistogramFamily, Registry};
-use outrigger_traffic::{Criticality, Failure, Withheld};
-use rustls::HandshakeKind;
+use outrigger_telemetry::{Buckets, Counter, CounterFamily, Gauge, GaugeFamily, HistogramFamily, Registry};
+
+pub(crate) use self::cluster::{CareMetrics, ClusterMetrics, Hedged, Mirrored, Stage};
+pub(crate) use self::listener::{ListenerMetrics, NumberHasher, RequestKey, RequestNames};
+
+/// From the next pod, a tenth of a millisecond, to another continent or a packet sent again.
+const CONNECT_SECONDS: [f64; 12] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0];
 
 /// All families of the data plane.
 #[derive(Clone)]
@@ -45,6 +45,7 @@ pub(crate) struct Families {
     upstream_handshakes: CounterFamily,
     upstream_resumed: CounterFamily,
     upstream_total: CounterFamily,
+    connecting: HistogramFamily,
     upstream: GaugeFamily,
     upstream_http2: GaugeFamily,
     upstream_streams: GaugeFamily,
@@ -203,6 +204,12 @@ impl Families {
                 "outrigger_upstream_connections_total",
                 "Connections to endpoints, by result.",
                 &["cluster", "result"],
+            ),
+            connecting: registry.histogram(
+                "outrigger_upstream_connect_duration_seconds",
+                "What connecting to endpoints took, where it succeeded: the TCP connection, and the TLS handshake on it.",
+                &["cluster", "stage"],
+                Buckets::Classic(CONNECT_SECONDS.to_vec()),
             ),
             upstream: registry.gauge(
                 "outrigger_upstream_connections_active",
@@ -382,17 +389,6 @@ impl Families {
         self.checks.with(&[cluster, if good { "success" } else { "failure" }]).inc();
     }
 
-    pub(crate) fn care(&self, name: &str) -> CareMetrics {
-        CareMetrics {
-            ejections: self.ejections.clone(),
-            ejected: self.ejected.with(&[name]),
-            all: self.endpoints.with(&[name, "all"]),
-            healthy: self.endpoints.with(&[name, "healthy"]),
-            panic: self.panic.with(&[name]),
-            name: name.to_owned(),
-        }
-    }
-
     /// The counter of a rate limit's decisions: listener, route, limit, result.
     pub(crate) fn rate_limit(&self, labels: &[&str; 4]) -> Counter {
         self.rate_limits.with(labels)
@@ -418,27 +414,6 @@ impl Families {
         self.concurrency_limit.with(&[cluster]).set(limit.into());
         self.concurrency.with(&[cluster]).set(under_way.into());
     }
-
-    pub(crate) fn cluster(&self, name: &str) -> ClusterMetrics {
-        ClusterMetrics {
-            connected: self.upstream_total.with(&[name, "ok"]),
-            failed: self.upstream_total.with(&[name, "failed"]),
-            overflow: self.upstream_total.with(&[name, "overflow"]),
-            open: self.upstream.with(&[name]),
-            http2: self.upstream_http2.with(&[name]),
-            streams: self.upstream_streams.with(&[name]),
-            ahead: self.upstream_ahead.with(&[name]),
-            retries: self.retries.with(&[name]),
-            refusals: self.refusals.clone(),
-            handshakes: self.upstream_handshakes.clone(),
-            resumed: self.upstream_resumed.with(&[name]),
-            name: name.to_owned(),
-            families: self.clone(),
-            retry: OnceCell::new(),
-            shed: OnceCell::new(),
-            mirrored: OnceCell::new(),
-        }
-    }
 }
 
 /// What is told of a body that is compressed or decompressed.
@@ -459,361 +434,5 @@ impl CodedMetrics {
             came.add(received);
             went.add(sent);
         }
-    }
-}
-
-/// Handles of one cluster on one worker.
-pub(crate) struct ClusterMetrics {
-    pub(crate) connected: Counter,
-    pub(crate) failed: Counter,
-    pub(crate) overflow: Counter,
-    pub(crate) open: Gauge,
-    /// Those of the open ones that many requests share, and the requests on them.
-    pub(crate) http2: Gauge,
-    pub(crate) streams: Gauge,
-    /// Connections made ahead of requests.
-    pub(crate) ahead: Counter,
-    pub(crate) retries: Counter,
-    refusals: CounterFamily,
-    handshakes: CounterFamily,
-    resumed: Counter,
-    name: String,
-    families: Families,
-    retry: OnceCell<Box<RetryMetrics>>,
-    shed: OnceCell<Box<[Counter; 3]>>,
-    mirrored: OnceCell<Box<[Counter; 4]>>,
-}
-
-impl ClusterMetrics {
-    /// Counts a connection that was cut off.
-    pub(crate) fn cut(&self, reason: &str) {
-        self.families.upstream_cut.with(&[&self.name, reason]).inc();
-    }
-}
-
-/// Handles of a cluster's retries on one worker.
-pub(crate) struct RetryMetrics {
-    made: [Counter; FAILURES.len()],
-    withheld: [Counter; WITHHELD.len()],
-    pub(crate) succeeded: Counter,
-    hedges: [Counter; 3],
-}
-
-/// What came of a request's copy.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Mirrored {
-    Sent,
-    Failed,
-    BodyTooLarge,
-    TooMany,
-}
-
-/// What came of a request beside another one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Hedged {
-    Sent,
-    Won,
-    Withheld,
-}
-
-const FAILURES: [&str; 6] = ["connect-failure", "refused-stream", "reset", "timeout", "code", "grpc-code"];
-const WITHHELD: [&str; 6] = ["attempts", "budget", "body", "deadline", "asked", "overflow"];
-
-impl RetryMetrics {
-    /// Counts a try after one that failed so.
-    pub(crate) fn made(&self, failure: Failure) {
-        count(&self.made, &FAILURES, failure.as_str());
-    }
-
-    /// Counts a request beside another one.
-    pub(crate) fn hedged(&self, result: Hedged) {
-        self.hedges[result as usize].inc();
-    }
-
-    /// Counts one that was not made.
-    pub(crate) fn withheld(&self, why: Withheld) {
-        count(&self.withheld, &WITHHELD, why.as_str());
-    }
-}
-
-fn count(counters: &[Counter], names: &[&str], name: &str) {
-    if let Some(index) = names.iter().position(|one| *one == name) {
-        counters[index].inc();
-    }
-}
-
-/// What is told of a cluster that is looked after.
-pub(crate) struct CareMetrics {
-    ejections: CounterFamily,
-    ejected: Gauge,
-    all: Gauge,
-    healthy: Gauge,
-    panic: Gauge,
-    name: String,
-}
-
-impl CareMetrics {
-    /// Counts an ejection.
-    pub(crate) fn ejection(&self, cause: &str) {
-        self.ejections.with(&[&self.name, cause]).inc();
-    }
-
-    /// How many are ejected now.
-    pub(crate) fn ejected(&self, count: usize) {
-        self.ejected.set(count as f64);
-    }
-
-    /// How many there are, and how many of them are healthy.
-    pub(crate) fn endpoints(&self, all: usize, healthy: usize) {
-        self.all.set(all as f64);
-        self.healthy.set(healthy as f64);
-    }
-
-    /// Whether the others are used too.
-    pub(crate) fn panic(&self, on: bool) {
-        self.panic.set(f64::from(u8::from(on)));
-    }
-}
-
-impl Drop for CareMetrics {
-    fn drop(&mut self) {
-        [&self.ejected, &self.all, &self.healthy, &self.panic].into_iter().for_each(|gauge| gauge.set(0.0));
-    }
-}
-
-impl ClusterMetrics {
-    /// Counts a request that a circuit breaker refused.
-    pub(crate) fn refused(&self, breaker: &str) {
-        self.refusals.with(&[&self.name, breaker]).inc();
-    }
-
-    /// Counts a copy of a request.
-    pub(crate) fn mirrored(&self, result: Mirrored) {
-        let of = |result| self.families.mirrored.with(&[&self.name, result]);
-        let counters = self.mirrored.get_or_init(|| Box::new(["sent", "failed", "body", "busy"].map(of)));
-        counters[result as usize].inc();
-    }
-
-    /// Counts a request that was refused because too many waited.
-    pub(crate) fn shed(&self, criticality: Criticality) {
-        let of = |priority| self.families.shed.with(&[&self.name, priority]);
-        let counters = self.shed.get_or_init(|| Box::new(["critical", "standard", "sheddable"].map(of)));
-        counters[criticality as usize].inc();
-    }
-
-    /// Tells how much the limit on those that wait is more, or less, than at the last time.
-    pub(crate) fn shed_limit(&self, more: f64) {
-        self.families.shed_limit.with(&[&self.name]).add(more);
-    }
-
-    /// Handles of retries, made when they are first needed.
-    pub(crate) fn retry(&self) -> &RetryMetrics {
-        self.retry.get_or_init(|| {
-            Box::new(RetryMetrics {
-                made: FAILURES.map(|reason| self.families.again.with(&[&self.name, reason])),
-                withheld: WITHHELD.map(|reason| self.families.again_withheld.with(&[&self.name, reason])),
-                succeeded: self.families.again_succeeded.with(&[&self.name]),
-                hedges: ["sent", "won", "withheld"].map(|result| self.families.hedges.with(&[&self.name, result])),
-            })
-        })
-    }
-
-    /// Counts a TLS handshake with an endpoint.
-    pub(crate) fn handshake(&self, result: &str) {
-        self.handshakes.with(&[&self.name, result]).inc();
-    }
-
-    /// Counts one that succeeded.
-    pub(crate) fn shook_hands(&self, kind: Option<HandshakeKind>) {
-        self.handshake("ok");
-        if kind == Some(HandshakeKind::Resumed) {
-            self.resumed.inc();
-        }
-    }
-}
-
-/// Handles of one listener on one worker.
-pub(crate) struct ListenerMetrics {
-    families: Families,
-    direction: &'static str,
-    listener: String,
-    pub(crate) in_flight: Gauge,
-    connections: Gauge,
-    connections_total: Counter,
-    resumed: Counter,
-    requests: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
-    grpc: RefCell<HashMap<RequestKey, Counter, BuildHasherDefault<NumberHasher>>>,
-    durations: RefCell<HashMap<(u64, u64), Histogram, BuildHasherDefault<NumberHasher>>>,
-    /// By route, cluster and flag.
-    flags: RefCell<HashMap<(u64, u64, &'static str), Counter>>,
-}
-
-/// Which counter a request belongs to; peers are numbered per worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct RequestKey {
-    pub(crate) route: u64,
-    pub(crate) cluster: u64,
-    pub(crate) code: u16,
-    pub(crate) peer: u64,
-}
-
-/// The names behind a key, for the first time it is seen.
-pub(crate) struct RequestNames<'a> {
-    pub(crate) route: &'a str,
-    pub(crate) cluster: &'a str,
-    pub(crate) peer: &'a str,
-}
-
-/// A worker forgets its handles when it holds so many; the registry's budget is the real bound.
-const MOST_HANDLES: usize = 4096;
-
-impl ListenerMetrics {
-    pub(crate) fn new(families: &Families, direction: &'static str, listener: &str) -> Rc<Self> {
-        Rc::new(Self {
-            families: families.clone(),
-            direction,
-            listener: listener.to_owned(),
-            in_flight: families.in_flight.with(&[listener]),
-            connections: families.connections.with(&[listener]),
-            connections_total: families.connections_total.with(&[listener]),
-            resumed: families.resumed.with(&[listener]),
-            requests: RefCell::default(),
-            grpc: RefCell::default(),
-            durations: RefCell::default(),
-            flags: RefCell::default(),
-        })
-    }
-
-    /// Counts a request and its duration; `traced` is the trace that is kept of it, and when it began.
-    pub(crate) fn request(
-        &self,
-        key: RequestKey,
-        names: &RequestNames<'_>,
-        duration: Duration,
-        traced: Option<(TraceId, SystemTime)>,
-    ) {
-        let mut requests = self.requests.borrow_mut();
-        if requests.len() >= MOST_HANDLES {
-            requests.clear();
-        }
-        requests
-            .entry(key)
-            .or_insert_with(|| {
-                let code = key.code.to_string();
-                let labels = [self.direction, &self.listener, names.route, names.cluster, &code, names.peer];
-                self.families.requests.with(&labels)
-            })
-            .inc();
-        let mut durations = self.durations.borrow_mut();
-        if durations.len() >= MOST_HANDLES {
-            durations.clear();
-        }
-        let durations = durations.entry((key.route, key.cluster)).or_insert_with(|| {
-            self.families.durations.with(&[self.direction, &self.listener, names.route, names.cluster])
-        });
-        durations.observe_duration(duration);
-        if let Some((trace, at)) = traced {
-            durations.exemplar(duration.as_secs_f64(), trace, at);
-        }
-    }
-
-    /// Counts a request by the flag that says why it was not answered, or not to its end.
-    pub(crate) fn flag(&self, key: RequestKey, names: &RequestNames<'_>, flag: &'static str) {
-        let mut flags = self.flags.borrow_mut();
-        if flags.len() >= MOST_HANDLES {
-            flags.clear();
-        }
-        flags
-            .entry((key.route, key.cluster, flag))
-            .or_insert_with(|| {
-                let labels = [self.direction, &self.listener, names.route, names.cluster, flag];
-                self.families.flags.with(&labels)
-            })
-            .inc();
-    }
-
-    /// Counts a gRPC call by its status.
-    pub(crate) fn grpc(&self, key: RequestKey, names: &RequestNames<'_>, status: u8) {
-        let mut calls = self.grpc.borrow_mut();
-        if calls.len() >= MOST_HANDLES {
-            calls.clear();
-        }
-        calls
-            .entry(RequestKey { code: status.into(), ..key })
-            .or_insert_with(|| {
-                let status = status.to_string();
-                let labels = [self.direction, &self.listener, names.route, names.cluster, &status, names.peer];
-                self.families.grpc.with(&labels)
-            })
-            .inc();
-    }
-
-    /// Counts a TCP connection that has ended.
-    pub(crate) fn tcp(&self, names: &RequestNames<'_>, flags: &str, received: u64, sent: u64) {
-        let place = [self.direction, &self.listener, names.route, names.cluster];
-        let labels = [self.direction, &self.listener, names.route, names.cluster, flags, names.peer];
-        self.families.tcp.with(&labels).inc();
-        self.families.tcp_received.with(&place).add(received);
-        self.families.tcp_sent.with(&place).add(sent);
-    }
-
-    /// Counts a TLS handshake.
-    pub(crate) fn handshake(&self, result: &str) {
-        self.families.handshakes.with(&[&self.listener, result]).inc();
-    }
-
-    /// Counts one that succeeded.
-    pub(crate) fn shook_hands(&self, kind: Option<HandshakeKind>) {
-        self.handshake("ok");
-        if kind == Some(HandshakeKind::Resumed) {
-            self.resumed.inc();
-        }
-    }
-
-    /// Counts a connection, which is open until the result is dropped.
-    pub(crate) fn connection(&self) -> CountedConnection {
-        self.connections.inc();
-        self.connections_total.inc();
-        CountedConnection(self.connections.clone())
-    }
-
-    /// Counts a connection that could not be accepted.
-    pub(crate) fn accept_failed(&self, reason: &str) {
-        self.families.accept_errors.with(&[&self.listener, reason]).inc();
-    }
-
-    /// Counts a connection we cut.
-    pub(crate) fn cut(&self, reason: &str) {
-        self.families.connections_cut.with(&[&self.listener, reason]).inc();
-    }
-}
-
-/// An open connection in the count.
-pub(crate) struct CountedConnection(Gauge);
-
-impl Drop for CountedConnection {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// Hashes small numbers that we made ourselves: no defence against chosen keys is needed.
-#[derive(Default)]
-pub(crate) struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_u16(&mut self, number: u16) {
-        self.write_u64(u64::from(number));
-    }
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
