@@ -1,10 +1,10 @@
-//! Admission reviews of any bytes: each is answered or refused; the patch of a pod makes the pod that was meant, with the
+//! Admission reviews of any bytes: each is answered or refused; profiles in them are judged; the patch of a pod makes the pod that was meant, with the
 //! application's containers in it, and injecting that pod again changes nothing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use outrigger_control::{Answer, Review, difference};
-use outrigger_inject::{Namespace, Outcome, Settings, inject};
+use outrigger_inject::{Namespace, Outcome, Profile, Settings, inject, judge};
 use serde_json::Value;
 
 /// Names of containers, in order.
@@ -15,6 +15,10 @@ fn containers(pod: &Value) -> Vec<&Value> {
 fuzz_target!(|body: &[u8]| {
     let Ok(review) = Review::read(body) else { return };
     let settings = Settings::default();
+    // A profile is judged, whatever stands in it, and each mistake has its place.
+    if let Some(profile) = Profile::read(&review.object) {
+        assert!(judge(&profile, &settings).mistakes.iter().all(|mistake| mistake.path.starts_with("spec")));
+    }
     let namespace = Namespace { name: review.namespace.clone(), ..Namespace::default() };
     let answer = match inject(&review.object, &namespace, &settings) {
         Outcome::Injected(injected) => {

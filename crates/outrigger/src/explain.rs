@@ -7,12 +7,13 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use outrigger_config as config;
 use outrigger_traffic::explain::{Explanation, Question, explain};
 
 use crate::admin::{Admin, AdminArgs};
 use crate::cli::Format;
+use crate::explain_pod::{self, PodArgs};
 use crate::output;
 use crate::table::shown;
 
@@ -25,6 +26,7 @@ Examples:
   outrigger explain --url http://h/ --method POST --header 'content-type: application/grpc' --peer spiffe://shop/ns/a/sa/b
   outrigger explain --url http://10.96.0.1:80/ --listener out          where a redirected connection goes
   kubectl exec shop-0 -c outrigger -- outrigger explain --live --url http://backend.shop/items
+  outrigger explain pod shop-0 -n shop                                 why its sidecar is as it is
 
 `nearer` lists the matches that count more than the one that takes the request, in their order, and what keeps each from it.
 Fields that the proxy itself adds or removes (hop-by-hop, x-forwarded-client-cert, …) are not shown.
@@ -36,7 +38,10 @@ Exit codes:
   3  the request is refused: no route takes it, or its path is bad";
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct ExplainArgs {
+    #[command(subcommand)]
+    command: Option<ExplainCommand>,
     #[command(flatten)]
     admin: AdminArgs,
     /// Ask the Outrigger that runs, not the config file
@@ -46,8 +51,8 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "METHOD", default_value = "GET")]
     method: String,
     /// What is asked for: `http://HOST[:PORT]/PATH?QUERY`
-    #[arg(long, value_name = "URL")]
-    url: String,
+    #[arg(long, value_name = "URL", required = true)]
+    url: Option<String>,
     /// A field of the request, as `name: value`; may be given several times
     #[arg(long, short = 'H', value_name = "FIELD", value_parser = field)]
     header: Vec<(String, String)>,
@@ -65,6 +70,13 @@ pub(crate) struct ExplainArgs {
     format: Format,
 }
 
+#[derive(Debug, Subcommand)]
+enum ExplainCommand {
+    /// Tell why a pod's sidecar is as it is: each value with its origin, the profiles that count, and what differs
+    #[command(after_help = explain_pod::HELP)]
+    Pod(PodArgs),
+}
+
 fn field(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("write it as `name: value`")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
@@ -72,9 +84,12 @@ fn field(text: &str) -> Result<(String, String), String> {
 
 /// Explains a request.
 pub(crate) fn run(args: &ExplainArgs) -> anyhow::Result<u8> {
+    if let Some(ExplainCommand::Pod(args)) = &args.command {
+        return explain_pod::run(args);
+    }
     let question = Question {
         method: args.method.clone(),
-        url: args.url.clone(),
+        url: args.url.clone().unwrap_or_default(),
         headers: args.header.clone(),
         peer: args.peer.clone(),
         listener: args.listener.clone(),

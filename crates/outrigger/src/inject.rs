@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use outrigger_inject::{Action, Interception, Manifests, Outcome, Report, Settings, process};
+use outrigger_inject::{
+    Action, Interception, Manifests, Outcome, Profile, Report, Settings, judge, process, read_manifests,
+};
 use serde_json::{Value, json};
 
 use crate::cli::Format;
@@ -19,8 +21,8 @@ use crate::table::shown;
 
 pub(crate) const HELP: &str = "\
 Takes YAML with any number of documents, JSON, and Lists of objects; every kind that makes pods gets the sidecar, everything
-else comes out byte for byte. What a pod's annotations `outrigger.dev/*` say counts more than flags, and flags more than the
-profile. Injecting again changes nothing, or brings the sidecar up to date.
+else comes out byte for byte. What a pod's annotations `outrigger.dev/*` say counts more than --profiles, those more than flags, and
+flags more than --profile. Injecting again changes nothing, or brings the sidecar up to date.
 
 Examples:
   outrigger inject -f shop.yaml | kubectl apply -f -
@@ -48,6 +50,9 @@ pub(crate) struct InjectArgs {
     /// A profile: what is injected, as YAML
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
+    /// SidecarProfiles and ClusterSidecarProfiles, as manifests; those that mean a pod refine the profile
+    #[arg(long, value_name = "FILE")]
+    profiles: Vec<PathBuf>,
     /// The image of Outrigger
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -103,14 +108,15 @@ fn namespace(text: &str) -> Result<String, String> {
 
 /// Puts sidecars in.
 pub(crate) fn inject(args: &InjectArgs) -> anyhow::Result<u8> {
-    let settings = match settings(args) {
-        Ok(settings) => settings,
+    let given = settings(args).and_then(|settings| Ok((profiles(args, &settings)?, settings)));
+    let (profiles, settings) = match given {
+        Ok(given) => given,
         Err(error) => {
             output::error(&error);
             return Ok(2);
         }
     };
-    let all = work(&args.files, Action::Inject(&settings))?;
+    let all = work(&args.files, Action::Inject(&settings, &profiles))?;
     if args.explain {
         match args.format {
             Format::Text => output::print(&explanation(&all, output::stdout_takes_colour()))?,
@@ -170,6 +176,37 @@ fn settings(args: &InjectArgs) -> anyhow::Result<Settings> {
     }
     settings.native_sidecars &= !args.no_native_sidecars;
     Ok(settings)
+}
+
+/// Profiles that are manifests, judged as the webhook does.
+fn profiles(args: &InjectArgs, settings: &Settings) -> anyhow::Result<Vec<Profile>> {
+    let mut all = Vec::new();
+    for path in &args.profiles {
+        let name = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the profiles {name}"))?;
+        let found = read_manifests(&text)
+            .map_err(|problem| anyhow::anyhow!("the profiles {name} cannot be read: {problem}"))?;
+        if found.is_empty() {
+            anyhow::bail!(
+                "{name} holds neither a SidecarProfile nor a ClusterSidecarProfile; a profile that is no object of a cluster goes to --profile"
+            );
+        }
+        for mut profile in found {
+            if profile.kind == outrigger_inject::ProfileKind::Namespaced && profile.namespace.is_empty() {
+                profile.namespace.clone_from(&args.files.namespace);
+            }
+            let judged = judge(&profile, settings);
+            judged
+                .warnings
+                .iter()
+                .for_each(|warning| note("warning", &format!("{name}: {}: {warning}", profile.origin())));
+            if let Some(mistake) = judged.mistakes.first() {
+                anyhow::bail!("{name}: {} is wrong: {mistake}", profile.origin());
+            }
+            all.push(profile);
+        }
+    }
+    Ok(all)
 }
 
 /// What was made of a file.

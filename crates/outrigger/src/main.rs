@@ -13,6 +13,7 @@ mod controller;
 mod demo;
 mod expect;
 mod explain;
+mod explain_pod;
 mod fleet;
 mod init;
 mod inject;

@@ -55,6 +55,8 @@ mod metrics;
 mod openssl;
 #[path = "e2e/page.rs"]
 mod page;
+#[path = "e2e/profiles.rs"]
+mod profiles;
 #[path = "e2e/published.rs"]
 mod published;
 #[path = "e2e/rate_limit.rs"]

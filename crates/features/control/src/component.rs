@@ -20,9 +20,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::certificate::Keeper;
+use crate::delivery::{Delivery, DeliveryMetrics};
 use crate::injector::{Injector, Profiles};
 use crate::namespaces::Namespaces;
 use crate::owner::Owners;
+use crate::profiles::KnownProfiles;
 use crate::repair::{RepairMetrics, Repairs};
 use crate::webhook::{Metrics, Parts, WebhookService};
 
@@ -106,6 +108,7 @@ impl ControllerComponent {
 struct AllMetrics {
     webhook: Metrics,
     repair: RepairMetrics,
+    delivery: DeliveryMetrics,
     leader: Gauge,
     not_after: Gauge,
 }
@@ -125,6 +128,7 @@ impl AllMetrics {
         Self {
             webhook: Metrics::new(registry),
             repair: RepairMetrics::new(registry),
+            delivery: DeliveryMetrics::new(registry),
             leader: leader.with(&[]),
             not_after: not_after.with(&[]),
         }
@@ -156,16 +160,39 @@ impl Run<'_> {
         let (election, leadership) = Election::new(client.clone(), self.election(&identity));
         let (recorder, events) = Recorder::new(client.clone(), REPORTER, &identity);
         let (owners, search) = Owners::new(client.clone(), recorder);
-        let (namespaces, following) = Namespaces::new(client.clone());
+        let (namespaces, following) = Namespaces::new(client.clone(), section.profiles.is_some());
+        let (known_profiles, follow_profiles) = match &section.profiles {
+            Some(_) => {
+                let (known, follow) = KnownProfiles::new(&client, &self.component.profiles);
+                (known, Some(follow))
+            }
+            None => (KnownProfiles::off(), None),
+        };
         let (certificate, repairs, shown) =
             (Problem::default(), Problem::default(), crate::certificate::Shown::default());
+        let delivering = Problem::default();
 
         // Dropped at the end, and what is in it with it.
         let mut parts = JoinSet::new();
         parts.spawn(async move { events.run().await });
         parts.spawn(search.run());
         parts.spawn(async move { following.run().await });
+        if let Some(follow) = follow_profiles {
+            parts.spawn(follow.run());
+        }
         let leader = Leader { client: client.clone(), leadership: leadership.clone() };
+        if section.profiles.is_some() {
+            let delivery = Delivery {
+                profiles: known_profiles.clone(),
+                injector: Arc::clone(&injector),
+                namespaces: namespaces.clone(),
+                never: never.clone(),
+                metrics: self.metrics.delivery.clone(),
+                http: crate::delivery::asking(self.component.resolver.clone()),
+                problem: Arc::clone(&delivering),
+            };
+            parts.spawn(leader.clone().serve(Arc::new(delivery)));
+        }
         for duty in &self.component.duties {
             parts.spawn(leader.clone().serve(Arc::clone(duty)));
         }
@@ -175,6 +202,7 @@ impl Run<'_> {
                 config: section.repair.clone(),
                 namespaces: namespaces.clone(),
                 injector: Arc::clone(&injector),
+                profiles: known_profiles.clone(),
                 never: never.clone(),
                 leadership: leadership.clone(),
                 owners: owners.clone(),
@@ -194,6 +222,7 @@ impl Run<'_> {
                 namespace: section.namespace.to_string(),
                 names: names(section, webhook),
                 configuration: webhook.configuration.to_string(),
+                judging: section.profiles.as_ref().map(|profiles| profiles.configuration.to_string()),
                 certificate: webhook.certificate.clone(),
                 leadership: leadership.clone(),
                 shown: Arc::clone(&shown),
@@ -202,6 +231,7 @@ impl Run<'_> {
             };
             let service = WebhookService::new(Parts {
                 injector: Arc::clone(&injector),
+                profiles: known_profiles.clone(),
                 namespaces: namespaces.clone(),
                 never: never.clone(),
                 owners,
@@ -227,7 +257,7 @@ impl Run<'_> {
         };
         let told = async {
             loop {
-                self.report(&namespaces, &leadership, &shown, [&certificate, &repairs]);
+                self.report((&namespaces, &known_profiles), &leadership, &shown, [&certificate, &repairs, &delivering]);
                 tokio::time::sleep(LOOK).await;
             }
         };
@@ -278,21 +308,29 @@ impl Run<'_> {
 
     fn report(
         &self,
-        namespaces: &Namespaces,
+        (namespaces, profiles): (&Namespaces, &KnownProfiles),
         leadership: &Leadership,
         shown: &crate::certificate::Shown,
-        problems: [&Problem; 2],
+        problems: [&Problem; 3],
     ) {
         let status = &self.ctx.status;
         self.metrics.leader.set(f64::from(u8::from(leadership.leads())));
         let duties = || self.component.duties.iter().find_map(|duty| duty.problem());
         let others = || problems.into_iter().find_map(|problem| problem.lock().clone()).or_else(duties);
-        let problem = namespaces.store().problem().or_else(others).or_else(|| leadership.problem());
+        let problem = namespaces
+            .store()
+            .problem()
+            .or_else(|| profiles.problem())
+            .or_else(others)
+            .or_else(|| leadership.problem());
         if self.section.webhook.is_some() && shown.lock().is_none() {
             return status.waiting(problem.unwrap_or_else(|| "no certificate for the webhook yet".to_owned()));
         }
         if !namespaces.store().is_synced() {
             return status.waiting(problem.unwrap_or_else(|| "the namespaces are not listed yet".to_owned()));
+        }
+        if let Some(missing) = profiles.missing() {
+            return status.waiting(missing);
         }
         match problem {
             Some(problem) => status.degraded(problem),

@@ -1,5 +1,6 @@
 //! What the controller asks about pods; the binary joins it to the injector.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,8 +33,51 @@ pub enum Verdict {
 
 /// Judges pods. Pure: the same pod in the same namespace gets the same verdict.
 pub trait Injector: Send + Sync {
-    /// Judges one.
-    fn judge(&self, pod: &Value, namespace: &NamespaceFacts) -> Verdict;
+    /// Judges one; the profiles are all that may mean it.
+    fn judge(&self, pod: &Value, namespace: &NamespaceFacts, profiles: &[ParsedProfile]) -> Verdict;
+
+    /// Judges a profile that is to be made or changed.
+    fn judge_profile(&self, object: &Value) -> ProfileVerdict;
+
+    /// Judges one that is there.
+    fn judge_parsed(&self, profile: &ParsedProfile) -> ProfileVerdict;
+
+    /// What a running pod is to be told now; `None` when it is none of ours.
+    fn deliver(&self, pod: &Value, namespace: &NamespaceFacts, profiles: &[ParsedProfile]) -> Option<Deliver>;
+}
+
+/// What a running pod is to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deliver {
+    /// Which of the profiles mean it.
+    pub meant: Vec<usize>,
+    /// What it is to be told.
+    pub what: Delivered,
+}
+
+/// What becomes of a running pod's config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivered {
+    /// It is as it should be.
+    Current,
+    /// It should be this.
+    Config(String),
+    /// What it should be takes a pod that is made anew: why.
+    Anew(String),
+    /// No pod may be so: why.
+    Refused(String),
+}
+
+/// A profile, as who reads it keeps it.
+pub type ParsedProfile = Arc<dyn Any + Send + Sync>;
+
+/// What is to be said of a profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProfileVerdict {
+    /// Why it must not be, each with its path; none lets it pass.
+    pub problems: Vec<String>,
+    /// What its author should know.
+    pub warnings: Vec<String>,
 }
 
 /// Makes injectors of profiles.
@@ -43,4 +87,7 @@ pub trait Profiles: Send + Sync {
     /// # Errors
     /// What is wrong with the profile.
     fn read(&self, profile: Option<&str>, never: &[String]) -> Result<Arc<dyn Injector>, String>;
+
+    /// Reads a ClusterSidecarProfile (`is_cluster`) or a SidecarProfile; what is wrong with it is told to the pods that it means.
+    fn parse(&self, is_cluster: bool, object: &Value) -> ParsedProfile;
 }

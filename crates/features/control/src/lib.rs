@@ -7,13 +7,15 @@
 
 mod certificate;
 mod component;
+mod delivery;
 mod injector;
 mod namespaces;
 mod owner;
+mod profiles;
 mod repair;
 mod webhook;
 
 pub use component::ControllerComponent;
-pub use injector::{Injector, NamespaceFacts, Profiles, Verdict};
+pub use injector::{Deliver, Delivered, Injector, NamespaceFacts, ParsedProfile, ProfileVerdict, Profiles, Verdict};
 pub use webhook::patch::difference;
 pub use webhook::review::{Answer, MalformedReview, Operation, Review};

@@ -27,14 +27,16 @@ pub(crate) type Labels = BTreeMap<String, String>;
 pub(crate) struct Namespaces {
     client: Client,
     store: Store<Labels>,
+    /// Profiles may select by any label.
+    all: bool,
 }
 
 impl Namespaces {
     /// And what has to be run for them to be known.
-    pub(crate) fn new(client: Client) -> (Self, Informer<Labels>) {
-        let project = |namespace: &Value| Some(labels(namespace)).filter(|labels| !labels.is_empty());
+    pub(crate) fn new(client: Client, all: bool) -> (Self, Informer<Labels>) {
+        let project = move |namespace: &Value| Some(labels(namespace, all)).filter(|labels| !labels.is_empty());
         let (informer, store) = informer(client.clone(), NAMESPACES.all(), Selection::default(), project);
-        (Self { client, store }, informer)
+        (Self { client, store, all }, informer)
     }
 
     pub(crate) fn store(&self) -> &Store<Labels> {
@@ -47,13 +49,19 @@ impl Namespaces {
         labels.is_some_and(|labels| labels.get(INJECT_LABEL).is_some_and(|word| word == "enabled" || word == "true"))
     }
 
+    /// What is known of one whose pods run.
+    pub(crate) fn known(&self, name: &str) -> NamespaceFacts {
+        let labels = self.store.get(&Key::new("", name)).map(|labels| (*labels).clone()).unwrap_or_default();
+        NamespaceFacts { name: name.to_owned(), labels }
+    }
+
     /// What is known of one whose pod the API server asks us about.
     pub(crate) async fn facts(&self, name: &str) -> NamespaceFacts {
         let known = self.store.get(&Key::new("", name)).map(|labels| (*labels).clone());
         let labels = match known {
             Some(labels) if labels.contains_key(INJECT_LABEL) => labels,
             other => match timeout(PATIENCE, self.client.find(NAMESPACES.global(name))).await {
-                Ok(Ok(Some(namespace))) => labels(&namespace),
+                Ok(Ok(Some(namespace))) => labels(&namespace, self.all),
                 // It may be about to be made, or nobody can be asked.
                 _ => other.unwrap_or_else(|| Labels::from([(INJECT_LABEL.to_owned(), "enabled".to_owned())])),
             },
@@ -62,7 +70,11 @@ impl Namespaces {
     }
 }
 
-fn labels(namespace: &Value) -> Labels {
+fn labels(namespace: &Value, all: bool) -> Labels {
+    if all {
+        let every = namespace["metadata"]["labels"].as_object().into_iter().flatten();
+        return every.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+    }
     let all = LABELS.iter().filter_map(|key| {
         let value = namespace["metadata"]["labels"][*key].as_str()?;
         Some(((*key).to_owned(), value.to_owned()))

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::injector::{Injector, Verdict};
 use crate::namespaces::Namespaces;
 use crate::owner::{Owners, Told, controller_of};
+use crate::profiles::KnownProfiles;
 use crate::webhook::SYSTEM;
 
 /// Pods are looked over so often.
@@ -46,6 +47,7 @@ pub(crate) struct Repairs {
     pub(crate) config: Repair,
     pub(crate) namespaces: Namespaces,
     pub(crate) injector: Arc<RwLock<Arc<dyn Injector>>>,
+    pub(crate) profiles: KnownProfiles,
     pub(crate) never: Vec<String>,
     pub(crate) leadership: Leadership,
     pub(crate) owners: Owners,
@@ -189,7 +191,9 @@ impl Repairs {
         }
         let facts = self.namespaces.facts(&key.namespace).await;
         let injector = Arc::clone(&*self.injector.read());
-        let wants = matches!(injector.judge(&pod, &facts), Verdict::Changed { .. });
+        // While they are not known nobody is called missed: no pod could be made.
+        let Ok(profiles) = self.profiles.of(&key.namespace).await else { return Ok(None) };
+        let wants = matches!(injector.judge(&pod, &facts, &profiles), Verdict::Changed { .. });
         Ok(wants.then_some(pod))
     }
 

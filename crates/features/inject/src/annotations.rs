@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::json;
+use crate::layers::Layer;
 use crate::settings::{ConfigMapKey, Interception, PullPolicy, Settings};
 use crate::yaml::{self, Dialect};
 
@@ -47,10 +48,7 @@ pub static ANNOTATIONS: &[Annotation] = &[
                 return Err("it is no map of sections such as `proxy:`".to_owned());
             }
             s.config_map = None;
-            s.config = Some(match s.config.take() {
-                Some(before) => crate::config::merged(before, &value),
-                None => value,
-            });
+            s.layers.push(Layer::new("annotation outrigger.dev/config", value));
             Ok(())
         },
     ),
@@ -64,6 +62,7 @@ pub static ANNOTATIONS: &[Annotation] = &[
                 v.split_once('/').map_or((v, ConfigMapKey::default_key()), |(name, key)| (name, key.to_owned()));
             dns_name(name)?;
             s.config = None;
+            s.layers.clear();
             s.config_map = Some(ConfigMapKey { name: name.to_owned(), key });
             Ok(())
         },
@@ -272,6 +271,20 @@ const fn row(
     apply: fn(&mut Settings, &str) -> Result<(), String>,
 ) -> Annotation {
     Annotation { name, allowed, default, about, apply }
+}
+
+/// Which annotations of a pod change settings, one by one, for who explains them.
+pub(crate) fn each(pod: &Value) -> impl Iterator<Item = (&'static Annotation, &str)> {
+    let ours = json::annotations(pod).filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?, value)));
+    ours.filter_map(|(name, value)| Some((ANNOTATIONS.iter().find(|one| one.name == name)?, value)))
+}
+
+impl Annotation {
+    /// Settings with this annotation.
+    pub(crate) fn applied(&self, settings: &mut Settings, value: &str) {
+        // A bad value refused the pod before.
+        let _ = (self.apply)(settings, value);
+    }
 }
 
 /// Refines settings by a pod's annotations; every bad one is a problem.

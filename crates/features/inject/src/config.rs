@@ -54,7 +54,7 @@ pub(crate) fn merged(base: Value, over: &Value) -> Value {
     }
 }
 
-fn named(items: &[Value]) -> bool {
+pub(crate) fn named(items: &[Value]) -> bool {
     !items.is_empty() && items.iter().all(|item| item.get("name").is_some_and(Value::is_string))
 }
 
@@ -105,11 +105,7 @@ pub(crate) fn checked(value: Value, settings: &Settings) -> Result<Effective, Ve
         );
         return Err(vec![problem]);
     }
-    let variable = |name: &str| {
-        let known = VARIABLES.iter().find(|(known, ..)| *known == name);
-        known.map(|(_, _, value)| (*value).to_owned())
-    };
-    let loaded = outrigger_config::parse("config", &text, &variable).map_err(|diagnostics| {
+    let loaded = parsed(&text).map_err(|diagnostics| {
         let told = diagnostics.iter().filter(|one| one.severity == outrigger_config::Severity::Error);
         let told = told.map(|one| {
             let help = one.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
@@ -119,22 +115,50 @@ pub(crate) fn checked(value: Value, settings: &Settings) -> Result<Effective, Ve
         });
         told.collect::<Vec<_>>()
     })?;
-    if settings.interception.redirects() {
-        use outrigger_config::Direction;
-        let listeners = loaded.config.proxy.iter().flat_map(|proxy| &proxy.listeners).filter(|one| one.redirected);
-        let ports: Vec<_> = listeners.map(|one| (one.direction, one.address.port())).collect();
-        let missing = [(Direction::Inbound, 15006, "inbound"), (Direction::Outbound, 15001, "outbound")];
-        let missing = missing.iter().filter(|(direction, port, _)| !ports.contains(&(*direction, *port)));
-        let problems: Vec<String> = missing
-            .map(|(_, port, name)| {
-                format!("the config has no {name} listener at port {port} with `redirected: true`, but connections are redirected there; add it, or set `outrigger.dev/interception` to `none`")
-            })
-            .collect();
-        if !problems.is_empty() {
-            return Err(problems);
-        }
+    let problems = unheard(&loaded.config, settings);
+    if !problems.is_empty() {
+        return Err(problems);
     }
     Ok(Effective { text, value })
+}
+
+/// Reads a config as the sidecar will.
+fn parsed(text: &str) -> Result<outrigger_config::Loaded, outrigger_config::Diagnostics> {
+    let variable = |name: &str| {
+        let known = VARIABLES.iter().find(|(known, ..)| *known == name);
+        known.map(|(_, _, value)| (*value).to_owned())
+    };
+    outrigger_config::parse("config", text, &variable)
+}
+
+/// All that is to be said of a config that is part of one.
+pub(crate) fn diagnostics(value: &Value, settings: &Settings) -> (outrigger_config::Diagnostics, Vec<String>) {
+    match parsed(&yaml::write(value)) {
+        Ok(loaded) => (loaded.warnings, unheard(&loaded.config, settings)),
+        Err(diagnostics) => (diagnostics, Vec::new()),
+    }
+}
+
+/// Ports to which connections are redirected, and where nobody would listen.
+fn unheard(config: &outrigger_config::Config, settings: &Settings) -> Vec<String> {
+    use outrigger_config::Direction;
+    if !settings.interception.redirects() {
+        return Vec::new();
+    }
+    let listeners = config.proxy.iter().flat_map(|proxy| &proxy.listeners).filter(|one| one.redirected);
+    let ports: Vec<_> = listeners.map(|one| (one.direction, one.address.port())).collect();
+    let missing = [(Direction::Inbound, 15006, "inbound"), (Direction::Outbound, 15001, "outbound")];
+    let missing = missing.iter().filter(|(direction, port, _)| !ports.contains(&(*direction, *port)));
+    missing
+        .map(|(_, port, name)| {
+            format!("the config has no {name} listener at port {port} with `redirected: true`, but connections are redirected there; add it, or set `outrigger.dev/interception` to `none`")
+        })
+        .collect()
+}
+
+/// A config as the sidecar has it, every default filled in, with what is secret masked.
+pub(crate) fn masked(text: &str) -> Value {
+    parsed(text).ok().and_then(|loaded| serde_json::to_value(&loaded.config).ok()).unwrap_or_default()
 }
 
 /// Folders that the sidecar writes to.

@@ -12,12 +12,16 @@ use crate::annotations::{self, EFFECTIVE, STATUS};
 use crate::config::{self, Folders};
 use crate::decide::{self, Decision, Namespace, clashes, decide};
 use crate::json;
+use crate::layers::Layer;
 use crate::probes::{self, Rewritten};
 use crate::record::{self, Record};
 use crate::settings::{Interception, Settings};
 use crate::sidecar::{self, CONFIG_FOLDER};
 use crate::vault::{self, Plan};
 use crate::{INIT, SIDECAR};
+
+/// Who says what the installation's profile says.
+pub(crate) const INSTALLATION: &str = "the installation's profile";
 
 /// What became of a pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +43,8 @@ pub struct Injected {
     pub reasons: Vec<Reason>,
     /// What its owner should know.
     pub warnings: Vec<String>,
+    /// What its config is made of, the later ones counting more; [`crate::rows`] tells which says what.
+    pub layers: Vec<Layer>,
 }
 
 /// A change, and why it was made.
@@ -87,6 +93,7 @@ pub fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Outcom
         record: Record::default(),
         reasons: Vec::new(),
         warnings: Vec::new(),
+        layers: Vec::new(),
     };
     match change.make(plan) {
         Ok(injected) => Outcome::Injected(Box::new(injected)),
@@ -110,6 +117,7 @@ struct Change {
     record: Record,
     reasons: Vec<Reason>,
     warnings: Vec<String>,
+    layers: Vec<Layer>,
 }
 
 impl Change {
@@ -199,26 +207,28 @@ impl Change {
             return Ok((None, Folders::default()));
         }
         let grace = self.pod["spec"]["terminationGracePeriodSeconds"].as_u64();
-        let mut value = config::foundation(&self.settings, grace);
+        let mut layers = vec![Layer::new("default", config::foundation(&self.settings, grace))];
         if grace.is_some_and(|grace| grace != 30) {
             self.because("config: runtime.shutdownBudget", "follows from the pod's terminationGracePeriodSeconds");
         }
-        if let Some(given) = &self.settings.config {
-            value = config::merged(value, given);
-            self.because("config", "the profile's and the pod's, over the defaults");
-        } else {
-            self.because("config", "the defaults: everything passes, and is counted");
+        layers.extend(self.settings.config.take().map(|given| Layer::new(INSTALLATION, given)));
+        layers.append(&mut self.settings.layers);
+        match layers.len() {
+            1 => self.because("config", "the defaults: everything passes, and is counted"),
+            _ => self.because("config", "the profile's and the pod's, over the defaults"),
         }
         if let Some(level) = &self.settings.log_level {
-            value = config::merged(value, &config::section("telemetry", json!({ "log": { "level": level } })));
+            let annotated = json::annotation(&self.pod, "outrigger.dev/log-level").is_some();
+            let origin = if annotated { "annotation outrigger.dev/log-level" } else { "logLevel of the profiles" };
+            layers.push(Layer::new(origin, config::section("telemetry", json!({ "log": { "level": level } }))));
         }
         if let Some(plan) = plan {
-            value = config::merged(value, &plan.config);
+            layers.push(Layer::new("annotations vault.hashicorp.com/", plan.config.clone()));
             self.because(format!("config: {} secret files", plan.files), "annotations `vault.hashicorp.com/`");
         }
-        if let Some(scrape) = scrape {
-            value = config::merged(value, &scrape);
-        }
+        layers.extend(scrape.map(|scrape| Layer::new("annotations prometheus.io/", scrape)));
+        let mut value = layers.iter().fold(json!({}), |value, layer| config::merged(value, &layer.value));
+        self.layers = layers;
         let fs_group = self.pod["spec"]["securityContext"]["fsGroup"].is_u64();
         if config::open_secrets(&mut value, fs_group) {
             let who = if fs_group { "the pod's fsGroup" } else { "the containers that see their folder" };
@@ -603,7 +613,7 @@ impl Change {
                 "the pod would have {bytes} bytes of annotations, and Kubernetes takes 262144; put the config into a ConfigMap (`outrigger.dev/config-map`)"
             )]);
         }
-        Ok(Injected { pod: self.pod, reasons: self.reasons, warnings: self.warnings })
+        Ok(Injected { pod: self.pod, reasons: self.reasons, warnings: self.warnings, layers: self.layers })
     }
 }
 

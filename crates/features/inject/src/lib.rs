@@ -8,11 +8,15 @@
 mod annotations;
 mod config;
 mod decide;
+mod explain;
 mod inject;
 mod json;
+mod layers;
 mod manifests;
 mod probes;
+mod profile;
 mod record;
+mod refresh;
 mod settings;
 mod sidecar;
 mod vault;
@@ -21,8 +25,14 @@ mod yaml;
 
 pub use annotations::{ANNOTATIONS, Annotation, annotations_reference};
 pub use decide::Namespace;
+pub use explain::{Explained, explain};
 pub use inject::{Injected, Outcome, Reason, inject, uninject};
+pub use layers::{Layer, Row, Step, rows};
 pub use manifests::{Action, ManifestError, Manifests, Report, process};
+pub use profile::{
+    API_VERSION, Judged, Mistake, Profile, ProfileKind, inject_with, judge, read_manifests, settings_for,
+};
+pub use refresh::{Refresh, refresh};
 pub use settings::{ConfigMapKey, Interception, Namespaces, PullPolicy, Redirect, Resources, Settings, Vault};
 pub use workload::ObjectName;
 

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::decide::Namespace;
-use crate::inject::{Injected, Outcome, inject, uninject};
+use crate::inject::{Injected, Outcome, uninject};
 use crate::json;
+use crate::profile::{Profile, inject_with};
 use crate::settings::Settings;
 use crate::workload::{self, ObjectName};
 use crate::yaml::{self, Dialect};
@@ -21,8 +22,8 @@ const MOST_BYTES: usize = 64 << 20;
 /// What to do with each pod.
 #[derive(Debug, Clone, Copy)]
 pub enum Action<'a> {
-    /// Put the sidecar in.
-    Inject(&'a Settings),
+    /// Put the sidecar in, as these settings say, and the profiles that mean the pod.
+    Inject(&'a Settings, &'a [Profile]),
     /// Take it out.
     Uninject,
 }
@@ -136,10 +137,11 @@ pub fn process(source: &str, text: &str, namespace: &str, action: Action<'_>) ->
             let lives = name.namespace.as_deref().unwrap_or(namespace);
             let lives = namespaces.get(lives).cloned().unwrap_or_else(|| Namespace::named(lives));
             let outcome = match action {
-                Action::Inject(settings) => inject(pod, &lives, settings),
+                Action::Inject(settings, profiles) => inject_with(pod, &lives, settings, profiles),
                 Action::Uninject => match uninject(pod).map_err(problem)? {
-                    Some(before) => {
-                        Outcome::Injected(Box::new(Injected { pod: before, reasons: Vec::new(), warnings: Vec::new() }))
+                    Some(pod) => {
+                        let (reasons, warnings, layers) = Default::default();
+                        Outcome::Injected(Box::new(Injected { pod, reasons, warnings, layers }))
                     }
                     None => Outcome::Left("it has no sidecar of ours".to_owned()),
                 },
@@ -238,6 +240,11 @@ impl Document<'_> {
 /// Whether a separator's line holds nothing else but perhaps a comment.
 fn is_bare(line: &str) -> bool {
     line.strip_prefix("---").is_some_and(|rest| rest.trim_start().is_empty() || rest.trim_start().starts_with('#'))
+}
+
+/// The content of each document of a file of YAML.
+pub(crate) fn documents(text: &str) -> impl Iterator<Item = &str> {
+    split_yaml(text).into_iter().map(|document| &document.raw[document.body..])
 }
 
 /// At lines that begin with `---`; nothing else begins so in YAML.

@@ -3,13 +3,14 @@
 //! In: a profile file, flags, and a pod's annotations, the later ones counting more. Out: one
 //! typed set of choices. Promise: unknown keys are refused; the defaults suit a small pod.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::layers::Layer;
 use crate::yaml::{self, Dialect};
 
 /// What is injected. As a profile file it is YAML with these keys in camelCase; what is left out keeps its default.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
     /// The image of Outrigger.
@@ -56,6 +57,9 @@ pub struct Settings {
     pub namespaces: Namespaces,
     /// Namespaces that are never injected, beside Kubernetes' own.
     pub excluded_namespaces: Vec<String>,
+    /// What refines `config`: profiles of the cluster, then the pod's annotation.
+    #[serde(skip)]
+    pub layers: Vec<Layer>,
 }
 
 impl Default for Settings {
@@ -84,12 +88,13 @@ impl Default for Settings {
             vault: Vault::default(),
             namespaces: Namespaces::All,
             excluded_namespaces: vec!["outrigger-system".to_owned()],
+            layers: Vec::new(),
         }
     }
 }
 
 /// When the kubelet fetches the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub enum PullPolicy {
     /// At each start.
     Always,
@@ -100,7 +105,7 @@ pub enum PullPolicy {
 }
 
 /// How connections come to Outrigger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interception {
     /// An init container with NET_ADMIN redirects them.
@@ -120,7 +125,7 @@ impl Interception {
 }
 
 /// Which namespaces are injected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Namespaces {
     /// All that do not opt out.
@@ -130,7 +135,7 @@ pub enum Namespaces {
 }
 
 /// A key of a ConfigMap.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConfigMapKey {
     /// The ConfigMap.
@@ -147,7 +152,7 @@ impl ConfigMapKey {
 }
 
 /// Requests and limits, as Kubernetes writes quantities.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Resources {
     /// CPU that is reserved.
@@ -168,7 +173,7 @@ impl Default for Resources {
 }
 
 /// What is redirected; each is a flag of `outrigger init`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Redirect {
     /// Only connections to these ports.
@@ -208,7 +213,7 @@ impl Redirect {
 }
 
 /// Where pods with `vault.hashicorp.com/*` annotations get their secrets.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Vault {
     /// Address of Vault or OpenBao, where `vault.hashicorp.com/service` names none.

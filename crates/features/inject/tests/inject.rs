@@ -78,12 +78,12 @@ fn manifests_of_the_world_come_out_as_expected() {
     let all = manifests();
     assert!(all.len() >= 12, "{}", all.len());
     for (name, text) in all {
-        let done = process(&name, &text, "shop", Action::Inject(&settings)).unwrap();
+        let done = process(&name, &text, "shop", Action::Inject(&settings, &[])).unwrap();
         let (stem, kind) = name.rsplit_once('.').unwrap();
         golden(&folder().join(format!("{stem}.out.{kind}")), &done.text, &mut drifted);
         golden(&folder().join(format!("{stem}.explain")), &told(&done), &mut drifted);
         // Once more changes nothing, and it can be taken back.
-        let twice = process(&name, &done.text, "shop", Action::Inject(&settings)).unwrap();
+        let twice = process(&name, &done.text, "shop", Action::Inject(&settings, &[])).unwrap();
         assert_eq!(twice.text, done.text, "{name}");
         let back = process(&name, &done.text, "shop", Action::Uninject).unwrap();
         let plain = process(&name, &text, "shop", Action::Uninject).unwrap();
@@ -98,7 +98,7 @@ fn manifests_of_the_world_come_out_as_expected() {
 fn read_all(name: &str, text: &str) -> Vec<Value> {
     let settings = Settings { excluded_namespaces: Vec::new(), ..settings() };
     // What the injector reads of a manifest is what it writes of it; compare after one more turn there and back.
-    let turned = process(name, text, "shop", Action::Inject(&settings)).unwrap();
+    let turned = process(name, text, "shop", Action::Inject(&settings, &[])).unwrap();
     turned
         .reports
         .into_iter()
@@ -278,7 +278,7 @@ fn documents_without_pods_come_out_byte_for_byte() {
         "{\"kind\":\"Service\"}\n\n{\"kind\": \"ConfigMap\"}  \n",
         "kind: List\napiVersion: v1\nitems: [ {kind: Service} ]",
     ] {
-        let done = process("x", text, "shop", Action::Inject(&settings())).unwrap();
+        let done = process("x", text, "shop", Action::Inject(&settings(), &[])).unwrap();
         assert_eq!(done.text, text);
         assert!(done.reports.is_empty());
     }
@@ -295,7 +295,7 @@ fn mistakes_are_told_with_document_line_and_name() {
             "x: document 1 (Deployment/a): it has no pod template at `spec.template`",
         ),
     ] {
-        let error = process("x", text, "shop", Action::Inject(&settings())).unwrap_err().to_string();
+        let error = process("x", text, "shop", Action::Inject(&settings(), &[])).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
 }
@@ -303,7 +303,7 @@ fn mistakes_are_told_with_document_line_and_name() {
 #[test]
 fn namespaces_of_the_same_input_are_looked_at() {
     let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: quiet, labels: {outrigger.dev/inject: disabled}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: quiet}\nspec: {containers: [{name: a}]}\n";
-    let done = process("x", text, "shop", Action::Inject(&settings())).unwrap();
+    let done = process("x", text, "shop", Action::Inject(&settings(), &[])).unwrap();
     assert_eq!(done.text, text);
     assert!(matches!(&done.reports[0].outcome, Outcome::Left(why) if why.contains("opts out")));
 }
@@ -419,7 +419,7 @@ proptest! {
 
     #[test]
     fn nothing_panics(text in any::<String>(), pod in any_pod()) {
-        let _ = process("x", &text, "shop", Action::Inject(&settings()));
+        let _ = process("x", &text, "shop", Action::Inject(&settings(), &[]));
         let mut odd = pod;
         odd["metadata"] = json!({ "annotations": { "outrigger.dev/config": text, "outrigger.dev/status": "{}" } });
         let _ = inject(&odd, &Namespace::named("shop"), &settings());

@@ -18,3 +18,7 @@ pub const WEBHOOK_SECRET: &str = "outrigger-webhook";
 pub const INJECT_LABEL: &str = "outrigger.dev/inject";
 /// What injected pods are annotated with.
 pub const STATUS_ANNOTATION: &str = "outrigger.dev/status";
+/// Where the controller judges profiles that are made or changed.
+pub const PROFILE_PATH: &str = "/validate-profile";
+/// The ValidatingWebhookConfiguration that has profiles judged. The controller writes its `caBundle`.
+pub const PROFILE_CONFIGURATION: &str = "outrigger-profiles";

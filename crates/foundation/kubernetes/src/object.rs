@@ -19,7 +19,7 @@ pub struct Resource {
     pub namespaced: bool,
 }
 
-/// Resources of Kubernetes that we use.
+/// Resources of Kubernetes that we use, and profiles, which several of us do.
 pub mod resources {
     use super::Resource;
 
@@ -62,6 +62,8 @@ pub mod resources {
         MUTATING_WEBHOOKS = "admissionregistration.k8s.io" "v1" "mutatingwebhookconfigurations" "MutatingWebhookConfiguration" false;
         VALIDATING_WEBHOOKS = "admissionregistration.k8s.io" "v1" "validatingwebhookconfigurations" "ValidatingWebhookConfiguration" false;
         CUSTOM_RESOURCES = "apiextensions.k8s.io" "v1" "customresourcedefinitions" "CustomResourceDefinition" false;
+        SIDECAR_PROFILES = "outrigger.dev" "v1alpha1" "sidecarprofiles" "SidecarProfile" true;
+        CLUSTER_SIDECAR_PROFILES = "outrigger.dev" "v1alpha1" "clustersidecarprofiles" "ClusterSidecarProfile" false;
         TOKEN_REVIEWS = "authentication.k8s.io" "v1" "tokenreviews" "TokenReview" false;
         ACCESS_REVIEWS = "authorization.k8s.io" "v1" "selfsubjectaccessreviews" "SelfSubjectAccessReview" false;
     }

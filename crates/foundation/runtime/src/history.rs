@@ -31,6 +31,8 @@ pub(crate) struct History(Arc<Mutex<Kept>>);
 struct Kept {
     /// When the file was last read, and what came of it.
     last: Option<(SystemTime, Outcome)>,
+    /// The mark of the config that runs, and of the file if it was refused.
+    marks: (String, String),
     /// The newest last; those that changed nothing are not among them.
     reloads: VecDeque<Value>,
 }
@@ -82,6 +84,26 @@ impl History {
             }
         };
         self.keep(Outcome::Refused, json!({ "reasons": reasons, "notShown": more }));
+    }
+
+    /// Notes of which file the config that runs is.
+    pub(crate) fn runs(&self, mark: String) {
+        self.0.lock().marks = (mark, String::new());
+    }
+
+    /// Notes which file was refused.
+    pub(crate) fn does_not_run(&self, mark: String) {
+        self.0.lock().marks.1 = mark;
+    }
+
+    /// Both marks, as a header tells them; `None` when there is none.
+    pub(crate) fn marks(&self) -> Option<String> {
+        let kept = self.0.lock();
+        match &kept.marks {
+            (runs, _) if runs.is_empty() => None,
+            (runs, refused) if refused.is_empty() => Some(runs.clone()),
+            (runs, refused) => Some(format!("{runs}; refused={refused}")),
+        }
     }
 
     /// Notes that the file was read, and says what ran already.

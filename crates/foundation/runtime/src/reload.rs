@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::component::Component;
 use crate::history::{History, Refusal};
+use crate::mark;
 use crate::panics::describe;
 use crate::supervisor::chain;
 
@@ -68,6 +69,8 @@ impl Reloader {
             gauge("outrigger_config_generation", "Counts the configs that were applied, from 1 at the start.");
         successful.set(1.0);
         generation.set(1.0);
+        let history = History::default();
+        history.runs(mark::of(&path));
         Self {
             path,
             current: watch::Sender::new(Arc::clone(&config)),
@@ -77,7 +80,7 @@ impl Reloader {
             results,
             successful,
             generation,
-            history: History::default(),
+            history,
         }
     }
 
@@ -93,6 +96,8 @@ impl Reloader {
 
     /// Reads the file again, and publishes it when it is good.
     pub(crate) fn reload(&mut self, components: &[Arc<dyn Component>]) -> Outcome {
+        // Before it is read: who changes it meanwhile has it read once more.
+        let mark = mark::of(&self.path);
         let outcome = match self.read(components) {
             Ok(Some(config)) => {
                 self.publish(config);
@@ -108,6 +113,10 @@ impl Reloader {
                 Outcome::Refused
             }
         };
+        match outcome {
+            Outcome::Refused => self.history.does_not_run(mark),
+            Outcome::Applied | Outcome::Unchanged => self.history.runs(mark),
+        }
         self.results[outcome as usize].inc();
         self.successful.set(f64::from(u8::from(outcome != Outcome::Refused)));
         outcome

@@ -113,6 +113,24 @@ fn a_label_brings_the_sidecar_and_nothing_else_does() {
     assert_eq!(checked.status.code(), Some(0), "{report}");
     assert!(report.contains(&shop.name) && report.contains("1, injected by"), "{report}");
 
+    // A profile reaches the sidecar that runs, without a restart of anything; a bad one is refused.
+    let profile = |level: &str| {
+        format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: SidecarProfile\nmetadata: {{ name: shop }}\nspec: {{ config: {{ telemetry: {{ log: {{ level: {level} }} }} }} }}\n"
+        )
+    };
+    let refused = format!("{:#}", shop.try_apply(&profile("loud")).unwrap_err());
+    assert!(refused.contains("spec.config.telemetry.log.level"), "{refused}");
+    shop.apply(&profile("debug"));
+    shop.eventually("the sidecar to have taken it over", || {
+        let log = shop.kubectl(&["logs", &pod, "--container=outrigger"])?;
+        ensure!(log.contains("telemetry.log.level") && log.contains("config applied"), "not yet");
+        Ok(())
+    });
+    let restarts = "{.status.initContainerStatuses[*].restartCount} {.status.containerStatuses[*].restartCount}";
+    assert_eq!(shop.get(&format!("pod/{pod}"), restarts).unwrap(), "0 0 0");
+    shop.kubectl(&["wait", "sidecarprofile/shop", "--for=condition=Programmed", "--timeout=30s"]).unwrap();
+
     // Gone again, pods are made as they were written, and wait for nobody.
     installation.remove().unwrap();
     shop.eventually("a pod without a sidecar", || {

@@ -44,6 +44,13 @@ rules:
     resources: [mutatingwebhookconfigurations]
     resourceNames: [outrigger-injector]
     verbs: [get, list, watch, patch]
+  - { apiGroups: [outrigger.dev], resources: [sidecarprofiles, clustersidecarprofiles], verbs: [get, list, watch] }
+  - { apiGroups: [outrigger.dev], resources: [sidecarprofiles/status, clustersidecarprofiles/status], verbs: [patch] }
+  - { apiGroups: [''], resources: [pods], verbs: [patch] }
+  - apiGroups: [admissionregistration.k8s.io]
+    resources: [validatingwebhookconfigurations]
+    resourceNames: [outrigger-profiles]
+    verbs: [get, list, watch, patch]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -71,13 +78,13 @@ kind: ServiceAccount
 metadata: { name: default, namespace: shop }
 ";
 
-struct Cluster {
-    api: ApiServer,
+pub(crate) struct Cluster {
+    pub(crate) api: ApiServer,
     folder: PathBuf,
 }
 
 impl Cluster {
-    fn start(folder: &Path) -> Self {
+    pub(crate) fn start(folder: &Path) -> Self {
         let api = ApiServer::start(folder);
         api.apply(OBJECTS);
         api.write_access(folder, SYSTEM, "outrigger-controller");
@@ -93,7 +100,7 @@ impl Cluster {
     }
 
     /// A controller that serves at `port`. `more` are further keys of its section.
-    fn controller(&self, name: &str, port: u16, webhook: &str, more: &str) -> Outrigger {
+    pub(crate) fn controller(&self, name: &str, port: u16, webhook: &str, more: &str) -> Outrigger {
         let home = self.folder.join(name);
         fs::create_dir_all(&home).unwrap();
         let config = format!(
@@ -106,7 +113,7 @@ impl Cluster {
     }
 
     /// The webhook configuration, for a controller at each of these ports.
-    fn configure(&self, ports: &[u16], policy: &str) {
+    pub(crate) fn configure(&self, ports: &[u16], policy: &str) {
         let webhook = |(at, port): (usize, &u16)| {
             format!(
                 "- name: w{at}.inject.outrigger.dev\n  admissionReviewVersions: [v1]\n  sideEffects: NoneOnDryRun\n  \
@@ -123,7 +130,7 @@ impl Cluster {
     }
 
     /// Waits until a pod is injected, which needs everything.
-    fn wait_injecting(&self, controller: &Outrigger) {
+    pub(crate) fn wait_injecting(&self, controller: &Outrigger) {
         eventually_within(PATIENCE, "a pod to be injected", || {
             let made = self.api.create(&pod("shop", "probe", ""), &["--dry-run=server", "--output=json"])?;
             let status = controller.get("/readyz?verbose").map(|response| response.body).unwrap_or_default();

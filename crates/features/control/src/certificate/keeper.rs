@@ -12,8 +12,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use outrigger_config::{TlsVersion, WebhookCertificate};
 use outrigger_identity::server_config_with_certificates;
-use outrigger_kubernetes::resources::{MUTATING_WEBHOOKS, SECRETS};
-use outrigger_kubernetes::{ApiError, Client, Informer, Key, Leadership, Patch, Selection, Store, Write, informer};
+use outrigger_kubernetes::resources::{MUTATING_WEBHOOKS, SECRETS, VALIDATING_WEBHOOKS};
+use outrigger_kubernetes::{
+    ApiError, Client, Informer, Key, Leadership, Patch, Resource, Selection, Store, Write, informer,
+};
 use outrigger_runtime::FileWatcher;
 use outrigger_telemetry::Gauge;
 use parking_lot::Mutex;
@@ -40,6 +42,8 @@ pub(crate) struct Keeper {
     pub(crate) namespace: String,
     pub(crate) names: Vec<String>,
     pub(crate) configuration: String,
+    /// The configuration that has profiles judged, where there are any.
+    pub(crate) judging: Option<String>,
     pub(crate) certificate: WebhookCertificate,
     pub(crate) leadership: Leadership,
     pub(crate) shown: Shown,
@@ -60,28 +64,43 @@ struct Showing {
 impl Keeper {
     /// Runs until it is dropped. Cancel-safe.
     pub(crate) async fn run(self) {
-        let (following, configured) = self.configured();
-        match self.certificate.directory.clone() {
-            Some(folder) => {
+        let (following, configured) = self.configured(MUTATING_WEBHOOKS, &self.configuration);
+        match &self.judging {
+            None => {
                 tokio::select! {
                     () = following.run() => {}
-                    () = self.serve_files(&folder, &configured) => {}
+                    () = self.keep(&configured, None) => {}
                 }
             }
-            None => {
-                let (reading, document) = self.document();
+            Some(name) => {
+                let (following_too, judging) = self.configured(VALIDATING_WEBHOOKS, name);
                 tokio::select! {
                     () = following.run() => {}
-                    () = reading.run() => {}
-                    () = self.serve_own(&document, &configured) => {}
+                    () = following_too.run() => {}
+                    () = self.keep(&configured, Some(&judging)) => {}
                 }
             }
         }
     }
 
-    fn configured(&self) -> (Informer<Configured>, Store<Configured>) {
-        let only = Selection::fields(format!("metadata.name={}", self.configuration));
-        informer(self.client.clone(), MUTATING_WEBHOOKS.all(), only, |found| Some(Configured::of(found)))
+    async fn keep(&self, configured: &Store<Configured>, judging: Option<&Store<Configured>>) {
+        match self.certificate.directory.clone() {
+            Some(folder) => {
+                self.serve_files(&folder, configured, judging).await;
+            }
+            None => {
+                let (reading, document) = self.document();
+                tokio::select! {
+                    () = reading.run() => {}
+                    () = self.serve_own(&document, configured, judging) => {}
+                }
+            }
+        }
+    }
+
+    fn configured(&self, kind: Resource, name: &str) -> (Informer<Configured>, Store<Configured>) {
+        let only = Selection::fields(format!("metadata.name={name}"));
+        informer(self.client.clone(), kind.all(), only, |found| Some(Configured::of(found)))
     }
 
     fn document(&self) -> (Informer<Document>, Store<Document>) {
@@ -91,11 +110,16 @@ impl Keeper {
     }
 
     /// With authorities of our own.
-    async fn serve_own(&self, document: &Store<Document>, configured: &Store<Configured>) {
+    async fn serve_own(
+        &self,
+        document: &Store<Document>,
+        configured: &Store<Configured>,
+        judging: Option<&Store<Configured>>,
+    ) {
         let (mut documents, mut configurations) = (document.changes(), configured.changes());
         let mut showing = None;
         loop {
-            let problem = self.look(document, configured, &mut showing).await.err();
+            let problem = self.look(document, configured, judging, &mut showing).await.err();
             let pause = if problem.is_some() { PAUSE } else { LOOK };
             self.tell(problem);
             tokio::select! {
@@ -110,6 +134,7 @@ impl Keeper {
         &self,
         document: &Store<Document>,
         configured: &Store<Configured>,
+        judging: Option<&Store<Configured>>,
         showing: &mut Option<Showing>,
     ) -> Result<(), String> {
         if !document.is_synced() {
@@ -136,13 +161,25 @@ impl Keeper {
                 return Ok(());
             }
             if !known.0.is_empty() {
-                self.have_trusted(now_configured.as_deref(), &known.bundle()).await?;
+                self.have_all_trust(configured, judging, &known.bundle()).await?;
             }
         }
         if known.0.is_empty() {
             return Err(format!("the Secret {} has no authority yet; whoever leads makes it", self.secret()));
         }
-        document.problem().or_else(|| self.mistrust(configured, now_configured.as_deref(), &known)).map_or(Ok(()), Err)
+        let mistrust = || self.mistrust(configured, now_configured.as_deref(), &known);
+        document.problem().or_else(mistrust).or_else(|| self.unjudged(judging)).map_or(Ok(()), Err)
+    }
+
+    /// Why profiles are not judged as they are made.
+    fn unjudged(&self, judging: Option<&Store<Configured>>) -> Option<String> {
+        let (name, store) = (self.judging.as_deref()?, judging?);
+        let missing = store.is_synced() && store.get(&Key::new("", name)).is_none();
+        store.problem().or_else(|| {
+            missing.then(|| {
+                format!("there is no webhook configuration `{name}`, so profiles are not judged as they are made; `outrigger install` makes it")
+            })
+        })
     }
 
     fn mistrust(
@@ -228,13 +265,33 @@ impl Keeper {
         }
     }
 
-    /// Has the API server trust a bundle.
-    async fn have_trusted(&self, configured: Option<&Configured>, bundle: &str) -> Result<(), String> {
-        let Some(patch) = configured.and_then(|configured| configured.patch(bundle)) else { return Ok(()) };
-        let path = MUTATING_WEBHOOKS.global(&self.configuration);
+    /// Has the API server trust a bundle, whatever it asks about.
+    async fn have_all_trust(
+        &self,
+        configured: &Store<Configured>,
+        judging: Option<&Store<Configured>>,
+        bundle: &str,
+    ) -> Result<(), String> {
+        self.have_trusted(MUTATING_WEBHOOKS, &self.configuration, configured, bundle).await?;
+        match self.judging.as_deref().zip(judging) {
+            Some((name, judging)) => self.have_trusted(VALIDATING_WEBHOOKS, name, judging, bundle).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn have_trusted(
+        &self,
+        kind: Resource,
+        name: &str,
+        configured: &Store<Configured>,
+        bundle: &str,
+    ) -> Result<(), String> {
+        let now = configured.get(&Key::new("", name));
+        let Some(patch) = now.and_then(|configured| configured.patch(bundle)) else { return Ok(()) };
+        let path = kind.global(name);
         match self.client.patch(path, Patch::Json, &patch, Write::Real).await {
             Ok(_) => {
-                tracing::info!(configuration = %self.configuration, "wrote the caBundle of the webhook configuration");
+                tracing::info!(configuration = name, "wrote the caBundle of the webhook configuration");
                 Ok(())
             }
             // Changed in between: the watch tells, and it is looked at again. A failed `test` is 422.
@@ -244,7 +301,7 @@ impl Keeper {
     }
 
     /// With files that somebody else keeps.
-    async fn serve_files(&self, folder: &Path, configured: &Store<Configured>) {
+    async fn serve_files(&self, folder: &Path, configured: &Store<Configured>, judging: Option<&Store<Configured>>) {
         let (certificate, key, ca) = (folder.join("tls.crt"), folder.join("tls.key"), folder.join(BUNDLE));
         let mut configurations = configured.changes();
         let mut watcher = match FileWatcher::new([&certificate, &key, &ca]) {
@@ -256,7 +313,7 @@ impl Keeper {
         };
         let mut shown = None;
         loop {
-            let problem = self.look_at_files([&certificate, &key, &ca], &mut shown, configured).await.err();
+            let problem = self.look_at_files([&certificate, &key, &ca], &mut shown, configured, judging).await.err();
             self.tell(problem);
             tokio::select! {
                 () = watcher.changed() => {}
@@ -271,6 +328,7 @@ impl Keeper {
         [certificate, key, ca]: [&PathBuf; 3],
         shown: &mut Option<outrigger_identity::ConfigDigest>,
         configured: &Store<Configured>,
+        judging: Option<&Store<Configured>>,
     ) -> Result<(), String> {
         let pairs = [(certificate, key)];
         let (config, digest) = server_config_with_certificates(&pairs, &[b"http/1.1"], TlsVersion::default())
@@ -284,9 +342,9 @@ impl Keeper {
         if let Ok(bundle) = std::fs::read_to_string(ca)
             && self.leadership.leads()
         {
-            self.have_trusted(configured.get(&Key::new("", &*self.configuration)).as_deref(), &bundle).await?;
+            self.have_all_trust(configured, judging, &bundle).await?;
         }
-        configured.problem().map_or(Ok(()), Err)
+        configured.problem().or_else(|| self.unjudged(judging)).map_or(Ok(()), Err)
     }
 
     fn tell(&self, problem: Option<String>) {

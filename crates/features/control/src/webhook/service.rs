@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use outrigger_http::{HttpAnswer, HttpService};
-use outrigger_kubernetes::names::WEBHOOK_PATH;
+use outrigger_kubernetes::names::{PROFILE_PATH, WEBHOOK_PATH};
 use outrigger_telemetry::{Buckets, Counter, Histogram, Registry};
 use parking_lot::RwLock;
 use serde_json::Value;
@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::injector::{Injector, Verdict};
 use crate::namespaces::Namespaces;
 use crate::owner::{Owners, Told};
+use crate::profiles::KnownProfiles;
 use crate::webhook::patch::difference;
 use crate::webhook::review::{Answer, Operation, Review};
 
@@ -36,6 +37,8 @@ pub(crate) struct Metrics {
     refused: Counter,
     malformed: Counter,
     overloaded: Counter,
+    profile_accepted: Counter,
+    profile_refused: Counter,
     seconds: Histogram,
 }
 
@@ -44,6 +47,11 @@ impl Metrics {
         let reviews = registry.counter(
             "outrigger_webhook_reviews_total",
             "Reviews of the admission webhook, by what became of the object: injected, left as it is, refused; malformed ones, and those that were too large or too many.",
+            &["result"],
+        );
+        let profiles = registry.counter(
+            "outrigger_profile_reviews_total",
+            "Profiles that were judged as they were made or changed, by what became of them: accepted or refused.",
             &["result"],
         );
         let seconds = registry.histogram(
@@ -58,6 +66,8 @@ impl Metrics {
             refused: reviews.with(&["refused"]),
             malformed: reviews.with(&["malformed"]),
             overloaded: reviews.with(&["overloaded"]),
+            profile_accepted: profiles.with(&["accepted"]),
+            profile_refused: profiles.with(&["refused"]),
             seconds: seconds.with(&[]),
         }
     }
@@ -66,6 +76,7 @@ impl Metrics {
 /// What it is made of.
 pub(crate) struct Parts {
     pub(crate) injector: Arc<RwLock<Arc<dyn Injector>>>,
+    pub(crate) profiles: KnownProfiles,
     pub(crate) namespaces: Namespaces,
     /// Namespaces that are never injected.
     pub(crate) never: Vec<String>,
@@ -83,8 +94,12 @@ impl WebhookService {
 
     async fn answer(&self, request: Request<Bytes>) -> Response<Bytes> {
         let begun = Instant::now();
-        if request.uri().path() != WEBHOOK_PATH {
-            return text(StatusCode::NOT_FOUND, format!("there is nothing here; the webhook is at {WEBHOOK_PATH}"));
+        let of_profiles = request.uri().path() == PROFILE_PATH;
+        if !of_profiles && request.uri().path() != WEBHOOK_PATH {
+            let told = format!(
+                "there is nothing here; the webhook is at {WEBHOOK_PATH}, profiles are judged at {PROFILE_PATH}"
+            );
+            return text(StatusCode::NOT_FOUND, told);
         }
         if request.method() != Method::POST {
             let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "an AdmissionReview is sent by POST".to_owned());
@@ -109,7 +124,8 @@ impl WebhookService {
             Err(problem) => return text(StatusCode::INTERNAL_SERVER_ERROR, problem),
         };
         let uid = review.uid.clone();
-        let answer = match self.judge(review, large).await {
+        let answer = if of_profiles { self.judge_profile(review).await } else { self.judge(review, large).await };
+        let answer = match answer {
             Ok(answer) => answer.to_json(&uid),
             Err(problem) => return text(StatusCode::INTERNAL_SERVER_ERROR, problem),
         };
@@ -137,10 +153,12 @@ impl WebhookService {
             return left(Vec::new());
         }
         let facts = self.0.namespaces.facts(&namespace).await;
+        // Without them a pod might miss what a profile demands of it.
+        let profiles = self.0.profiles.of(&namespace).await?;
         let injector = Arc::clone(&*self.0.injector.read());
         let Review { object, dry_run, .. } = review;
         let work = move || {
-            let verdict = injector.judge(&object, &facts);
+            let verdict = injector.judge(&object, &facts, &profiles);
             let patch = match &verdict {
                 Verdict::Changed { pod, .. } => difference(&object, pod),
                 Verdict::Left(_) | Verdict::Refused(_) => Vec::new(),
@@ -166,6 +184,28 @@ impl WebhookService {
                 Ok(Answer { refusal: Some(refusal), ..Answer::default() })
             }
         }
+    }
+
+    /// A profile that is to be made or changed.
+    async fn judge_profile(&self, review: Review) -> Result<Answer, String> {
+        let Review { operation, kind, object, subresource, .. } = review;
+        if !matches!(operation, Operation::Create | Operation::Update) || !subresource.is_empty() {
+            return Ok(Answer::default());
+        }
+        if object["apiVersion"] != "outrigger.dev/v1alpha1" {
+            let asked = format!("profiles are judged here, and `{kind}` is none; correct the webhook's `rules`");
+            return Ok(Answer { warnings: vec![asked], ..Answer::default() });
+        }
+        let injector = Arc::clone(&*self.0.injector.read());
+        let verdict = beside(move || injector.judge_profile(&object)).await?;
+        let refused = !verdict.problems.is_empty();
+        if refused {
+            self.0.metrics.profile_refused.inc()
+        } else {
+            self.0.metrics.profile_accepted.inc()
+        }
+        let refusal = refused.then(|| verdict.problems.join("; "));
+        Ok(Answer { refusal, warnings: verdict.warnings, ..Answer::default() })
     }
 
     fn tell(&self, namespace: String, mut pod: Value, note: String) {

@@ -286,6 +286,7 @@ mod tests {
             "policy/v1",
             "rbac.authorization.k8s.io/v1",
             "admissionregistration.k8s.io/v1",
+            "apiextensions.k8s.io/v1",
             "authentication.k8s.io/v1",
             "authorization.k8s.io/v1",
             "coordination.k8s.io/v1",

@@ -72,6 +72,7 @@ fn controller(settings: &Settings) -> Value {
         "controller": {
             "namespace": settings.namespace,
             "webhook": webhook,
+            "profiles": {},
             "repair": { "action": settings.repair },
         },
         "authority": authority,

@@ -6,6 +6,7 @@
 
 mod certificates;
 mod controller;
+mod profiles;
 mod rights;
 mod webhook;
 
@@ -73,7 +74,7 @@ impl Object {
 
 /// All objects, in the order in which they are applied.
 pub fn objects(settings: &Settings) -> Vec<Object> {
-    let mut all = Vec::new();
+    let mut all = profiles::definitions();
     all.extend(settings.create_namespace.then(|| namespace(settings)));
     all.extend(rights::objects(settings));
     all.push(controller::config(settings));
@@ -83,6 +84,7 @@ pub fn objects(settings: &Settings) -> Vec<Object> {
     all.push(controller::service(settings));
     all.push(controller::deployment(settings));
     all.push(controller::disruption_budget(settings));
+    all.push(profiles::judging(settings));
     all.push(webhook::object(settings));
     all
 }

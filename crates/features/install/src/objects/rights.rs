@@ -74,6 +74,18 @@ fn everywhere(settings: &Settings) -> Vec<Rule> {
         ("", rule("apps", &["replicasets"], &[], &["get"])),
         ("", rule("batch", &["jobs"], &[], &["get"])),
     ];
+    rules.push((
+        "Which profiles there are.",
+        rule("outrigger.dev", &["sidecarprofiles", "clustersidecarprofiles"], &[], watch),
+    ));
+    rules.push((
+        "How many pods have what a profile says.",
+        rule("outrigger.dev", &["sidecarprofiles/status", "clustersidecarprofiles/status"], &[], &["patch"]),
+    ));
+    rules.push((
+        "Running sidecars are told of changed profiles by the annotation that their config comes from.",
+        rule("", &["pods"], &[], &["patch"]),
+    ));
     if settings.repair == Repair::Evict {
         rules.push((
             "Pods that missed their sidecar are made anew, as their disruption budgets allow (`repair: evict`).",
@@ -83,6 +95,13 @@ fn everywhere(settings: &Settings) -> Vec<Rule> {
     let configuration = |verbs| {
         rule("admissionregistration.k8s.io", &["mutatingwebhookconfigurations"], &[names::WEBHOOK_CONFIGURATION], verbs)
     };
+    let judging = |verbs| {
+        let name = outrigger_kubernetes::names::PROFILE_CONFIGURATION;
+        rule("admissionregistration.k8s.io", &["validatingwebhookconfigurations"], &[name], verbs)
+    };
+    let own = settings.webhook_certificate == WebhookCertificate::Own;
+    let verbs: &[&str] = if own { &["get", "list", "watch", "patch"] } else { watch };
+    rules.push(("The same where profiles are judged.", judging(verbs)));
     rules.push(match settings.webhook_certificate {
         WebhookCertificate::Own => (
             "The webhook's certificate is made here, so the API server is told here whom to trust. This one alone.",

@@ -18,6 +18,15 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     }
     election(config, &at.key("election"), judge);
     webhook(config, &at.key("webhook"), judge);
+    if controller.profiles.is_some() && controller.webhook.is_none() {
+        let help = "add `webhook: {}`, or leave `profiles` out";
+        judge.error(
+            "conflict",
+            &at.key("profiles"),
+            "`profiles` are applied and judged by the webhook, which is off",
+            help,
+        );
+    }
     let repair = at.key("repair");
     judge.not_zero(&repair.key("pace"), controller.repair.pace);
 }

@@ -25,6 +25,10 @@ pub struct Controller {
     /// The admission webhook that injects pods; absent means off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
+    /// Profiles that are objects of the cluster (SidecarProfile, ClusterSidecarProfile) refine the webhook's; absent means that
+    /// nobody looks for any. With it pods are injected once all profiles are known, and not before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profiles: Option<ControllerProfiles>,
     /// What becomes of pods that run without the sidecar although their namespace asks for it.
     pub repair: Repair,
 }
@@ -37,6 +41,7 @@ impl Default for Controller {
             kubernetes: ControllerKubernetes::default(),
             election: ControllerElection::default(),
             webhook: None,
+            profiles: None,
             repair: Repair::default(),
         }
     }
@@ -154,6 +159,20 @@ impl Default for WebhookCertificate {
             propagation: Duration::from_secs(600),
             directory: None,
         }
+    }
+}
+
+/// Profiles that are objects of the cluster. They are judged by the webhook, at the path `/validate-profile`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ControllerProfiles {
+    /// The ValidatingWebhookConfiguration whose `caBundle` the controller keeps.
+    pub configuration: Name,
+}
+
+impl Default for ControllerProfiles {
+    fn default() -> Self {
+        Self { configuration: Name::literal("outrigger-profiles") }
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use super::health::{Health, entry_json, table, timestamp};
 use super::routes::{AdminRequest, AdminResponse, AdminRoutes, PAGE};
 use crate::history::History;
+use crate::mark::CONFIG_MARK;
 
 /// Time for a feature's handler.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -116,7 +117,12 @@ impl Api {
         }
         // Whoever reaches the pod may ask here; reasons may name hosts and paths.
         let answer = self.health.answer(head.uri.path(), &request, false).await;
-        answer.unwrap_or_else(|| AdminRoutes::text(StatusCode::NOT_FOUND, "no such endpoint\n"))
+        let mut answer = answer.unwrap_or_else(|| AdminRoutes::text(StatusCode::NOT_FOUND, "no such endpoint\n"));
+        let mark = self.history.marks().filter(|_| head.uri.path() == "/readyz");
+        if let Some(mark) = mark.and_then(|mark| HeaderValue::from_str(&mark).ok()) {
+            answer.headers_mut().insert(CONFIG_MARK, mark);
+        }
+        answer
     }
 
     fn index(&self, request: &AdminRequest) -> AdminResponse {
