@@ -67,6 +67,20 @@ impl Peer {
         }
     }
 
+    /// Takes on what is listed of it now; whether that is something else.
+    fn take(&self, listed: Endpoint) -> bool {
+        let Endpoint { weight, priority, zone, healthy, .. } = listed;
+        let mut changed = self.is_told_unhealthy() == healthy;
+        self.set(TOLD, !healthy);
+        changed |= self.weight.swap(weight, Relaxed) != weight;
+        changed |= self.priority.swap(priority, Relaxed) != priority;
+        if self.zone.load().as_deref() != zone.as_ref() {
+            changed = true;
+            self.zone.store(zone.map(Arc::new));
+        }
+        changed
+    }
+
     /// Notes a reason not to use it, or that it is over.
     pub(crate) fn set(&self, flag: u32, on: bool) {
         if on {
@@ -136,6 +150,7 @@ impl Members {
     pub(crate) fn plan(peers: Arc<[Arc<Peer>]>, terms: &Terms, now: Instant) -> Self {
         let balancing = &terms.balancing;
         let zone = terms.zone.as_deref().filter(|_| balancing.traffic_distribution.is_some());
+        let by_key = matches!(balancing.policy, LoadBalancingPolicy::RingHash | LoadBalancingPolicy::Maglev);
         let members: Vec<Member> = peers
             .iter()
             .map(|peer| Member {
@@ -143,11 +158,11 @@ impl Members {
                 priority: peer.priority(),
                 near: zone.is_none_or(|zone| peer.zone.load().as_ref().is_some_and(|of| of.as_str() == zone)),
                 healthy: peer.is_usable(),
-                key: hash(peer.address.to_string().as_bytes()),
+                // To write an address takes longer than the rest, and only these policies ask for it.
+                key: if by_key { hash(peer.address.to_string().as_bytes()) } else { 0 },
             })
             .collect();
         let several = peers.len() > 1;
-        let by_key = matches!(balancing.policy, LoadBalancingPolicy::RingHash | LoadBalancingPolicy::Maglev);
         Self {
             plan: Plan::new(&members, &settings(balancing)),
             peers,
@@ -176,6 +191,14 @@ impl Members {
 
     /// The peers that a new list makes of these; `None` when nothing changed.
     pub(crate) fn listed(&self, list: Vec<Endpoint>, now: Instant) -> Option<Arc<[Arc<Peer>]>> {
+        if list.len() == self.peers.len()
+            && list.iter().zip(self.peers.iter()).all(|(one, peer)| one.address == peer.address)
+        {
+            // The usual case of a long list: at most weights changed, and workers keep what they have at each place.
+            let changed =
+                list.into_iter().zip(self.peers.iter()).fold(false, |changed, (one, peer)| peer.take(one) | changed);
+            return changed.then(|| Arc::clone(&self.peers));
+        }
         let known: HashMap<SocketAddr, &Arc<Peer>> = self.peers.iter().map(|peer| (peer.address, peer)).collect();
         let since = if self.peers.is_empty() { 0 } else { millis(now) };
         let mut seen = HashSet::with_capacity(list.len());
@@ -188,15 +211,7 @@ impl Members {
                     changed = true;
                     return Arc::new(Peer::new(one, since));
                 };
-                let Endpoint { weight, priority, zone, healthy, .. } = one;
-                changed |= (peer.flags.load(Relaxed) & TOLD == 0) != healthy;
-                peer.set(TOLD, !healthy);
-                changed |= peer.weight.swap(weight, Relaxed) != weight;
-                changed |= peer.priority.swap(priority, Relaxed) != priority;
-                if peer.zone.load().as_deref() != zone.as_ref() {
-                    changed = true;
-                    peer.zone.store(zone.map(Arc::new));
-                }
+                changed |= peer.take(one);
                 Arc::clone(peer)
             })
             .collect();

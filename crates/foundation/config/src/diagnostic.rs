@@ -126,6 +126,10 @@ pub struct Diagnostics {
 impl Diagnostics {
     /// Makes the report. `secrets` are the places of the text that must not be shown.
     pub(crate) fn new(file: &str, text: &str, mut problems: Vec<Problem>, secrets: &[Span]) -> Self {
+        if problems.is_empty() {
+            // Nothing of the text is to be shown; a copy of it would be made ready for that.
+            return Self { file: file.to_owned(), ..Self::default() };
+        }
         problems.sort_by(|a, b| (a.span, a.severity, &a.path).cmp(&(b.span, b.severity, &b.path)));
         problems.dedup_by(|a, b| a.span == b.span && a.message == b.message);
         let omitted = problems.len().saturating_sub(MAX_LISTED);

@@ -96,10 +96,14 @@ fn take_long_lists(old: &mut Config, new: &mut Config) -> Vec<Change> {
     changes
 }
 
-/// Endpoints of one list that the other lacks.
-fn only<'e>(these: &'e Endpoints, others: &Endpoints) -> Vec<impl Serialize + use<'e>> {
-    let others: HashSet<&Endpoint> = others.iter().collect();
-    these.iter().filter(|one| !others.contains(one)).map(Endpoint::written).collect()
+/// Endpoints of one list that the other lacks. Most stand where they stood, and none is in a list twice: only the rest of
+/// both are looked at.
+fn only<'e>(these: &'e Endpoints, others: &'e Endpoints) -> Vec<impl Serialize + use<'e>> {
+    let rest = |of: &'e Endpoints, beside: &'e Endpoints| {
+        of.iter().enumerate().filter(move |(place, one)| beside.get(*place) != Some(*one)).map(|(_, one)| one)
+    };
+    let known: HashSet<&Endpoint> = rest(others, these).collect();
+    rest(these, others).filter(|one| !known.contains(one)).map(Endpoint::written).collect()
 }
 
 fn compare(path: &ConfigPath, old: &Json, new: &Json, changes: &mut Vec<Change>) {

@@ -22,6 +22,8 @@ mod units;
 pub use diagnostic::{Diagnostic, Diagnostics, Related, Severity};
 pub use diff::{Change, diff};
 pub use judge::is_untouched_field;
+#[doc(hidden)]
+pub use load::parse_whole;
 pub use load::{Loaded, load, parse};
 pub use model::*;
 pub use path::{ConfigPath, Position, Positions};

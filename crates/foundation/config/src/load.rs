@@ -36,7 +36,7 @@ pub struct Loaded {
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     let file = path.display().to_string();
     let text = read(path).map_err(|problem| Diagnostics::whole(&file, *problem))?;
-    parse(&file, &text, &|name| std::env::var(name).ok())
+    parse_by(evaluate, &file, text, &|name| std::env::var(name).ok())
 }
 
 /// Interpolates, parses and validates the text of a config file. `file` is its name in messages, `env` looks up variables.
@@ -44,15 +44,32 @@ pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
 /// # Errors
 /// [`Diagnostics`] with every mistake of the text.
 pub fn parse(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Diagnostics> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    parse_by(evaluate, file, text.to_owned(), env)
+}
+
+/// The same, with all of the text read by the YAML library: what [`parse`] is held to in tests.
+///
+/// # Errors
+/// [`Diagnostics`] with every mistake of the text.
+#[doc(hidden)]
+pub fn parse_whole(file: &str, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Diagnostics> {
+    parse_by(evaluate_whole, file, text.to_owned(), env)
+}
+
+type Evaluate = fn(&str, Environment<'_>, Option<Json>) -> Result<Outcome, Box<Problem>>;
+
+fn parse_by(evaluate: Evaluate, file: &str, mut text: String, env: Environment<'_>) -> Result<Loaded, Diagnostics> {
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     if text.len() > MAX_BYTES {
         return Err(Diagnostics::whole(file, too_large()));
     }
-    let Outcome { config, problems, secrets } = evaluate(text, env, copied_schema()).map_err(|problem| {
-        let secrets = likely_secrets(text);
-        Diagnostics::new(file, text, vec![*problem], &secrets)
+    let Outcome { config, problems, secrets } = evaluate(&text, env, copied_schema()).map_err(|problem| {
+        let secrets = likely_secrets(&text);
+        Diagnostics::new(file, &text, vec![*problem], &secrets)
     })?;
-    let report = Diagnostics::new(file, text, problems, &secrets);
+    let report = Diagnostics::new(file, &text, problems, &secrets);
     match config {
         Some(config) if !report.has_errors() => {
             Ok(Loaded { config, positions: Positions::new(file, text), warnings: report })
@@ -69,34 +86,56 @@ struct Outcome {
 
 /// Everything that can be said about a text; an error only for one that cannot be read on.
 fn evaluate(text: &str, env: Environment<'_>, copy: Option<Json>) -> Result<Outcome, Box<Problem>> {
-    let tree::Parsed { mut root, mut problems, unread } = tree::parse(text, env)?;
-    let mut checked = check(copy, &mut root, text, unread);
+    let quick = tree::parse_shortened(text, env).and_then(|parsed| match &copy {
+        Some(copy) => flawless(parsed, text, copy),
+        None => flawless(parsed, text, &model_schema()),
+    });
+    quick.map_or_else(|| evaluate_whole(text, env, copy), Ok)
+}
+
+fn evaluate_whole(text: &str, env: Environment<'_>, copy: Option<Json>) -> Result<Outcome, Box<Problem>> {
+    let mut parsed = tree::parse(text, env)?;
+    let copied = copy.is_some();
+    let schema = copy.unwrap_or_else(model_schema);
+    let mut checked = check::check(&schema, &mut parsed.root, text, std::mem::take(&mut parsed.unread));
+    // What a copy of the schema finds wrong the model itself must find, too. A check repairs the tree, so it is read again.
+    if copied && !checked.problems.is_empty() {
+        parsed = tree::parse(text, env)?;
+        checked = check::check(&model_schema(), &mut parsed.root, text, std::mem::take(&mut parsed.unread));
+    }
+    Ok(conclude(parsed, checked).0)
+}
+
+/// The outcome for a tree of which long lists were read apart; `None` when the whole tree is needed for it: to say what is
+/// wrong with the file, or where in such a list something stands.
+fn flawless(mut parsed: tree::Parsed, text: &str, schema: &Json) -> Option<Outcome> {
+    let checked = check::check(schema, &mut parsed.root, text, Vec::new());
+    if !checked.problems.is_empty() {
+        return None;
+    }
+    let (outcome, misses_places) = conclude(parsed, checked);
+    let wrong = outcome.problems.iter().any(|problem| problem.severity == Severity::Error);
+    (outcome.config.is_some() && !wrong && !misses_places).then_some(outcome)
+}
+
+/// From a checked tree to the config and what the rules say; and whether places were missing for that.
+fn conclude(parsed: tree::Parsed, mut checked: Checked) -> (Outcome, bool) {
+    let tree::Parsed { root, mut problems, .. } = parsed;
     problems.append(&mut checked.problems);
-    let config = match tree::from_node::<Config>(&root) {
-        Ok(config) => {
-            problems.extend(judge::judge(&config, &root, &checked));
-            Some(config)
+    let (config, misses_places) = match tree::from_node::<Config>(&root) {
+        Ok(mut config) => {
+            tree::fill_in(&mut config, &root);
+            let judgement = judge::judge(&config, &root, &checked);
+            problems.extend(judgement.problems);
+            (Some(config), judgement.misses_places)
         }
         Err(refusal) => {
             problems.extend(unforeseen(&refusal, &root, &problems));
-            None
+            (None, false)
         }
     };
     let Checked { secrets, .. } = checked;
-    Ok(Outcome { config, problems, secrets })
-}
-
-/// Checks the tree against the schema's copy; what that finds wrong the model itself must find, too.
-fn check(copy: Option<Json>, root: &mut Node, text: &str, unread: Vec<ConfigPath>) -> Checked {
-    if let Some(copy) = copy {
-        let mut tree = root.clone();
-        let checked = check::check(&copy, &mut tree, text, unread.clone());
-        if checked.problems.is_empty() {
-            *root = tree;
-            return checked;
-        }
-    }
-    check::check(&model_schema(), root, text, unread)
+    (Outcome { config, problems, secrets }, misses_places)
 }
 
 /// What serde refuses although the check let it pass; said only when nothing else is.
@@ -133,7 +172,9 @@ fn read(path: &Path) -> Result<String, Box<Problem>> {
         _ => unreadable(format!("the file cannot be read: {error}"), "check the path and the volume it is on"),
     };
     let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
+    // Room for the whole of it, and for a look at its end: to grow takes twice as much.
+    let length = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_BYTES as u64);
+    let mut bytes = Vec::with_capacity(length as usize + 1);
     file.take(MAX_BYTES as u64 + 4).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > MAX_BYTES + 3 {
         return Err(Box::new(too_large()));

@@ -109,8 +109,8 @@ pub struct Positions {
 }
 
 impl Positions {
-    pub(crate) fn new(file: &str, text: &str) -> Self {
-        Self { file: file.to_owned(), text: text.to_owned() }
+    pub(crate) fn new(file: &str, text: String) -> Self {
+        Self { file: file.to_owned(), text }
     }
 
     fn places(&self) -> BTreeMap<String, Position> {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use outrigger_config::{Admin, Config, Diagnostic, Diagnostics, Runtime, Severity, diff, load};
+use outrigger_config::{Admin, Config, Diagnostic, Diagnostics, Loaded, Runtime, Severity, diff, load};
 use outrigger_telemetry::log::LogControl;
 use outrigger_telemetry::{Counter, Gauge, Registry};
 use tokio::sync::watch;
@@ -124,13 +124,15 @@ impl Reloader {
 
     /// The file's config when it is good and new; what is wrong is logged.
     fn read(&self, components: &[Arc<dyn Component>]) -> Result<Option<Arc<Config>>, Refusal> {
-        let loaded = load(&self.path).map_err(|diagnostics| {
+        let Loaded { config: new, positions, warnings } = load(&self.path).map_err(|diagnostics| {
             report(&diagnostics);
             tracing::error!(component = "runtime", path = %self.path.display(), "config refused; the last good one stays");
             Refusal::Config(diagnostics)
         })?;
-        report(&loaded.warnings);
-        let (old, new) = (Arc::clone(&self.current.borrow()), loaded.config);
+        // The file's text, which nobody asks for any more.
+        drop(positions);
+        report(&warnings);
+        let old = Arc::clone(&self.current.borrow());
         if *old == new {
             return Ok(None);
         }

@@ -65,7 +65,7 @@ pub(super) fn code(shape: Shape<'_>, node: &Node) -> &'static str {
 /// A list where a mapping is expected, and the like.
 pub(super) fn wrong_kind(shape: Shape<'_>, node: &Node) -> (String, String) {
     let found = match node.value {
-        Value::Sequence(_) => "a list",
+        Value::Sequence(_) | Value::Endpoints(_) => "a list",
         Value::Mapping(_) => "a mapping",
         Value::Scalar(_) => "a single value",
     };

@@ -16,6 +16,7 @@ mod tests;
 
 pub use proxy::is_untouched_field;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
@@ -26,8 +27,9 @@ use crate::tree::{Node, Span, Value};
 use crate::{Config, ConfigPath, Duration};
 
 /// Applies every rule.
-pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Problem> {
-    let mut judge = Judge { checked, places: Places(root), problems: Vec::new() };
+pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Judgement {
+    let unknown = Cell::new(false);
+    let mut judge = Judge { checked, places: Places { root, unknown: &unknown }, problems: Vec::new() };
     runtime::rules(config, &mut judge);
     proxy::rules(config, &mut judge);
     logs::rules(config, &mut judge);
@@ -37,13 +39,24 @@ pub(crate) fn judge(config: &Config, root: &Node, checked: &Checked) -> Vec<Prob
     discovery::rules(config, &mut judge);
     sockets::rules(config, &mut judge);
     tests::rules(config, &mut judge);
-    judge.problems
+    Judgement { problems: judge.problems, misses_places: unknown.get() }
+}
+
+/// What the rules have to say.
+pub(crate) struct Judgement {
+    pub(crate) problems: Vec<Problem>,
+    /// Something was looked for in a list that was read apart, so its place in the file could not be told.
+    pub(crate) misses_places: bool,
 }
 
 /// Where the values of a tree stand. They are looked for when somebody asks: a large file has very many, and few are asked
 /// for.
 #[derive(Clone, Copy)]
-pub(crate) struct Places<'t>(&'t Node);
+pub(crate) struct Places<'t> {
+    root: &'t Node,
+    /// See [`Judgement::misses_places`].
+    unknown: &'t Cell<bool>,
+}
 
 /// Where one value stands.
 #[derive(Clone, Copy)]
@@ -55,11 +68,15 @@ struct Place<'t> {
 impl<'t> Places<'t> {
     /// The value at a path, as [`ConfigPath`] writes it.
     fn get(self, path: &ConfigPath) -> Option<Place<'t>> {
-        let mut place = Place { key: None, node: self.0 };
+        let mut place = Place { key: None, node: self.root };
         let mut rest = path.as_str();
         while !rest.is_empty() {
             (place, rest) = match &place.node.value {
                 Value::Scalar(_) => return None,
+                Value::Endpoints(_) => {
+                    self.unknown.set(true);
+                    return None;
+                }
                 Value::Sequence(items) => {
                     let (index, rest) = rest.strip_prefix('[')?.split_once(']')?;
                     (Place { key: None, node: items.get(index.parse::<usize>().ok()?)? }, rest)
@@ -93,7 +110,7 @@ pub(crate) fn walk<'t>(root: &'t Node, visit: &mut impl FnMut(&ConfigPath, Optio
     ) {
         visit(path, key, node);
         match &node.value {
-            Value::Scalar(_) => {}
+            Value::Scalar(_) | Value::Endpoints(_) => {}
             Value::Sequence(items) => {
                 for (index, item) in items.iter().enumerate() {
                     below(item, None, &path.index(index), visit);
@@ -146,7 +163,7 @@ impl Judge<'_> {
                         start: entry.key_span.start,
                         end: entry.value.span.end.max(entry.key_span.end),
                     }),
-                    (Value::Sequence(_), None) => place.node.span,
+                    (Value::Sequence(_) | Value::Endpoints(_), None) => place.node.span,
                 };
             }
             path = here.parent();

@@ -87,6 +87,8 @@ impl<'de> de::Deserializer<'de> for Reader<'de> {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         let result = match &self.0.value {
             Value::Sequence(items) => visitor.visit_seq(Items(items.iter())),
+            // They are filled in afterwards.
+            Value::Endpoints(_) => visitor.visit_seq(Items(std::slice::Iter::default())),
             Value::Mapping(entries) => visitor.visit_map(Members { entries: entries.iter(), value: None }),
             Value::Scalar(scalar) => match scalar.resolve() {
                 Resolved::Null => visitor.visit_unit(),

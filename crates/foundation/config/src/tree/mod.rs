@@ -6,12 +6,15 @@
 
 mod deserialize;
 mod interpolate;
+mod lists;
 mod parse;
 mod syntax;
 
 pub(crate) use deserialize::{Refusal, from_node};
 pub(crate) use interpolate::{Environment, escape, is_variable_name};
-pub(crate) use parse::{MAX_BYTES, Parsed, parse};
+pub(crate) use parse::{MAX_BYTES, Parsed, parse, parse_shortened};
+
+use crate::{Config, Endpoints};
 
 /// A range of bytes of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -43,6 +46,8 @@ pub(crate) enum Value {
     Scalar(Scalar),
     Sequence(Vec<Node>),
     Mapping(Vec<Entry>),
+    /// A cluster's list, of which there are no nodes; see [`fill_in`].
+    Endpoints(Endpoints),
 }
 
 /// A member of a mapping.
@@ -102,8 +107,26 @@ impl Node {
         Self { span, value: Value::Scalar(scalar) }
     }
 
+    fn member(&self, key: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.is_null())
+    }
+}
+
+/// Gives the clusters of a config those lists of its tree that are typed already.
+pub(crate) fn fill_in(config: &mut Config, root: &Node) {
+    let clusters = root.member("proxy").and_then(|proxy| proxy.member("clusters"));
+    let (Some(Node { value: Value::Sequence(nodes), .. }), Some(proxy)) = (clusters, &mut config.proxy) else { return };
+    for (cluster, node) in proxy.clusters.iter_mut().zip(nodes) {
+        if let Some(Node { value: Value::Endpoints(endpoints), .. }) = node.member("endpoints") {
+            cluster.endpoints = endpoints.clone();
+        }
     }
 }
 

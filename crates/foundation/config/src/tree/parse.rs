@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, Span as Mark, StrInput, Tag};
+use granit_parser::{Event, Parser, ScalarStyle, Span as Mark, StrInput, StructureStyle, Tag};
 
 use super::interpolate::{self, Environment};
+use super::lists::{List, Shortened};
 use super::{Entry, Node, Scalar, Span, Value, syntax};
 use crate::ConfigPath;
 use crate::diagnostic::Problem;
@@ -42,25 +43,20 @@ pub(crate) struct Parsed {
 
 /// Parses the one document of a file; an empty file is an empty mapping.
 pub(crate) fn parse(text: &str, environment: Environment<'_>) -> Result<Parsed, Box<Problem>> {
-    let options = granit_parser::options! {
-        emit_comments: false,
-        emit_unresolved_aliases: true,
-        flow_nesting_limit: MAX_DEPTH,
-        block_nesting_limit: MAX_DEPTH,
-    };
-    let mut builder = Builder {
-        text,
-        environment,
-        events: Parser::new_from_str_with_options(text, options),
-        anchors: HashMap::new(),
-        nodes: 0,
-        repeated: 0,
-        filled: 0,
-        problems: Vec::new(),
-        unread: Vec::new(),
-    };
+    let mut builder = Builder::new(text, text, environment);
     let root = builder.document()?;
     Ok(Parsed { root, problems: builder.problems, unread: builder.unread })
+}
+
+/// The same for a file without a mistake, with long lists of endpoints read apart; `None` when there are none, or when
+/// anything at all is to be said or is not sure: [`parse`] is then to be asked.
+pub(crate) fn parse_shortened(text: &str, environment: Environment<'_>) -> Option<Parsed> {
+    let shortened = Shortened::of(text)?;
+    let mut builder = Builder { shortened: Some(&shortened), ..Builder::new(text, &shortened.text, environment) };
+    let root = builder.document().ok()?;
+    let all_came_back = builder.lists_read == shortened.lists.len();
+    let nothing_to_say = builder.problems.is_empty() && builder.unread.is_empty() && builder.anchors.is_empty();
+    (all_came_back && nothing_to_say).then_some(Parsed { root, problems: Vec::new(), unread: Vec::new() })
 }
 
 /// An anchored node, kept for its aliases.
@@ -71,7 +67,12 @@ struct Anchor {
 }
 
 struct Builder<'a> {
+    /// The whole file.
     text: &'a str,
+    /// What the events are of, where it is not the whole file.
+    shortened: Option<&'a Shortened>,
+    /// Lists of it that were met.
+    lists_read: usize,
     environment: Environment<'a>,
     events: Parser<'a, StrInput<'a>>,
     anchors: HashMap<usize, Anchor>,
@@ -83,6 +84,29 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
+    /// Reads the events of `source` as such of `text`.
+    fn new(text: &'a str, source: &'a str, environment: Environment<'a>) -> Self {
+        let options = granit_parser::options! {
+            emit_comments: false,
+            emit_unresolved_aliases: true,
+            flow_nesting_limit: MAX_DEPTH,
+            block_nesting_limit: MAX_DEPTH,
+        };
+        Builder {
+            text,
+            shortened: None,
+            lists_read: 0,
+            environment,
+            events: Parser::new_from_str_with_options(source, options),
+            anchors: HashMap::new(),
+            nodes: 0,
+            repeated: 0,
+            filled: 0,
+            problems: Vec::new(),
+            unread: Vec::new(),
+        }
+    }
+
     fn document(&mut self) -> Result<Node, Box<Problem>> {
         let mut root = None;
         loop {
@@ -142,9 +166,9 @@ impl<'a> Builder<'a> {
                 let (node, height) = self.sequence(span, path, depth)?;
                 (anchor, node, height)
             }
-            Event::MappingStart(_, anchor, tag) => {
+            Event::MappingStart(style, anchor, tag) => {
                 self.refuse_tag(tag.as_deref(), "map", at, path);
-                let (node, height) = self.mapping(span, path, depth)?;
+                let (node, height) = self.mapping(style, span, path, depth)?;
                 (anchor, node, height)
             }
             Event::Alias(id) => return self.alias(id, span, path, depth),
@@ -181,7 +205,13 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn mapping(&mut self, mut span: Span, path: &ConfigPath, depth: usize) -> Result<(Node, usize), Box<Problem>> {
+    fn mapping(
+        &mut self,
+        style: StructureStyle,
+        mut span: Span,
+        path: &ConfigPath,
+        depth: usize,
+    ) -> Result<(Node, usize), Box<Problem>> {
         let (mut entries, mut merged, mut height, mut bad_keys) = (Vec::<Entry>::new(), Vec::new(), 0, false);
         loop {
             let (event, at) = self.next()?;
@@ -198,7 +228,11 @@ impl<'a> Builder<'a> {
             let key = self.key(event, &at, path, depth)?;
             let place = key.as_ref().map_or_else(|| path.clone(), |key| path.key(key));
             let (event, at) = self.next()?;
-            let (value, below) = self.node(event, &at, &place, depth + 1)?;
+            let list = self.list(&at).filter(|_| style == StructureStyle::Block && is_endpoints(&place));
+            let (value, below) = match list {
+                Some(list) => (self.take(list)?, 2),
+                None => self.node(event, &at, &place, depth + 1)?,
+            };
             height = height.max(below + 1);
             let Some(key) = key else {
                 bad_keys = true;
@@ -221,6 +255,18 @@ impl<'a> Builder<'a> {
             }
             entries.push(Entry { key, key_span, value, duplicate: first.is_some() });
         }
+    }
+
+    /// The list whose marker a value is.
+    fn list(&self, at: &Mark) -> Option<&'a List> {
+        let next = self.shortened?.lists.get(self.lists_read)?;
+        at.byte_range().is_some_and(|range| range.start == next.marker).then_some(next)
+    }
+
+    fn take(&mut self, list: &List) -> Result<Node, Box<Problem>> {
+        self.lists_read += 1;
+        self.count(list.nodes, list.span)?;
+        Ok(Node { span: list.span, value: Value::Endpoints(list.endpoints.clone()) })
     }
 
     /// The text of a mapping's key; keys are never interpolated.
@@ -391,6 +437,7 @@ impl<'a> Builder<'a> {
 
     fn span(&self, at: &Mark) -> Span {
         let range = at.byte_range().unwrap_or_default();
+        let range = self.shortened.map_or(range.clone(), |of| of.original(range.start)..of.original(range.end));
         Span::new(range.start.min(self.text.len()), range.end.min(self.text.len()))
     }
 
@@ -400,6 +447,12 @@ impl<'a> Builder<'a> {
         let bracket = matches!(self.text.get(end.range()), Some("]" | "}"));
         if bracket { end.end } else { last.map_or(start.end, |last| last.end.max(start.end)) }
     }
+}
+
+/// Whether it is a cluster's list of endpoints.
+fn is_endpoints(path: &ConfigPath) -> bool {
+    let index = path.as_str().strip_prefix("proxy.clusters[").and_then(|rest| rest.strip_suffix("].endpoints"));
+    index.is_some_and(|index| index.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Adds what is not there yet.

@@ -7,12 +7,12 @@ use super::{InvalidScalar, string_scalar};
 
 /// The name of a listener, cluster, source, …: what metrics, logs and references use.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+pub struct Name(Box<str>);
 
 impl Name {
     /// A default of ours.
     pub(crate) fn literal(text: &'static str) -> Self {
-        Self(text.to_owned())
+        Self(text.into())
     }
 
     /// The name as text.
@@ -37,7 +37,7 @@ impl FromStr for Name {
         let valid =
             (1..=63).contains(&text.len()) && text.chars().all(inner) && text.starts_with(edge) && text.ends_with(edge);
         if valid {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             let help = "use 1 to 63 of a-z, 0-9, `-`, `.` and `_`, beginning and ending with a letter or digit";
             Err(InvalidScalar::new(text, "is not a name", help))

@@ -1,6 +1,6 @@
 //! Rules of `proxy.clusters`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{balancing, needs_identity, resilience, trusted};
@@ -90,13 +90,17 @@ pub(super) fn cluster_rules(config: &Config, cluster: &Cluster, at: &ConfigPath,
     let virtual_addresses = at.key("virtualAddresses");
     let listed = cluster.virtual_addresses.iter().enumerate();
     judge.unique("virtual address", "keep one of them", listed.map(|(i, one)| (virtual_addresses.index(i), *one)));
-    let listed = cluster.endpoints.iter().enumerate().map(|(index, endpoint)| {
-        let at = endpoints.index(index);
-        let address = at.key("address");
-        (if judge.is_given(&address) { address } else { at }, endpoint.address.clone())
-    });
-    let listed: Vec<_> = listed.collect();
-    judge.unique("endpoint", "keep one of them", listed);
+    // There may be thousands, and hardly ever one twice: only then it is asked where each stands.
+    let mut seen = HashSet::with_capacity(cluster.endpoints.len());
+    if !cluster.endpoints.iter().all(|endpoint| seen.insert(&endpoint.address)) {
+        let listed = cluster.endpoints.iter().enumerate().map(|(index, endpoint)| {
+            let at = endpoints.index(index);
+            let address = at.key("address");
+            (if judge.is_given(&address) { address } else { at }, &endpoint.address)
+        });
+        let listed: Vec<_> = listed.collect();
+        judge.unique("endpoint", "keep one of them", listed);
+    }
     balancing::rules(config, cluster, at, judge);
 }
 
@@ -208,8 +212,9 @@ pub(super) fn shared_endpoints(proxy: &Proxy, judge: &mut Judge<'_>) {
         for (index, endpoint) in cluster.endpoints.iter().enumerate() {
             let Ok(ip) = endpoint.address.host.parse::<IpAddr>() else { continue };
             let known = *first.entry(SocketAddr::new(ip, endpoint.address.port)).or_insert(cluster);
-            let rules = |of: &Cluster| (of.tls.clone(), of.protocol, of.proxy_protocol);
-            if rules(known) != rules(cluster) {
+            let agree = known.tls == cluster.tls
+                && (known.protocol, known.proxy_protocol) == (cluster.protocol, cluster.proxy_protocol);
+            if !agree {
                 let at = endpoints.index(index);
                 let message = format!(
                     "`{}` is an endpoint of the cluster `{}`, too, by whose rules redirected calls to this very address go",

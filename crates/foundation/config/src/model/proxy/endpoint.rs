@@ -41,6 +41,10 @@ impl From<HostPort> for Endpoint {
 }
 
 impl Endpoint {
+    /// The bounds that the schema tells of its numbers.
+    pub(crate) const MOST_WEIGHT: u32 = 10_000;
+    pub(crate) const LAST_PRIORITY: u32 = 127;
+
     /// As a file would write it.
     pub(crate) fn written(&self) -> impl Serialize + use<'_> {
         Written(self)
