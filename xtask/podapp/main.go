@@ -1,7 +1,10 @@
 // The application, the client and the prober of pods in tests: one static executable, of the standard library alone.
 //
-//	app serve [-port N] [-name S] [-startup D]   HTTP/1 and HTTP/2 without TLS: /          NAME RELEASE
+//	app serve [-port N] [-name S] [-startup D] [-calls URL]
+//	                                             HTTP/1 and HTTP/2 without TLS: /          NAME RELEASE
 //	                                             /fetch?url=U   what U answered to the application, or 502 and why
+//	                                             /chain         NAME and the peer that a sidecar vouched for, then what
+//	                                                            -calls URL answers; 502 when that does not answer 200
 //	                                             /exit?code=N   ends with it
 //	                                             gRPC's health service: always SERVING
 //	app get [-for D] URL                         tries until it is answered with 200; prints the body
@@ -44,6 +47,7 @@ func serve(args []string) {
 	port := f.Int("port", 8080, "")
 	name := f.String("name", "app", "")
 	startup := f.Duration("startup", 0, "wait before listening")
+	calls := f.String("calls", "", "what /chain asks in turn")
 	f.Parse(args)
 	time.Sleep(*startup)
 	client := &http.Client{Timeout: 5 * time.Second}
@@ -59,6 +63,28 @@ func serve(args []string) {
 		w.Header().Set("server-seen", answer.Header.Get("server"))
 		w.WriteHeader(answer.StatusCode)
 		io.Copy(w, answer.Body)
+	})
+	mux.HandleFunc("/chain", func(w http.ResponseWriter, r *http.Request) {
+		line := fmt.Sprintf("%s %s\n", *name, peer(r.Header.Get("x-forwarded-client-cert")))
+		if *calls == "" {
+			io.WriteString(w, line)
+			return
+		}
+		answer, err := client.Get(*calls)
+		if err == nil {
+			defer answer.Body.Close()
+			var body []byte
+			body, err = io.ReadAll(answer.Body)
+			if err == nil && answer.StatusCode != 200 {
+				err = fmt.Errorf("%s: %s", answer.Status, body)
+			}
+			line += string(body)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		io.WriteString(w, line)
 	})
 	mux.HandleFunc("/exit", func(w http.ResponseWriter, r *http.Request) {
 		code, _ := strconv.Atoi(r.URL.Query().Get("code"))
@@ -90,6 +116,16 @@ func serve(args []string) {
 		os.Exit(1)
 	}
 	select {}
+}
+
+// The SPIFFE ID in x-forwarded-client-cert, or "nobody".
+func peer(forwarded string) string {
+	for _, part := range strings.FieldsFunc(forwarded, func(c rune) bool { return c == ';' || c == ',' }) {
+		if uri, found := strings.CutPrefix(part, "URI="); found {
+			return strings.Trim(uri, "\"")
+		}
+	}
+	return "nobody"
 }
 
 func get(args []string) {

@@ -33,6 +33,12 @@ pub(crate) fn cargo(subcommand: &str) -> Cmd {
     cmd
 }
 
+impl From<Command> for Cmd {
+    fn from(command: Command) -> Self {
+        Self { command }
+    }
+}
+
 impl Cmd {
     pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
         Self { command: Command::new(program) }

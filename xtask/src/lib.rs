@@ -103,6 +103,12 @@ const VERBS: &[Verb] = &[
         usage: cluster::USAGE,
         run: cluster::verb,
     },
+    Verb {
+        name: "demo-cluster",
+        summary: "install Outrigger in that cluster, put it into a shop's pods, upgrade it under load, and show the proof",
+        usage: cluster::demo::USAGE,
+        run: cluster::demo::verb,
+    },
 ];
 
 /// Runs the verb that the command line names.

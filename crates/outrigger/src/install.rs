@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use outrigger_install::{FailurePolicy, Interception, Settings, WebhookCertificate, objects, removal, write};
+use outrigger_install::{FailurePolicy, Interception, Mtls, Settings, WebhookCertificate, objects, removal, write};
 
 use crate::output;
 
@@ -58,6 +58,9 @@ pub(crate) struct InstallArgs {
     /// How connections come to the sidecars
     #[arg(long, value_enum)]
     interception: Option<How>,
+    /// What connections to pods with a sidecar must be
+    #[arg(long, value_enum)]
+    mtls: Option<Peers>,
     /// What becomes of new pods of namespaces that opted in while no controller answers
     #[arg(long, value_enum)]
     failure_policy: Option<Policy>,
@@ -119,6 +122,16 @@ enum How {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Peers {
+    /// mTLS from other sidecars, plain text from all others
+    Permissive,
+    /// mTLS from workloads of the trust domain, and nothing else
+    Strict,
+    /// Plain text
+    Disabled,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 enum Policy {
     /// They wait
@@ -144,6 +157,12 @@ pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<u8> {
             How::None => Interception::None,
         });
         set(&mut settings.interception, how);
+        let mtls = args.mtls.map(|peers| match peers {
+            Peers::Permissive => Mtls::Permissive,
+            Peers::Strict => Mtls::Strict,
+            Peers::Disabled => Mtls::Disabled,
+        });
+        set(&mut settings.mtls, mtls);
         let policy = args.failure_policy.map(|policy| match policy {
             Policy::Fail => FailurePolicy::Fail,
             Policy::Ignore => FailurePolicy::Ignore,

@@ -9,6 +9,7 @@ use anyhow::Context;
 use outrigger_config as config;
 use outrigger_http::Resolver;
 use outrigger_identity::IdentityComponent;
+use outrigger_kubernetes::Duty;
 use outrigger_runtime::{Component, LineQueue, RuntimeOptions};
 use outrigger_telemetry::trace::SpanQueue;
 
@@ -46,10 +47,13 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
 pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let enrolment = Arc::new(outrigger_enrol::CreateCertificate::new(resolver.clone()));
+    let authority = outrigger_authority::AuthorityComponent::new(resolver.clone());
     let (identity, identities) = IdentityComponent::with_enrolment(enrolment);
+    let identity = identity.with_own_authority(authority.own());
     let (follow, directory) = outrigger_follow::FollowComponent::new(identities.clone(), resolver.clone());
     let (spans, lines) = (SpanQueue::new(), LineQueue::new());
-    let rollouts = Arc::new(outrigger_rollout::Rollouts::new(resolver.clone()));
+    let duties: Vec<Arc<dyn Duty>> =
+        vec![Arc::new(outrigger_rollout::Rollouts::new(resolver.clone())), authority.trust_bundles()];
     let mut components: Vec<Box<dyn Component>> = vec![
         Box::new(identity),
         Box::new(outrigger_secrets::SecretsComponent::new(resolver.clone())),
@@ -58,14 +62,10 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
         Box::new(outrigger_probes::ProbesComponent::from_environment(resolver.clone())),
         Box::new(outrigger_logs::LogsComponent::new(resolver.clone(), lines.clone())),
         Box::new(outrigger_page::PageComponent),
-        Box::new(outrigger_authority::AuthorityComponent::new(resolver.clone())),
+        Box::new(authority),
         Box::new(follow),
         Box::new(outrigger_discovery::DiscoveryComponent::new(identities.clone(), resolver.clone(), Vec::new())),
-        Box::new(outrigger_control::ControllerComponent::new(
-            resolver.clone(),
-            Arc::new(InjectProfiles),
-            vec![rollouts],
-        )),
+        Box::new(outrigger_control::ControllerComponent::new(resolver.clone(), Arc::new(InjectProfiles), duties)),
     ];
     components.extend(outrigger_proxy::components(identities, resolver, spans, lines, Some(directory)));
     components

@@ -81,5 +81,7 @@ mod tls;
 mod top;
 #[path = "e2e/traces.rs"]
 mod traces;
+#[path = "e2e/trust.rs"]
+mod trust;
 #[path = "e2e/websocket.rs"]
 mod websocket;

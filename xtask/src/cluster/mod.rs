@@ -8,6 +8,7 @@
 mod checks;
 mod clean;
 mod control;
+pub(crate) mod demo;
 mod dns;
 mod network;
 mod node;

@@ -82,7 +82,7 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
             let variant = if args.flag("--debug") { image::Variant::Debug } else { image::Variant::Release };
             let runs = args.value("--runs")?.map_or(Ok(10), |text| text.parse()).context("--runs takes a number")?;
             args.done()?;
-            with_image(&cluster, variant, |cluster| start::measure(cluster, &image::name(variant), runs))
+            with_image(&cluster, variant, false, |cluster| start::measure(cluster, &image::name(variant), runs))
         }
         other => bail!("there is no `cluster {other}`; there are up, down, status, env, load, test and pod-start"),
     }
@@ -108,16 +108,21 @@ pub(crate) fn tests(cluster: &Cluster, variant: image::Variant, arguments: Vec<S
             // Most of the time they wait for pods.
             .env("RUST_TEST_THREADS", "6")
     };
-    with_image(cluster, variant, |_| {
+    with_image(cluster, variant, false, |_| {
         ui::step("cluster: the sidecar in real pods", || {
             again::test(cargo_test, &["--package", "outrigger-e2e", "--test", "cluster"], &arguments)
         })
     })
 }
 
-/// Does something in a cluster that has the image; ends it afterwards, unless it ran before.
-fn with_image<T>(cluster: &Cluster, variant: image::Variant, work: impl FnOnce(&Cluster) -> Result<T>) -> Result<T> {
-    let ours = !cluster.is_up(Extent::Full);
+/// Does something in a cluster that has the image; ends it afterwards, unless it ran before or is to be kept.
+pub(super) fn with_image<T>(
+    cluster: &Cluster,
+    variant: image::Variant,
+    keep: bool,
+    work: impl FnOnce(&Cluster) -> Result<T>,
+) -> Result<T> {
+    let ours = !keep && !cluster.is_up(Extent::Full);
     let done = up(cluster, Extent::Full, Network::default())
         .and_then(|()| cluster.load(&image::archive_path(variant)))
         .and_then(|()| work(cluster));

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_config::{Authority, Config};
 use outrigger_http::{GrpcServerOptions, Resolver, TlsSource, serve_grpc};
-use outrigger_identity::server_config_with_key;
+use outrigger_identity::{OwnAuthority, server_config_with_key};
+use outrigger_kubernetes::Duty;
 use outrigger_runtime::{BoxError, BoxFuture, Component, Context, FileWatcher, StopPhase};
 use outrigger_telemetry::GaugeFamily;
 use parking_lot::Mutex;
@@ -19,8 +20,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::audit::{Audit, date};
+use crate::bundles::TrustBundles;
 use crate::issuer::OwnKey;
 use crate::kubernetes::{Api, KubernetesReview};
+use crate::own::{OwnCertificates, Serving};
 use crate::service::{CertificateService, Metrics};
 use crate::source::Source;
 
@@ -32,12 +35,24 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The component `authority`.
 pub struct AuthorityComponent {
     resolver: Resolver,
+    /// What serves now.
+    serving: watch::Sender<Option<Serving>>,
 }
 
 impl AuthorityComponent {
     /// `resolver` finds the API server.
     pub fn new(resolver: Resolver) -> Self {
-        Self { resolver }
+        Self { resolver, serving: watch::Sender::new(None) }
+    }
+
+    /// For this process's own identity.
+    pub fn own(&self) -> Arc<dyn OwnAuthority> {
+        Arc::new(OwnCertificates(self.serving.subscribe()))
+    }
+
+    /// Writes trust bundles into namespaces, on the controller's replica that leads.
+    pub fn trust_bundles(&self) -> Arc<dyn Duty> {
+        Arc::new(TrustBundles::new(self.serving.subscribe()))
     }
 }
 
@@ -74,7 +89,9 @@ async fn run(component: &AuthorityComponent, ctx: Context) -> Result<(), BoxErro
             ctx.stop.requested().await;
             return Ok(());
         };
-        serve(component, &ctx, &section, &mut config, &metrics, &not_after).await?;
+        let served = serve(component, &ctx, &section, &mut config, &metrics, &not_after).await;
+        component.serving.send_replace(None);
+        served?;
         if ctx.stop.is_requested() {
             return Ok(());
         }
@@ -105,6 +122,8 @@ async fn serve(
         metrics.clone(),
         &section.rate_limit,
     ));
+    let serves = Serving { service: Arc::clone(&service), trust_bundles: section.trust_bundles.clone() };
+    component.serving.send_replace(Some(serves));
     let listener = TcpListener::from_std(ctx.sockets.listen_tcp("authority", section.listen)?)?;
     let shown: Arc<Mutex<Option<Arc<ServerConfig>>>> = Arc::default();
     let tls: TlsSource = {

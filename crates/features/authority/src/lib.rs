@@ -7,6 +7,7 @@
 //! changed without a moment in which two workloads cannot verify one another.
 
 mod audit;
+mod bundles;
 mod caller;
 mod component;
 mod document;
@@ -16,6 +17,7 @@ mod issuer;
 mod keeper;
 mod kubernetes;
 mod message;
+mod own;
 mod request;
 mod roots;
 mod service;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::json;
 use crate::layers::Layer;
-use crate::settings::{ConfigMapKey, Interception, PullPolicy, Settings};
+use crate::settings::{ConfigMapKey, Interception, Mtls, PullPolicy, Settings};
 use crate::yaml::{self, Dialect};
 
 /// Before every name of ours.
@@ -19,6 +19,8 @@ pub(crate) const PREFIX: &str = "outrigger.dev/";
 pub(crate) const INJECT: &str = "outrigger.dev/inject";
 /// What was done, so that it can be undone. Ours alone.
 pub(crate) const STATUS: &str = "outrigger.dev/status";
+/// What connections to the pod's ports must be. Discovery goes by it: pods without it are spoken to in plain text.
+pub(crate) const MTLS: &str = "outrigger.dev/mtls";
 /// The config that the sidecar reads. Ours alone.
 pub(crate) const EFFECTIVE: &str = "outrigger.dev/effective-config";
 
@@ -211,6 +213,21 @@ pub static ANNOTATIONS: &[Annotation] = &[
         "`true`",
         "Whether what `prometheus.io/*` names is served together with Outrigger's metrics at port 15020, and the annotations changed to it.",
         |s, v| set(&mut s.merge_metrics, boolean(v)),
+    ),
+    row(
+        "mtls",
+        "`permissive`, `strict` or `disabled`",
+        "the profile's",
+        "What connections to the pod's ports must be: `permissive`: mTLS from sidecars, plain text from all others. `strict`: mTLS from workloads of the trust domain, and nothing else. `disabled`: plain text. Takes a profile with `mesh`, or a config whose inbound listener has that `tls`.",
+        |s, v| {
+            s.mtls = match v {
+                "permissive" => Mtls::Permissive,
+                "strict" => Mtls::Strict,
+                "disabled" => Mtls::Disabled,
+                _ => return Err(String::new()),
+            };
+            Ok(())
+        },
     ),
     row(
         "native-sidecar",

@@ -8,14 +8,19 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::settings::Settings;
-use crate::yaml;
+use crate::settings::{Mtls, Settings};
+use crate::{vault, yaml};
 
 /// Annotations of an object hold 256 KiB in all.
 const MOST_BYTES: usize = 160 << 10;
 
 /// Where a keeper gives the next version the sockets, while the sidecar's image is changed under a running application.
 const HANDOVER: &str = "/run/outrigger/keeper.sock";
+
+/// Where it is said whom to trust at first.
+pub(crate) const CA_FOLDER: &str = "/var/run/secrets/outrigger/ca";
+/// What a restart of the sidecar finds again: its certificate and key, and what it was told of services. In memory.
+const STATE: &str = "/run/outrigger";
 
 /// Variables that the sidecar has, and values that stand in for them when a config is checked.
 pub(crate) const VARIABLES: &[(&str, &str, &str)] = &[
@@ -78,6 +83,7 @@ pub(crate) fn foundation(settings: &Settings, grace_seconds: Option<u64>) -> Val
         let listener = |name: &str, port: u16| json!({ "name": name, "direction": name, "address": format!("[::]:{port}"), "protocol": "auto", "redirected": true });
         config["proxy"] = json!({ "listeners": [listener("inbound", 15006), listener("outbound", 15001)] });
     }
+    mesh(settings, &mut config);
     if let Some(grace) = grace_seconds.filter(|grace| *grace != 30) {
         // A sixth is left for the kubelet, as of the usual 30 seconds.
         let budget = (grace * 1000 * 5 / 6).max(500);
@@ -86,6 +92,57 @@ pub(crate) fn foundation(settings: &Settings, grace_seconds: Option<u64>) -> Val
         config["runtime"]["flushBudget"] = json!(format!("{flush}ms"));
     }
     config
+}
+
+/// An identity of the installation's authority, mTLS by it, and word of services.
+fn mesh(settings: &Settings, config: &mut Value) {
+    let Some(mesh) = &settings.mesh else { return };
+    config["identity"] = json!({
+        "trustDomain": mesh.trust_domain,
+        "authority": {
+            "address": mesh.authority,
+            "caFile": format!("{CA_FOLDER}/ca.crt"),
+            "tokenFile": format!("{}/{}", vault::TOKENS, token_file(&mesh.audience)),
+            "stateDirectory": format!("{STATE}/identity"),
+        },
+    });
+    if !settings.interception.redirects() {
+        return;
+    }
+    if settings.mtls != Mtls::Disabled {
+        config["proxy"]["listeners"][0]["tls"] = json!({ "mode": settings.mtls.word() });
+    }
+    if let Some(discovery) = &mesh.discovery {
+        config["proxy"]["discovery"] = json!({
+            "servers": [discovery.server],
+            "tls": { "spiffeIds": [discovery.spiffe_id] },
+            "stateDirectory": format!("{STATE}/discovery"),
+            "onDemand": {},
+        });
+    }
+}
+
+/// The file of a token, by its audience.
+pub(crate) fn token_file(audience: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
+    audience.chars().map(plain).collect()
+}
+
+/// Whether a config takes its identity from elsewhere than the installation's authority.
+pub(crate) fn has_own_identity(config: &Value) -> bool {
+    let identity = config["identity"].as_object();
+    identity.is_some_and(|identity| identity.keys().any(|key| !matches!(key.as_str(), "trustDomain" | "authority")))
+}
+
+/// What connections that are redirected to the pod's ports must be.
+fn mtls(config: &Value) -> Option<Mtls> {
+    let listeners = config["proxy"]["listeners"].as_array()?;
+    let inbound = listeners.iter().find(|one| one["direction"] == "inbound" && one["redirected"] == true)?;
+    match inbound["tls"].as_object()?.get("mode").and_then(Value::as_str) {
+        Some("permissive") => Some(Mtls::Permissive),
+        None | Some("strict") => Some(Mtls::Strict),
+        Some(_) => None,
+    }
 }
 
 /// A config that was put together.
@@ -161,21 +218,29 @@ pub(crate) fn masked(text: &str) -> Value {
     parsed(text).ok().and_then(|loaded| serde_json::to_value(&loaded.config).ok()).unwrap_or_default()
 }
 
-/// Folders that the sidecar writes to.
+/// Folders that the sidecar writes to, and what else of the pod follows from its config.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Folders {
+    /// What connections to the pod must be.
+    pub(crate) mtls: Option<Mtls>,
+    /// It asks an authority that it trusts by the installation's bundle.
+    pub(crate) trust_bundle: bool,
     /// Secrets, which the application reads.
     pub(crate) secrets: BTreeSet<String>,
     /// The folder of the hand-over's socket.
     pub(crate) handover: Option<String>,
     /// The hand-over's socket.
     pub(crate) socket: Option<String>,
+    /// What must stay in memory.
+    pub(crate) memory: BTreeSet<String>,
     /// Checkpoints, and files of its own.
     pub(crate) state: BTreeSet<String>,
 }
 
 pub(crate) fn folders(config: &Value) -> Folders {
-    let mut folders = Folders::default();
+    let ca = config["identity"]["authority"]["caFile"].as_str().and_then(parent);
+    let mut folders =
+        Folders { mtls: mtls(config), trust_bundle: ca.as_deref() == Some(CA_FOLDER), ..Folders::default() };
     for file in config["secrets"]["files"].as_array().into_iter().flatten() {
         folders.secrets.extend(file["path"].as_str().and_then(parent));
     }
@@ -187,6 +252,10 @@ pub(crate) fn folders(config: &Value) -> Folders {
         folders.state.insert(directory.trim_end_matches('/').to_owned());
         let sinks = logs.get("sinks").and_then(Value::as_array);
         folders.state.extend(sinks.into_iter().flatten().filter_map(|sink| parent(sink["file"]["path"].as_str()?)));
+    }
+    for kept in [&config["identity"]["authority"], &config["proxy"]["discovery"]] {
+        let folder = kept["stateDirectory"].as_str().filter(|folder| folder.starts_with('/'));
+        folders.memory.extend(folder.map(|folder| folder.trim_end_matches('/').to_owned()));
     }
     let authority = config["identity"]["development"]["directory"].as_str();
     folders.state.extend(

@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::annotations::{self, EFFECTIVE, STATUS};
+use crate::annotations::{self, EFFECTIVE, MTLS, STATUS};
 use crate::config::{self, Folders};
 use crate::decide::{self, Decision, Namespace, clashes, decide};
 use crate::json;
 use crate::layers::Layer;
 use crate::probes::{self, Rewritten};
 use crate::record::{self, Record};
-use crate::settings::{Interception, Settings};
+use crate::settings::{Interception, Mtls, Settings};
 use crate::sidecar::{self, CONFIG_FOLDER};
 use crate::vault::{self, Plan};
 use crate::{INIT, SIDECAR};
@@ -127,7 +127,9 @@ impl Change {
         let rewritten = self.probes();
         let mut mounts = vec![json!({ "name": "outrigger-config", "mountPath": CONFIG_FOLDER, "readOnly": true })];
         self.config_volume(config.as_deref());
+        self.mtls(&folders)?;
         self.tokens(plan.is_some(), &mut mounts)?;
+        self.trust_bundle(&folders, &mut mounts);
         self.vault_tls(plan.as_ref(), &mut mounts);
         let seen_by = plan.as_ref().and_then(|plan| plan.containers.clone());
         self.secrets(&folders, seen_by, &mut mounts)?;
@@ -213,6 +215,11 @@ impl Change {
         }
         layers.extend(self.settings.config.take().map(|given| Layer::new(INSTALLATION, given)));
         layers.append(&mut self.settings.layers);
+        if layers.iter().skip(1).any(|layer| config::has_own_identity(&layer.value)) {
+            let mut defaults = config::foundation(&self.settings, grace);
+            defaults.as_object_mut().map(|defaults| defaults.shift_remove("identity"));
+            layers[0] = Layer::new("default", defaults);
+        }
         match layers.len() {
             1 => self.because("config", "the defaults: everything passes, and is counted"),
             _ => self.because("config", "the profile's and the pod's, over the defaults"),
@@ -237,8 +244,60 @@ impl Change {
                 format!("the application runs as another user, so {who} may read them"),
             );
         }
+        // Of another trust domain it can neither ask our discovery nor be spoken to by ours.
+        let mesh = self.settings.mesh.as_ref();
+        let foreign = mesh.is_some_and(|mesh| value["identity"]["trustDomain"] != mesh.trust_domain.as_str());
+        if foreign && let Some(proxy) = value.get_mut("proxy").and_then(Value::as_object_mut) {
+            proxy.shift_remove("discovery");
+        }
         let effective = config::checked(value, &self.settings)?;
-        Ok((Some(effective.text), config::folders(&effective.value)))
+        let mut folders = config::folders(&effective.value);
+        folders.mtls = folders.mtls.filter(|_| !foreign);
+        Ok((Some(effective.text), folders))
+    }
+
+    /// Tells others how to speak to the pod.
+    fn mtls(&mut self, folders: &Folders) -> Result<(), Vec<String>> {
+        let asked = json::annotation(&self.pod, MTLS).map(str::to_owned);
+        if self.settings.config_map.is_some() {
+            // What is in there is known to who wrote it.
+            return Ok(());
+        }
+        match (folders.mtls, asked) {
+            (Some(mtls), _) => {
+                self.annotate(MTLS, mtls.word(), "so others speak mTLS to it");
+                let redirect = self.settings.redirect.clone();
+                // A profile's, too: others speak as ever to ports that the sidecar does not see.
+                for (name, ports) in
+                    [("exclude", redirect.exclude_inbound_ports), ("include", redirect.include_inbound_ports)]
+                {
+                    let key = format!("outrigger.dev/{name}-inbound-ports");
+                    if !ports.is_empty() && json::annotation(&self.pod, &key).is_none() {
+                        self.annotate(&key, &ports.join(","), "so others speak mTLS to the other ports alone");
+                    }
+                }
+            }
+            (None, None) => {}
+            (None, Some(word)) if word == Mtls::Disabled.word() => {}
+            (None, Some(word)) => {
+                return Err(vec![format!(
+                    "`{MTLS}` is `{word}`, but the inbound listener of the config has no such `tls`: that takes a profile with `mesh` and redirected connections, or the config's own"
+                )]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whom to trust when the first certificate is asked for.
+    fn trust_bundle(&mut self, folders: &Folders, mounts: &mut Vec<Value>) {
+        let Some(mesh) = self.settings.mesh.clone() else { return };
+        if !folders.trust_bundle && self.settings.config_map.is_none() {
+            return;
+        }
+        let source = json!({ "name": mesh.trust_bundle, "items": [{ "key": "ca.crt", "path": "ca.crt" }] });
+        self.volume("outrigger-ca", json!({ "configMap": source }));
+        mounts.push(json!({ "name": "outrigger-ca", "mountPath": config::CA_FOLDER, "readOnly": true }));
+        self.because("volume outrigger-ca", "whom to trust when the first certificate is asked for");
     }
 
     fn config_volume(&mut self, config: Option<&str>) {
@@ -265,11 +324,11 @@ impl Change {
         let mut files = BTreeSet::new();
         let mut sources = Vec::new();
         let seconds = self.settings.token_seconds;
-        for audience in &self.settings.tokens {
-            let file: String = audience
-                .chars()
-                .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' })
-                .collect();
+        let mut audiences = self.settings.tokens.clone();
+        let of_mesh = self.settings.mesh.as_ref().map(|mesh| mesh.audience.clone());
+        audiences.extend(of_mesh.filter(|audience| !self.settings.tokens.contains(audience)));
+        for audience in &audiences {
+            let file = config::token_file(audience);
             if !files.insert(file.clone()) || file == vault::TOKEN_FILE || file.starts_with('.') {
                 return Err(vec![format!(
                     "the token for the audience `{audience}` would be the file `{file}`, which is taken; leave out one of them"
@@ -367,12 +426,24 @@ impl Change {
         let covered = |folder: &str| taken.iter().any(|mount| is_within(folder, mount));
         self.record.handover.clone_from(&folders.socket);
         if let Some(folder) = folders.handover.as_ref().filter(|folder| !covered(folder)) {
-            self.volume("outrigger-handover", json!({ "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }));
+            // What was told of services may have some megabytes.
+            let kept = folders.memory.iter().any(|kept| is_within(kept, folder));
+            let limit = if kept { "16Mi" } else { "1Mi" };
+            self.volume("outrigger-handover", json!({ "emptyDir": { "medium": "Memory", "sizeLimit": limit } }));
             mounts.push(json!({ "name": "outrigger-handover", "mountPath": folder }));
             self.because(
                 "volume outrigger-handover",
                 format!("{folder}, where the next version takes over the sockets"),
             );
+        }
+        let handover = folders.handover.as_deref();
+        let elsewhere = |folder: &&String| !covered(folder) && !handover.is_some_and(|there| is_within(folder, there));
+        let memory: BTreeSet<String> = folders.memory.iter().filter(elsewhere).cloned().collect();
+        for (at, folder) in topmost(&memory).into_iter().enumerate() {
+            let name = numbered("outrigger-memory", at);
+            self.volume(&name, json!({ "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }));
+            mounts.push(json!({ "name": name, "mountPath": folder }));
+            self.because(format!("volume {name}"), format!("{folder}, in memory: what a restart finds again"));
         }
         let state: BTreeSet<String> = folders.state.iter().filter(|folder| !covered(folder)).cloned().collect();
         for (at, folder) in topmost(&state).into_iter().enumerate() {

@@ -33,7 +33,9 @@ pub use profile::{
     API_VERSION, Judged, Mistake, Profile, ProfileKind, inject_with, judge, read_manifests, settings_for,
 };
 pub use refresh::{Refresh, refresh};
-pub use settings::{ConfigMapKey, Interception, Namespaces, PullPolicy, Redirect, Resources, Settings, Vault};
+pub use settings::{
+    ConfigMapKey, Interception, Mesh, MeshDiscovery, Mtls, Namespaces, PullPolicy, Redirect, Resources, Settings, Vault,
+};
 pub use workload::ObjectName;
 
 /// The sidecar's container.

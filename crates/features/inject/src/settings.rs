@@ -47,6 +47,10 @@ pub struct Settings {
     pub secret_folders: Vec<String>,
     /// Audiences of service account tokens for Outrigger.
     pub tokens: Vec<String>,
+    /// Who gives sidecars their identity and tells them of services; absent means that the config says it, or nobody.
+    pub mesh: Option<Mesh>,
+    /// What connections to the pod's ports must be; only with `mesh`.
+    pub mtls: Mtls,
     /// How long such a token is valid, in seconds.
     pub token_seconds: u32,
     /// The level of Outrigger's own log.
@@ -83,6 +87,8 @@ impl Default for Settings {
             log_folders: Vec::new(),
             secret_folders: Vec::new(),
             tokens: Vec::new(),
+            mesh: None,
+            mtls: Mtls::Permissive,
             token_seconds: 3600,
             log_level: None,
             vault: Vault::default(),
@@ -121,6 +127,68 @@ impl Interception {
     /// Whether connections come without the application's doing.
     pub(crate) fn redirects(self) -> bool {
         self != Self::None
+    }
+}
+
+/// What a sidecar needs for mTLS with the other pods of its cluster: an installation's controllers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mesh {
+    /// The trust domain of all identities.
+    pub trust_domain: String,
+    /// `HOST:PORT` of the authority that gives certificates.
+    pub authority: String,
+    /// The audience of the token that is shown to it.
+    #[serde(default = "Mesh::default_audience")]
+    pub audience: String,
+    /// A ConfigMap in the pod's namespace whose key `ca.crt` says whom to trust at first.
+    #[serde(default = "Mesh::default_trust_bundle")]
+    pub trust_bundle: String,
+    /// Who tells of services; absent means nobody, and calls to others are plain text.
+    #[serde(default)]
+    pub discovery: Option<MeshDiscovery>,
+}
+
+/// Who tells of services.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MeshDiscovery {
+    /// `HOST:PORT` of the server.
+    pub server: String,
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+}
+
+impl Mesh {
+    fn default_audience() -> String {
+        "outrigger".to_owned()
+    }
+
+    fn default_trust_bundle() -> String {
+        outrigger_config::AuthorityTrustBundles::default().config_map.to_string()
+    }
+}
+
+/// What connections to a pod's ports must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtls {
+    /// mTLS from sidecars, plain text from all others.
+    Permissive,
+    /// mTLS from workloads of the trust domain, and nothing else.
+    Strict,
+    /// Plain text.
+    Disabled,
+}
+
+impl Mtls {
+    /// As it is written.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+            Self::Disabled => "disabled",
+        }
     }
 }
 
@@ -259,6 +327,13 @@ impl Settings {
         }
         if self.config.is_some() && self.config_map.is_some() {
             return Err("`config` and `configMap` exclude one another; keep one of them".to_owned());
+        }
+        if let Some(mesh) = &self.mesh {
+            let texts = [("trustDomain", &mesh.trust_domain), ("authority", &mesh.authority)];
+            let more = [("audience", &mesh.audience), ("trustBundle", &mesh.trust_bundle)];
+            if let Some((key, _)) = texts.into_iter().chain(more).find(|(_, text)| text.is_empty()) {
+                return Err(format!("`mesh.{key}` is empty"));
+            }
         }
         if self.token_seconds < 600 {
             return Err("`tokenSeconds` is below 600, the least that Kubernetes takes".to_owned());

@@ -425,3 +425,88 @@ proptest! {
         let _ = inject(&odd, &Namespace::named("shop"), &settings());
     }
 }
+
+fn meshed() -> Settings {
+    let text = "
+image: outrigger:test
+mesh:
+  trustDomain: shop.example
+  authority: controller.mesh.svc:15012
+  discovery: { server: \"controller.mesh.svc:15011\", spiffeId: spiffe://shop.example/ns/mesh/sa/controller }
+";
+    Settings::from_yaml(text).unwrap()
+}
+
+#[test]
+fn a_mesh_gives_identity_mtls_and_services() {
+    let settings = meshed();
+    let annotated = |annotations: Value| {
+        let mut pod = pod(app());
+        pod["metadata"]["annotations"] = annotations;
+        pod
+    };
+    let injected = |pod: &Value, settings: &Settings| match inject(pod, &Namespace::named("shop"), settings) {
+        Outcome::Injected(injected) => {
+            let again = inject(&injected.pod, &Namespace::named("shop"), settings);
+            assert!(matches!(again, Outcome::Injected(again) if again.pod == injected.pod), "again changes nothing");
+            assert_eq!(uninject(&injected.pod).unwrap().unwrap(), *pod, "and it can be taken back");
+            injected.pod
+        }
+        other => panic!("{other:?}"),
+    };
+    let mtls = |pod: &Value| pod["metadata"]["annotations"]["outrigger.dev/mtls"].as_str().map(str::to_owned);
+    let config =
+        |pod: &Value| pod["metadata"]["annotations"]["outrigger.dev/effective-config"].as_str().unwrap().to_owned();
+    let volumes = |pod: &Value| pod["spec"]["volumes"].to_string();
+    let all = [
+        "authority:",
+        "mode: permissive",
+        "onDemand:",
+        "spiffe://shop.example/ns/mesh/sa/controller",
+        "/run/outrigger/identity",
+    ];
+
+    let made = injected(&pod(app()), &settings);
+    assert_eq!(mtls(&made).as_deref(), Some("permissive"));
+    assert!(all.iter().all(|part| config(&made).contains(part)), "{}", config(&made));
+    for part in ["outrigger-ca-root-cert", "\"audience\":\"outrigger\"", "\"medium\":\"Memory\",\"sizeLimit\":\"16Mi\""]
+    {
+        assert!(volumes(&made).contains(part), "{part}: {}", volumes(&made));
+    }
+    let strict = injected(&annotated(json!({ "outrigger.dev/mtls": "strict" })), &settings);
+    assert!(config(&strict).contains("mode: strict") && mtls(&strict).as_deref() == Some("strict"));
+    let off = injected(&annotated(json!({ "outrigger.dev/mtls": "disabled" })), &settings);
+    assert!(!config(&off).contains("mode:") && config(&off).contains("authority:"), "{}", config(&off));
+    let profile = Settings { mtls: outrigger_inject::Mtls::Strict, ..settings.clone() };
+    assert_eq!(mtls(&injected(&pod(app()), &profile)).as_deref(), Some("strict"));
+
+    // Without redirection nobody is told to speak mTLS, and a config's own identity counts.
+    let none = injected(&annotated(json!({ "outrigger.dev/interception": "none" })), &profile);
+    assert!(mtls(&none).is_none() && config(&none).contains("authority:") && !config(&none).contains("proxy:"));
+    let own = "identity: { trustDomain: other.example, files: { certificate: /a, key: /b, trustBundle: /c } }";
+    let own = injected(&annotated(json!({ "outrigger.dev/config": own })), &settings);
+    assert!(!config(&own).contains("authority:") && !volumes(&own).contains("outrigger-ca"), "{}", config(&own));
+    let map = injected(&annotated(json!({ "outrigger.dev/config-map": "theirs" })), &settings);
+    assert!(mtls(&map).is_none() && volumes(&map).contains("outrigger-ca-root-cert"), "the config in there may use it");
+
+    // Ports that pass the sidecar by are told, whoever said so.
+    let mut excluding = settings.clone();
+    excluding.redirect.exclude_inbound_ports = vec!["9000-9010".to_owned()];
+    let told = injected(&pod(app()), &excluding);
+    assert_eq!(told["metadata"]["annotations"]["outrigger.dev/exclude-inbound-ports"], "9000-9010");
+
+    // What cannot be had is refused.
+    for (settings, annotations) in [
+        (&Settings::default(), json!({ "outrigger.dev/mtls": "strict" })),
+        (&settings, json!({ "outrigger.dev/mtls": "strict", "outrigger.dev/interception": "none" })),
+        (&settings, json!({ "outrigger.dev/mtls": "yes" })),
+    ] {
+        match inject(&annotated(annotations), &Namespace::named("shop"), settings) {
+            Outcome::Refused(problems) => assert!(problems[0].contains("outrigger.dev/mtls"), "{problems:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    for wrong in ["mesh: { trustDomain: a }", "mesh: { trustDomain: '', authority: 'a:1' }", "mtls: maybe"] {
+        assert!(Settings::from_yaml(wrong).is_err(), "{wrong}");
+    }
+}

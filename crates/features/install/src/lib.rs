@@ -5,7 +5,6 @@
 //! renders the same objects from the same values. A check changes nothing.
 
 mod check;
-pub mod names;
 mod objects;
 mod reference;
 mod settings;
@@ -15,6 +14,6 @@ pub use check::{Check, Finding, Report, State, look};
 pub use objects::{Object, ObjectRef, objects, removal};
 pub use reference::{chart_values, markdown_reference, values_schema};
 pub use settings::{
-    FailurePolicy, Interception, IssuerRef, PullPolicy, Repair, Resources, Settings, WebhookCertificate,
+    FailurePolicy, Interception, IssuerRef, Mtls, PullPolicy, Repair, Resources, Settings, WebhookCertificate,
 };
 pub use yaml::write;

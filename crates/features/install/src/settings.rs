@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::names;
+use outrigger_kubernetes::names;
 
 /// What can be chosen; all of it has a default.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -37,6 +37,9 @@ pub struct Settings {
     /// How connections come to the sidecars: `init` (an init container redirects them), `self` (the sidecar does, and gives
     /// every privilege up), `none` (applications call it by address; passes Pod Security `restricted`).
     pub interception: Interception,
+    /// What connections to the ports of pods with a sidecar must be: `permissive` (mTLS from other sidecars, plain text from all
+    /// others), `strict` (mTLS alone) or `disabled`. A pod says otherwise by `outrigger.dev/mtls`.
+    pub mtls: Mtls,
     /// More about the sidecars: the keys of a profile, as `outrigger inject --profile` takes them.
     #[schemars(extend("type" = ["object", "null"]))]
     pub profile: Option<Value>,
@@ -81,6 +84,7 @@ impl Default for Settings {
             replicas: 2,
             trust_domain: "cluster.local".parse().expect("it is one"),
             interception: Interception::Init,
+            mtls: Mtls::Permissive,
             profile: None,
             failure_policy: FailurePolicy::Fail,
             repair: Repair::Report,
@@ -119,6 +123,18 @@ pub enum Interception {
     Own,
     /// The application calls the sidecar by address.
     None,
+}
+
+/// What connections to pods must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtls {
+    /// mTLS from other sidecars, plain text from all others.
+    Permissive,
+    /// mTLS from workloads of the trust domain, and nothing else.
+    Strict,
+    /// Plain text.
+    Disabled,
 }
 
 /// What becomes of pods while no controller answers.
@@ -278,7 +294,7 @@ impl Settings {
         if self.profile.as_ref().is_some_and(|profile| !profile.is_object() && !profile.is_null()) {
             return Err("`profile` is no map of keys such as `config:`".to_owned());
         }
-        for key in ["image", "imagePullPolicy", "interception", "namespaces", "excludedNamespaces"] {
+        for key in ["image", "imagePullPolicy", "interception", "mesh", "mtls", "namespaces", "excludedNamespaces"] {
             if self.profile.as_ref().is_some_and(|profile| !profile[key].is_null()) {
                 return Err(format!("`profile.{key}` follows from the other settings; remove it there"));
             }
@@ -323,6 +339,8 @@ mod tests {
             ("image: ''", "`image` is ``"),
             ("trustDomain: UP", "is not a trust domain"),
             ("interception: magic", "unknown variant `magic`"),
+            ("mtls: maybe", "unknown variant `maybe`"),
+            ("profile: { mesh: {} }", "`profile.mesh` follows"),
             ("webhookTimeoutSeconds: 31", "Kubernetes takes 1 to 30"),
             ("certManagerIssuer: { name: x }", "needs `webhookCertificate: certManager`"),
             ("{ webhookCertificate: certManager, certManagerIssuer: { name: x, kind: X } }", "`Issuer` or"),

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrigger_http::Resolver;
+use outrigger_kubernetes::definitions::ROLLOUTS;
 use outrigger_kubernetes::resources::PODS;
 use outrigger_kubernetes::{ApiError, Client, Duty, Key, Leader, Patch, Selection, Store, Write, informer};
 use outrigger_runtime::BoxFuture;
@@ -17,7 +18,6 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::change::{Action, Do, PatchKind};
-use crate::crd::ROLLOUTS;
 use crate::moment::Moment;
 use crate::plan::{Rollout, plan};
 use crate::pod::{KeeperState, Pod};
@@ -69,7 +69,7 @@ impl Rollouts {
                         tracing::info!(
                             component = "controller",
                             why = %error,
-                            "rollouts are off; `outrigger upgrade setup | kubectl apply -f -` brings what they need"
+                            "rollouts are off; `outrigger install … | kubectl apply -f -` brings what they need"
                         );
                     }
                     self.tell(None);

@@ -7,7 +7,6 @@
 
 mod change;
 mod controller;
-mod crd;
 mod gate;
 mod moment;
 mod order;
@@ -21,7 +20,6 @@ mod view;
 
 pub use change::{Action, Do, PatchKind};
 pub use controller::Rollouts;
-pub use crd::{KIND, PLURAL, ROLLOUTS, custom_resource, objects};
 pub use moment::Moment;
 pub use plan::{Plan, Rollout, plan};
 pub use pod::{Keeper, KeeperState, Pod, Sidecar, SidecarState, Traffic};

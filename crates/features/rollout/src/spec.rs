@@ -1,7 +1,7 @@
 //! What a `SidecarRollout` asks for.
 //!
 //! Promise: fields that are not known are passed over, as everywhere in Kubernetes' objects; the API server fills in the
-//! same defaults, by the schema in `crd.rs`.
+//! same defaults, by the definition in `outrigger-kubernetes`.
 
 use std::collections::BTreeMap;
 
@@ -187,5 +187,20 @@ mod tests {
     fn what_is_left_out_has_its_default() {
         let spec: Spec = serde_json::from_str(r#"{"image":"a:2","ofTheFuture":1}"#).unwrap();
         assert_eq!(spec, Spec { image: "a:2".to_owned(), ..Spec::default() });
+    }
+
+    #[test]
+    fn the_definition_has_each_field_and_its_default() {
+        let spec = serde_json::to_value(Spec::default()).unwrap();
+        let schema = outrigger_kubernetes::definitions::rollouts_spec();
+        let fields = |value: &serde_json::Value| {
+            let mut names: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+            names.sort();
+            names
+        };
+        assert_eq!(fields(&spec), fields(&schema["properties"]));
+        for (name, field) in schema["properties"].as_object().unwrap() {
+            assert!(name == "image" || field["default"] == spec[name], "{name}");
+        }
     }
 }

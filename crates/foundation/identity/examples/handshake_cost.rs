@@ -75,6 +75,7 @@ async fn workload(folder: &std::path::Path, account: &str) -> Arc<Snapshot> {
         trust_domain: "shop.example".parse().unwrap(),
         files: None,
         authority: None,
+        own_authority: None,
         development: Some(development),
     };
     let config = Config { identity: Some(identity), ..Config::default() };

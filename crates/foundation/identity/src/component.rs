@@ -20,8 +20,9 @@ use crate::enrolment::Enrolment;
 use crate::error::{Error, chain, date, span};
 use crate::handle::Identities;
 use crate::material::Material;
+use crate::own::OwnAuthority;
 use crate::snapshot::Snapshot;
-use crate::source::{Found, Source};
+use crate::source::{Authorities, Found, Source};
 
 /// By then most starts are over.
 const START_IS_OVER: Duration = Duration::from_millis(50);
@@ -40,20 +41,27 @@ const EARLIEST_WARNING: Duration = Duration::from_secs(7 * 86400);
 pub struct IdentityComponent {
     current: watch::Sender<Option<Arc<Snapshot>>>,
     generation: AtomicU64,
-    enrolment: Option<Arc<dyn Enrolment>>,
+    authorities: Authorities,
 }
 
 impl IdentityComponent {
     /// The component, and the handle by which others see what it has.
     pub fn new() -> (Self, Identities) {
         let (current, identities) = Identities::channel();
-        (Self { current, generation: AtomicU64::new(0), enrolment: None }, identities)
+        (Self { current, generation: AtomicU64::new(0), authorities: Authorities::default() }, identities)
     }
 
     /// The same, able to ask authorities.
     pub fn with_enrolment(enrolment: Arc<dyn Enrolment>) -> (Self, Identities) {
-        let (component, identities) = Self::new();
-        (Self { enrolment: Some(enrolment), ..component }, identities)
+        let (mut component, identities) = Self::new();
+        component.authorities.enrolment = Some(enrolment);
+        (component, identities)
+    }
+
+    /// The same, able to ask the authority of this process, too.
+    pub fn with_own_authority(mut self, own: Arc<dyn OwnAuthority>) -> Self {
+        self.authorities.own = Some(own);
+        self
     }
 
     fn current(&self) -> Option<Arc<Snapshot>> {
@@ -77,7 +85,7 @@ impl Component for IdentityComponent {
     fn check(&self, old: Option<&Config>, new: &Config) -> Result<(), BoxError> {
         let Some(section) = &new.identity else { return Ok(()) };
         check_peers(section, new)?;
-        let source = Source::new(section, self.enrolment.as_ref())?;
+        let source = Source::new(section, &self.authorities)?;
         // At the start we wait for files that are not there yet; a reload must not swap what works for what does not.
         match old {
             Some(old) if old.identity.as_ref() != Some(section) => Ok(source.check(SystemTime::now())?),
@@ -115,7 +123,7 @@ async fn run(component: &IdentityComponent, ctx: Context) -> Result<(), BoxError
             ctx.stop.requested().await;
             return Ok(());
         };
-        let source = Source::new(&section, component.enrolment.as_ref())?;
+        let source = Source::new(&section, &component.authorities)?;
         let watcher = FileWatcher::new(source.paths())?;
         let mut keeper = Keeper::new(component, source, &ctx.status, &metrics);
         tokio::select! {

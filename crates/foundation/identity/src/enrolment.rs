@@ -224,7 +224,7 @@ pub(crate) fn renew_at(snapshot: &Snapshot) -> SystemTime {
     snapshot.not_before + lifetime / 2 + lifetime / JITTER * u32::from(drawn) / 255
 }
 
-fn signing_request(key: &KeyPair, id: Option<&SpiffeId>) -> Result<String, rcgen::Error> {
+pub(crate) fn signing_request(key: &KeyPair, id: Option<&SpiffeId>) -> Result<String, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     if let Some(id) = id {

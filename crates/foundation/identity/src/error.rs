@@ -195,6 +195,14 @@ pub enum Error {
     /// Nobody in this process can ask an authority.
     #[error("this program cannot ask an authority for certificates; use the source `files`")]
     NoEnrolment,
+    /// The authority of this process did not sign.
+    #[error("the authority of this process: cannot {action}")]
+    Own {
+        /// What was tried.
+        action: &'static str,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Keys would be written to a disk.
     #[error(
         "`stateDirectory` {} is not in memory (tmpfs), and a key on a disk outlives its pod; mount an `emptyDir` with `medium: Memory` there, or remove it",

@@ -1,6 +1,6 @@
 //! Who this workload is, and whom it talks to: X.509-SVIDs and the TLS made of them.
 //!
-//! In: PEM files, an authority that is asked over the network, or a development authority in a shared folder. Out: [`Snapshot`]s, each
+//! In: PEM files, an authority that is asked over the network or is this very process, or a development authority in a shared folder. Out: [`Snapshot`]s, each
 //! one identity with ready-made rustls configs, swapped whole when a certificate rotates.
 //! Promise: no peer passes that is not a valid X.509-SVID ([X509-SVID]) of the trust domain
 //! and one of those expected, nor one that is revoked; a half-written or unusable certificate never replaces a good
@@ -18,6 +18,7 @@ mod handle;
 mod handshake;
 mod known;
 mod material;
+mod own;
 mod pem;
 mod public;
 mod revocation;
@@ -35,6 +36,7 @@ pub use error::{Error, Part};
 pub use handle::Identities;
 pub use handshake::{tls_error_reason, tls_error_text};
 pub use outrigger_config::{SpiffeId, SpiffePattern, TrustDomain};
+pub use own::OwnAuthority;
 pub use pem::write_pem;
 pub use public::{
     ConfigDigest, PemOf, client_config_of_pem, client_config_with_roots, ordinary_client_config, public_client_config,

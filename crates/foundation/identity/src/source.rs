@@ -1,4 +1,5 @@
-//! Where an identity comes from, as the config says: files, an authority, or the development authority.
+//! Where an identity comes from, as the config says: files, an authority elsewhere or in this process, or the development
+//! authority.
 //!
 //! In: section `identity`. Out: material, when there is something new.
 
@@ -14,6 +15,7 @@ use crate::enrolment::{self, Enrolling, Enrolment};
 use crate::error::Error;
 use crate::files::{self, Loaded};
 use crate::material::Material;
+use crate::own::{OwnAuthority, Owning};
 use crate::snapshot::Snapshot;
 
 /// What a source has.
@@ -22,6 +24,15 @@ pub(crate) struct Found {
     pub(crate) material: Option<Material>,
     /// What is wrong although there is material.
     pub(crate) problem: Option<Error>,
+}
+
+/// Who can be asked for certificates.
+#[derive(Clone, Default)]
+pub(crate) struct Authorities {
+    /// Asks over the network.
+    pub(crate) enrolment: Option<Arc<dyn Enrolment>>,
+    /// The authority of this process.
+    pub(crate) own: Option<Arc<dyn OwnAuthority>>,
 }
 
 /// One source of an identity.
@@ -35,20 +46,24 @@ pub(crate) struct Source {
 enum Kind {
     Files(IdentityFiles),
     Authority(Enrolling),
+    Own(Owning),
     Development(DevelopmentAuthority),
 }
 
 impl Source {
-    /// The source that a section names. `enrolment` asks authorities.
-    pub(crate) fn new(section: &Identity, enrolment: Option<&Arc<dyn Enrolment>>) -> Result<Self, Error> {
-        let kind = match (&section.files, &section.authority, &section.development) {
-            (Some(files), _, _) => Kind::Files(files.clone()),
-            (None, Some(settings), _) => {
-                let enrolment = enrolment.ok_or(Error::NoEnrolment)?;
-                Kind::Authority(Enrolling::new(settings, Arc::clone(enrolment))?)
-            }
-            (None, None, Some(settings)) => Kind::Development(settings.clone()),
-            (None, None, None) => return Err(Error::NoSource),
+    /// The source that a section names.
+    pub(crate) fn new(section: &Identity, authorities: &Authorities) -> Result<Self, Error> {
+        let kind = if let Some(files) = &section.files {
+            Kind::Files(files.clone())
+        } else if let Some(settings) = &section.authority {
+            let enrolment = authorities.enrolment.as_ref().ok_or(Error::NoEnrolment)?;
+            Kind::Authority(Enrolling::new(settings, Arc::clone(enrolment))?)
+        } else if let Some(settings) = &section.own_authority {
+            Kind::Own(Owning::new(settings, Arc::clone(authorities.own.as_ref().ok_or(Error::NoEnrolment)?)))
+        } else if let Some(settings) = &section.development {
+            Kind::Development(settings.clone())
+        } else {
+            return Err(Error::NoSource);
         };
         Ok(Self { trust_domain: section.trust_domain.clone(), kind })
     }
@@ -61,6 +76,7 @@ impl Source {
                 vital.into_iter().chain(&files.crl).cloned().collect()
             }
             Kind::Authority(enrolling) => enrolling.paths(),
+            Kind::Own(_) => Vec::new(),
             Kind::Development(settings) => authority::paths(&settings.directory).into(),
         }
     }
@@ -79,6 +95,10 @@ impl Source {
                 let material = enrolling.load(&self.trust_domain, current, now).await?;
                 Ok(Found { material, problem: None })
             }
+            Kind::Own(owning) => {
+                let material = owning.load(&self.trust_domain, current, now).await?;
+                Ok(Found { material, problem: None })
+            }
             Kind::Development(settings) => {
                 let material = development::load(settings, &self.trust_domain, current, now).await?;
                 Ok(Found { material, problem: None })
@@ -90,7 +110,7 @@ impl Source {
     pub(crate) fn renew_at(&self, snapshot: &Snapshot) -> Option<SystemTime> {
         match &self.kind {
             Kind::Files(_) => None,
-            Kind::Authority(_) => Some(enrolment::renew_at(snapshot)),
+            Kind::Authority(_) | Kind::Own(_) => Some(enrolment::renew_at(snapshot)),
             Kind::Development(_) => Some(development::renew_at(snapshot)),
         }
     }
@@ -100,6 +120,8 @@ impl Source {
         match &self.kind {
             Kind::Files(files) => files::load(files, &self.trust_domain, None, now).map(drop),
             Kind::Authority(enrolling) => enrolling.check(),
+            // Whether it signs is its own status.
+            Kind::Own(_) => Ok(()),
             Kind::Development(settings) => Authority::read(&settings.directory, &self.trust_domain).map(drop),
         }
     }

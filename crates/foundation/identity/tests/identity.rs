@@ -90,7 +90,13 @@ fn from_files(folder: &Path) -> Identity {
         crl: Vec::new(),
         crl_required: false,
     };
-    Identity { trust_domain: "shop.example".parse().unwrap(), files: Some(files), authority: None, development: None }
+    Identity {
+        trust_domain: "shop.example".parse().unwrap(),
+        files: Some(files),
+        authority: None,
+        own_authority: None,
+        development: None,
+    }
 }
 
 fn development(folder: &Path, account: &str, ttl: Duration) -> Identity {
@@ -104,6 +110,7 @@ fn development(folder: &Path, account: &str, ttl: Duration) -> Identity {
         trust_domain: "shop.example".parse().unwrap(),
         files: None,
         authority: None,
+        own_authority: None,
         development: Some(settings),
     }
 }

@@ -8,6 +8,7 @@
 
 mod access;
 mod client;
+pub mod definitions;
 mod duty;
 mod election;
 mod error;

@@ -185,6 +185,7 @@ impl Shop {
             trust_domain: TRUST_DOMAIN.parse()?,
             files: None,
             authority: None,
+            own_authority: None,
             development: Some(DevelopmentAuthority {
                 directory: self.folder.join("authority"),
                 namespace: "shop".parse()?,

@@ -11,13 +11,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use outrigger_http::Resolver;
+use outrigger_kubernetes::definitions::ROLLOUTS;
 use outrigger_kubernetes::{Access, ApiError, Client, Options, Patch, Selection, Write};
-use outrigger_rollout::{HandOver, OnFailure, Phase, ROLLOUTS, Share, Spec, Status, objects};
+use outrigger_rollout::{HandOver, OnFailure, Phase, Share, Spec, Status};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::cli::Format;
-use crate::output;
 use progress::Progress;
 
 pub(crate) const HELP: &str = "\
@@ -26,7 +26,7 @@ meanwhile. The first pod goes alone, then the canaries, then all others, never m
 whose next sidecar is not well stops it, and all go back (--on-failure). New pods get the image of the profile: change that, too.
 
 The controller does it (`outrigger controller`); this command may be ended at any time. The same can be had by
-`kubectl apply` of a SidecarRollout. What a cluster needs for it, `outrigger upgrade setup | kubectl apply -f -` gives it.
+`kubectl apply` of a SidecarRollout.
 
 Examples:
   outrigger upgrade --image registry.example/outrigger:0.2.0 --canary 5% --all-namespaces --wait
@@ -65,8 +65,6 @@ enum UpgradeCommand {
     Rollback(NamedArgs),
     /// Show how it goes
     Status(NamedArgs),
-    /// Print what a cluster needs for it, for `kubectl apply -f -`: the definition of SidecarRollout, the controller's rights
-    Setup(SetupArgs),
 }
 
 /// Which cluster is asked.
@@ -78,13 +76,6 @@ pub(crate) struct ClusterArgs {
     /// A context of the kubeconfig
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct SetupArgs {
-    /// The controller's namespace
-    #[arg(short, long, value_name = "NAME", default_value = outrigger_kubernetes::names::NAMESPACE)]
-    namespace: String,
 }
 
 #[derive(Debug, Args)]
@@ -171,9 +162,6 @@ pub(crate) fn upgrade(args: UpgradeArgs) -> anyhow::Result<u8> {
             Some(UpgradeCommand::Resume(args)) => change(args, "resume").await,
             Some(UpgradeCommand::Rollback(args)) => change(args, "rollback").await,
             Some(UpgradeCommand::Status(args)) => change(args, "status").await,
-            Some(UpgradeCommand::Setup(args)) => {
-                output::print(&format!("{:#}\n", objects(&args.namespace))).map(|()| 0)
-            }
         }
     };
     run(work)
@@ -198,7 +186,7 @@ impl ClusterArgs {
 fn known(error: ApiError) -> anyhow::Error {
     if error.is_not_found() {
         return anyhow::anyhow!(
-            "the cluster does not know SidecarRollout; `outrigger upgrade setup | kubectl apply -f -` tells it, and `outrigger controller` follows it"
+            "the cluster does not know SidecarRollout; `outrigger install … | kubectl apply -f -` with the settings of the installation brings it"
         );
     }
     error.into()
@@ -313,7 +301,7 @@ async fn follow(client: &Client, object: &Value, wait: bool, format: Format, bac
         if !taken_up && status.message.is_empty() && begun.elapsed() > TAKEN_UP {
             progress.end()?;
             bail!(
-                "no controller has taken up the rollout `{name}` within {} s; is `outrigger controller` running, with the rights that `outrigger upgrade setup` prints? It begins when one comes",
+                "no controller has taken up the rollout `{name}` within {} s; `outrigger check` says how the controllers are. It begins when one comes",
                 TAKEN_UP.as_secs()
             );
         }

@@ -1,8 +1,17 @@
 //! An API server alone: what it takes, and that it goes with its guard.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use outrigger_e2e::ApiServer;
 
 use crate::manifest::{Interception, pod, server, spec};
+
+/// Rollouts belong to no namespace, so the controllers of one test would take up those of another: tests that run controllers
+/// take turns.
+pub(crate) fn the_only_controllers() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn an_api_server_judges_manifests_and_goes() {

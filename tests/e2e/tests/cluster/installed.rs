@@ -7,6 +7,7 @@ use std::process::{Output, Stdio};
 use anyhow::ensure;
 use outrigger_e2e::{KubeNamespace, outrigger_command, outrigger_image};
 
+use crate::api::the_only_controllers;
 use crate::manifest::{plain, service, taken};
 
 /// Controllers in a namespace of the test's own. The webhook and the cluster's roles go with it.
@@ -74,8 +75,29 @@ spec:
       - { name: app, image: \"localhost/app:1\", imagePullPolicy: Never, args: [serve, -name, shop] }
 ";
 
+/// Another one, which takes nothing but mTLS.
+const ORDERS: &str = "\
+apiVersion: v1
+kind: ServiceAccount
+metadata: { name: orders }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: orders }
+spec:
+  selector: { matchLabels: { app: orders } }
+  template:
+    metadata: { labels: { app: orders }, annotations: { outrigger.dev/mtls: strict } }
+    spec:
+      serviceAccountName: orders
+      terminationGracePeriodSeconds: 5
+      containers:
+      - { name: app, image: \"localhost/app:1\", imagePullPolicy: Never, args: [serve, -name, orders, -calls, \"http://shop-service/chain\"] }
+";
+
 #[test]
 fn a_label_brings_the_sidecar_and_nothing_else_does() {
+    let _alone = the_only_controllers();
     let installation = Installation::new();
     let checked = installation.outrigger(&["check", "--wait", "80s"]);
     let report = String::from_utf8_lossy(&checked.stdout).into_owned();
@@ -108,10 +130,36 @@ fn a_label_brings_the_sidecar_and_nothing_else_does() {
         ensure!(taken(&shop, &pod, "outbound")? > 0, "nothing yet");
         Ok(())
     });
+
+    // Those who have a sidecar speak mTLS, and know who calls; those who have none are let in where that is allowed.
+    shop.apply(&service("shop", 8080));
+    shop.apply(&format!("{ORDERS}---\n{}", service("orders", 8080)));
+    shop.wait_for("deployment/orders", "Available");
+    let get = |namespace: &KubeNamespace, from: &str, url: &str| {
+        let url = format!("http://{url}.{}/chain", shop.name);
+        namespace.exec(&format!("{from} -c app"), &["/app", "get", "-for", "3s", &url])
+    };
+    let of = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", shop.name);
+    let expected = format!("orders {}\nshop {}\n", of("default"), of("orders"));
+    shop.eventually("calls by mTLS in both directions", || {
+        let answer = get(&shop, &pod, "orders-service")?;
+        ensure!(answer == expected, "{answer}");
+        Ok(())
+    });
+    shop.eventually("plain text to be let in where that is allowed", || {
+        let answer = get(&other, "backend", "shop-service")?;
+        ensure!(answer == "shop nobody\n", "{answer}");
+        Ok(())
+    });
+    let refused = get(&other, "backend", "orders-service");
+    assert!(refused.is_err(), "plain text where mTLS is asked for: {refused:?}");
+    let bundle = |namespace: &KubeNamespace| namespace.get("configmap/outrigger-ca-root-cert", "{.data.ca\\.crt}");
+    assert!(bundle(&shop).unwrap().contains("BEGIN CERTIFICATE") && bundle(&other).is_err());
+
     let checked = installation.outrigger(&["check", "--wait", "60s"]);
     let report = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert_eq!(checked.status.code(), Some(0), "{report}");
-    assert!(report.contains(&shop.name) && report.contains("1, injected by"), "{report}");
+    assert!(report.contains(&shop.name) && report.contains("2, injected by"), "{report}");
 
     // A profile reaches the sidecar that runs, without a restart of anything; a bad one is refused.
     let profile = |level: &str| {

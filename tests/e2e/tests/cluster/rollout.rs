@@ -8,6 +8,7 @@ use anyhow::ensure;
 use outrigger_e2e::{KubeNamespace, outrigger_command, start_outrigger};
 use serde_json::{Value, json};
 
+use crate::api::the_only_controllers;
 use crate::injected::inject;
 use crate::manifest::{app, pod, server, service};
 
@@ -62,10 +63,9 @@ fn carried(namespace: &KubeNamespace) -> anyhow::Result<u64> {
 
 #[test]
 fn a_rollout_fails_no_request_and_stops_at_an_image_that_is_not_there() {
+    let _alone = the_only_controllers();
     let namespace = KubeNamespace::new("");
-    let (code, setup) = outrigger(&namespace, &["upgrade", "setup"]);
-    assert_eq!(code, 0, "{setup}");
-    namespace.apply(&setup);
+    namespace.apply(&outrigger_kubernetes::definitions::rollouts().to_string());
     namespace.apply(&inject(&deployment()).unwrap());
     namespace.apply(&service("web", 8080));
     let mut client = app("app", &[]);

@@ -36,7 +36,7 @@ const VALUES: &[(&str, &str)] = &[
     (
         "everything",
         "namespace: mesh\nimage: \"registry.example:5000/outrigger@sha256:abc\"\nimagePullPolicy: Always\n\
-         imagePullSecrets: [registry]\nreplicas: 3\ntrustDomain: shop.example\ninterception: self\n\
+         imagePullSecrets: [registry]\nreplicas: 3\ntrustDomain: shop.example\ninterception: self\nmtls: strict\n\
          profile: { logLevel: debug, redirect: { excludeOutboundPorts: [\"3306\"] }, config: { metrics: {} } }\n\
          failurePolicy: Ignore\nrepair: evict\nwebhookTimeoutSeconds: 2\nwebhookCertificate: certManager\n\
          certManagerIssuer: { kind: ClusterIssuer, name: company }\nauthoritySecret: company-ca\n\
@@ -286,6 +286,11 @@ fn an_installation_holds_up_nobody_who_did_not_ask_for_it() {
         (&["create", "pods/eviction", "-n", "shop"], false),
         (&["get", "secrets/outrigger-roots", "-n", "shop"], false),
         (&["update", "pods", "-n", "shop"], false),
+        (&["patch", "pods", "-n", "shop"], true),
+        (&["patch", "pods/ephemeralcontainers", "-n", "shop"], true),
+        (&["patch", "configmaps/outrigger-ca-root-cert", "-n", "shop"], true),
+        (&["create", "configmaps", "-n", "shop"], false),
+        (&["get", "configmaps/of-others", "-n", "shop"], false),
         (&["create", "pods/exec", "-n", "shop"], false),
         (&["update", "leases/outrigger-controller", "-n", "outrigger-system"], true),
         (&["update", "leases/of-others", "-n", "outrigger-system"], false),
@@ -364,13 +369,14 @@ fn check_tells_what_a_cluster_lacks_and_what_was_changed() {
     assert_eq!(code, Some(3), "{report}");
     for (what, state, told) in [
         ("version", "ok", "here and in the cluster"),
-        ("objects", "ok", "all 11 are there, as installed"),
+        ("objects", "ok", "all 15 are there, as installed"),
         ("controllers", "failed", "0 of 2 ready"),
         ("service", "failed", "no controller stands behind it"),
         ("webhook certificate", "failed", "has no `caBundle`"),
         ("webhook", "failed", "without a sidecar"),
         ("leader", "failed", "no controller has taken the lease"),
         ("authority", "failed", "no roots yet"),
+        ("trust bundles", "ok", "in all 0 namespaces"),
         ("namespaces", "ok", "none opted in yet"),
         ("pods without a sidecar", "ok", "none"),
     ] {
@@ -398,7 +404,7 @@ fn check_tells_what_a_cluster_lacks_and_what_was_changed() {
     let (state, told) = finding(&report, "objects");
     let places = [
         "Deployment outrigger-system/outrigger-controller: spec.replicas is `5`, not `2`",
-        "ClusterRole outrigger-controller: rules[7] is `{",
+        "ClusterRole outrigger-controller: rules[17] is `{",
     ];
     assert!(state == "warning" && places.iter().all(|place| told.contains(place)), "{told}");
     assert_eq!(finding(&report, "namespaces").1, "1 opted in: shop");

@@ -15,7 +15,7 @@ use anyhow::ensure;
 use outrigger_e2e::{ApiServer, Outrigger, eventually_within, outrigger_command, start_outrigger};
 use outrigger_http::Resolver;
 use outrigger_kubernetes::resources::PODS;
-use outrigger_kubernetes::{Access, Client, Options, Patch, Selection, Write};
+use outrigger_kubernetes::{Access, Client, Options, Patch, Selection, Write, definitions};
 use serde_json::{Value, json};
 
 /// Long enough for a rollout on a busy machine.
@@ -164,10 +164,8 @@ fn pods_change_their_sidecars_and_come_back() {
 
     // Nobody knows of rollouts yet.
     let (code, said) = outrigger(&api, &["upgrade", "--image", "outrigger:2"]);
-    assert!(code == 1 && said.contains("outrigger upgrade setup | kubectl apply"), "{said}");
-    let (code, definition) = outrigger(&api, &["upgrade", "setup"]);
-    assert_eq!(code, 0);
-    api.apply(&definition);
+    assert!(code == 1 && said.contains("outrigger install … | kubectl apply"), "{said}");
+    api.apply(&definitions::rollouts().to_string());
     eventually_within(PATIENCE, "the definition", || api.kubectl(&["get", "sidecarrollouts"]));
     the_schema_refuses_what_is_wrong(&api);
     let (code, said) = outrigger(&api, &["upgrade", "status"]);

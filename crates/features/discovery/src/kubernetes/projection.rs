@@ -6,12 +6,16 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use outrigger_kubernetes::names::MTLS_ANNOTATION;
 use serde_json::Value;
 
 use crate::feed::{Service, ServiceEndpoint};
 
 /// The label by which a slice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The sidecar's own ports, metrics and health, where it speaks plain text whatever the application's do.
+const OWN_PORTS: [u16; 2] = [15020, 15021];
 
 /// What is kept of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,10 +52,20 @@ pub(crate) struct KeptEndpoint {
     pub(crate) serving: bool,
 }
 
-/// What is kept of a pod with a sidecar.
+/// What is kept of a pod whose sidecar takes mTLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeptPod {
     pub(crate) service_account: String,
+    /// The ports that it sees; absent means all.
+    pub(crate) seen: Option<Box<Seen>>,
+}
+
+/// Which ports of a pod its sidecar sees, by the annotations that say so.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Only these, if there are any.
+    only: Vec<(u16, u16)>,
+    never: Vec<(u16, u16)>,
 }
 
 fn text(value: &Value) -> String {
@@ -115,16 +129,45 @@ impl KeptSlice {
 }
 
 impl KeptPod {
-    /// What to keep of a pod; nothing of one without a sidecar of ours.
+    /// What to keep of a pod; nothing of one without a sidecar of ours that takes mTLS.
     pub fn of(object: &Value) -> Option<Self> {
+        let annotation = |key: &str| object["metadata"]["annotations"][key].as_str();
+        if !matches!(annotation(MTLS_ANNOTATION), Some("permissive" | "strict")) {
+            return None;
+        }
         let containers = list(&object["spec"]["initContainers"]).iter().chain(list(&object["spec"]["containers"]));
         let has_sidecar = containers.clone().any(|container| container["name"] == "outrigger");
         let service_account = match object["spec"]["serviceAccountName"].as_str() {
             Some(name) if !name.is_empty() => name.to_owned(),
             _ => "default".to_owned(),
         };
-        has_sidecar.then_some(Self { service_account })
+        let ranges = |key: &str| annotation(key).map(ranges).unwrap_or_default();
+        let seen = Seen {
+            only: ranges("outrigger.dev/include-inbound-ports"),
+            never: ranges("outrigger.dev/exclude-inbound-ports"),
+        };
+        let seen = (seen != Seen::default()).then(|| Box::new(seen));
+        has_sidecar.then_some(Self { service_account, seen })
     }
+
+    /// Whether its sidecar takes mTLS at a port.
+    fn sees(&self, port: u16) -> bool {
+        let within = |ranges: &[(u16, u16)]| ranges.iter().any(|(first, last)| (*first..=*last).contains(&port));
+        !OWN_PORTS.contains(&port)
+            && self
+                .seen
+                .as_ref()
+                .is_none_or(|seen| (seen.only.is_empty() || within(&seen.only)) && !within(&seen.never))
+    }
+}
+
+/// Ports and ranges, separated by commas; what is neither is passed over, for the injector would have refused it.
+fn ranges(text: &str) -> Vec<(u16, u16)> {
+    let range = |word: &str| {
+        let (first, last) = word.split_once('-').unwrap_or((word, word));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    };
+    text.split(',').filter_map(range).collect()
 }
 
 /// The services that a Service stands for, one for each port; none when there is no such Service. `pod` finds what is kept of a pod of
@@ -146,6 +189,7 @@ pub(crate) fn project<'a>(
             for one in &slice.endpoints {
                 let Some(ip) = one.address else { continue };
                 let identity = pod(&one.pod)
+                    .filter(|pod| pod.sees(target.port))
                     .map(|pod| format!("spiffe://{trust_domain}/ns/{namespace}/sa/{}", pod.service_account));
                 let told = ServiceEndpoint {
                     zone: one.zone.clone(),

@@ -63,7 +63,7 @@ fn a_service_has_the_endpoints_of_its_slices_by_port() {
         { "addresses": ["10.0.0.2"], "conditions": { "ready": false, "serving": true, "terminating": true } },
         { "addresses": ["10.0.0.3"], "conditions": { "ready": false, "serving": false } },
         { "addresses": ["orders.example"] }, {} ]);
-    let pod = json!({ "spec": { "serviceAccountName": "orders", "initContainers": [{ "name": "outrigger" }], "containers": [{ "name": "app" }] } });
+    let pod = json!({ "metadata": { "annotations": { "outrigger.dev/mtls": "permissive" } }, "spec": { "serviceAccountName": "orders", "initContainers": [{ "name": "outrigger" }], "containers": [{ "name": "app" }] } });
     let services = made(&[
         (Of::Slice, "orders-x", slice("orders", ports, endpoints)),
         (Of::Service, "orders", service),
@@ -89,6 +89,47 @@ fn a_service_has_the_endpoints_of_its_slices_by_port() {
     let grpc = &services["orders.shop.svc.cluster.local:81"];
     assert!(grpc.http2 && !http.http2);
     assert_eq!(grpc.endpoints[0].address.to_string(), "10.0.0.1:9090");
+}
+
+#[test]
+fn a_pod_has_an_identity_where_its_sidecar_takes_mtls() {
+    let service = json!({ "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] } });
+    let endpoints = json!([{ "addresses": ["10.0.0.1"], "targetRef": { "kind": "Pod", "name": "p" } }]);
+    let slice = slice("x", json!([{ "port": 8080 }]), endpoints);
+    let pod = |container: &str, annotations: Value| json!({ "metadata": { "annotations": annotations }, "spec": { "initContainers": [{ "name": container }] } });
+    for (what, pod, expected) in [
+        ("permissive", pod("outrigger", json!({ "outrigger.dev/mtls": "permissive" })), true),
+        ("strict", pod("outrigger", json!({ "outrigger.dev/mtls": "strict" })), true),
+        ("a sidecar that takes plain text alone", pod("outrigger", json!({})), false),
+        ("turned off", pod("outrigger", json!({ "outrigger.dev/mtls": "disabled" })), false),
+        ("no sidecar", pod("other", json!({ "outrigger.dev/mtls": "strict" })), false),
+        (
+            "a port that passes the sidecar by",
+            pod(
+                "outrigger",
+                json!({ "outrigger.dev/mtls": "strict", "outrigger.dev/exclude-inbound-ports": "9,8000-8100" }),
+            ),
+            false,
+        ),
+        (
+            "a port that is not among those it sees",
+            pod("outrigger", json!({ "outrigger.dev/mtls": "strict", "outrigger.dev/include-inbound-ports": "8081" })),
+            false,
+        ),
+        (
+            "a port among those that it sees",
+            pod(
+                "outrigger",
+                json!({ "outrigger.dev/mtls": "strict", "outrigger.dev/include-inbound-ports": "x, 8080,1-" }),
+            ),
+            true,
+        ),
+    ] {
+        let services =
+            made(&[(Of::Service, "x", service.clone()), (Of::Slice, "x-1", slice.clone()), (Of::Pod, "p", pod)]);
+        let identity = &services["x.shop.svc.cluster.local:80"].endpoints[0].identity;
+        assert_eq!(identity == "spiffe://d.test/ns/shop/sa/default", expected, "{what}: {identity}");
+    }
 }
 
 #[test]
@@ -139,7 +180,10 @@ fn object() -> impl Strategy<Value = (Of, String, Value)> {
         (
             Of::Pod,
             format!("p{at}"),
-            json!({ "spec": { "serviceAccountName": format!("a{account}"), "containers": [{ "name": container }] } }),
+            json!({
+                "metadata": { "annotations": { "outrigger.dev/mtls": "permissive" } },
+                "spec": { "serviceAccountName": format!("a{account}"), "containers": [{ "name": container }] },
+            }),
         )
     });
     prop_oneof![service, slice, pod]

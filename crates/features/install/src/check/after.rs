@@ -8,13 +8,14 @@ use x509_parser::pem::Pem;
 
 use super::before::{Skew, pod_security, skew};
 use super::drift::differences;
-use super::facts::{After, Seen, Trial, annotation, items, label, name, opted_in, text};
+use super::facts::{After, Seen, Trial, annotation, base64, items, label, name, opted_in, text};
 use super::finding::{Finding, State, count, some_of};
-use crate::names;
+use super::trust;
 use crate::settings::Settings;
+use outrigger_kubernetes::names;
 
 /// What injected pods are annotated with.
-const STATUS: &str = "outrigger.dev/status";
+const STATUS: &str = names::STATUS_ANNOTATION;
 /// A certificate that ends sooner should have been renewed.
 const SOON: i64 = 7 * 86_400;
 
@@ -32,6 +33,7 @@ pub(crate) fn findings(facts: &After, settings: &Settings, version: &str) -> Vec
     if settings.authority_secret.is_none() {
         all.push(roots(facts));
     }
+    all.push(trust::bundles(facts));
     all.extend([
         namespaces(&facts.namespaces),
         pod_security(&facts.namespaces, settings.interception),
@@ -207,11 +209,6 @@ fn bundle(facts: &After) -> Finding {
         }
         seconds => Finding::ok(WHAT, format!("the API server trusts it, for {} at least", left(seconds))),
     }
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    use base64::Engine;
-    base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
 
 /// What the webhook did to a pod that was made for trial.
@@ -427,6 +424,7 @@ mod tests {
                 json!({ "spec": { "holderIdentity": "c-1", "leaseDurationSeconds": 15, "renewTime": "2027-01-15T08:00:00.000000Z" } }),
             )),
             roots: Ok(Some(json!({ "data": { "ca.crt": encoded(LONG) } }))),
+            bundles: Ok(vec![json!({ "metadata": { "namespace": "shop" }, "data": { "ca.crt": LONG } })]),
             namespaces: Ok(vec![
                 json!({ "metadata": { "name": "shop", "labels": { "outrigger.dev/inject": "enabled" } } }),
             ]),
@@ -446,7 +444,7 @@ mod tests {
         let settings = Settings::default();
         let all = findings(&facts(&settings), &settings, env!("CARGO_PKG_VERSION"));
         assert!(all.iter().all(|finding| finding.state == State::Ok), "{all:#?}");
-        assert_eq!(all.len(), 12);
+        assert_eq!(all.len(), 13);
     }
 
     #[test]
@@ -464,6 +462,10 @@ mod tests {
                 found(f, "Deployment")["spec"]["replicas"] = json!(5)
             }),
             ("objects", State::Unknown, "forbidden", |f| f.objects[0].1 = Err("forbidden".to_owned())),
+            ("trust bundles", State::Failed, "missing or old in shop", |f| f.bundles = Ok(Vec::new())),
+            ("trust bundles", State::Failed, "missing or old in shop", |f| {
+                f.bundles.as_mut().unwrap()[0]["data"]["ca.crt"] = json!("of before");
+            }),
             ("controllers", State::Warning, "1 of 2 ready; c-2: ErrImagePull (no such image)", |f| {
                 f.controllers.as_mut().unwrap()[1]["status"] = json!({ "containerStatuses": [{ "state": { "waiting": { "reason": "ErrImagePull", "message": "no such image" } } }] });
             }),

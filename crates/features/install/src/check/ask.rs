@@ -15,9 +15,9 @@ use serde_json::{Map, Value, json};
 use super::facts::{After, Before, Seen, Trial, label, name, opted_in};
 use super::finding::{Finding, Report};
 use super::{after, before};
-use crate::names;
 use crate::objects::{Object, ObjectRef, objects};
 use crate::settings::Settings;
+use outrigger_kubernetes::names;
 
 /// What is checked.
 #[derive(Debug, Clone)]
@@ -168,6 +168,7 @@ async fn facts_after(client: &Client, settings: &Settings) -> After {
         names::APPLICATION
     ));
     let behind = Selection::labels(format!("kubernetes.io/service-name={}", names::CONTROLLER));
+    let bundles = Selection::fields(format!("metadata.name={}", names::TRUST_BUNDLE));
     let namespaces = seen(client.list(NAMESPACES.all(), &Selection::default()).await);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     After {
@@ -177,6 +178,7 @@ async fn facts_after(client: &Client, settings: &Settings) -> After {
         slices: seen(client.list(ENDPOINT_SLICES.within(home), &behind).await),
         lease: seen(client.find(LEASES.named(home, names::CONTROLLER)).await),
         roots: seen(client.find(SECRETS.named(home, names::ROOTS_SECRET)).await),
+        bundles: seen(client.list(CONFIG_MAPS.all(), &bundles).await),
         pods: pods(client, &namespaces).await,
         trial: trial(client, &namespaces).await,
         namespaces,

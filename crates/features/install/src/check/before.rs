@@ -283,6 +283,7 @@ mod tests {
     fn facts() -> Before {
         let groups = [
             "apps/v1",
+            "apiextensions.k8s.io/v1",
             "policy/v1",
             "rbac.authorization.k8s.io/v1",
             "admissionregistration.k8s.io/v1",

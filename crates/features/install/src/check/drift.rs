@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use crate::names;
+use outrigger_kubernetes::names;
 
 /// A place, what should be there, and what is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -34,6 +34,8 @@ pub(crate) struct After {
     pub(crate) lease: Seen<Option<Value>>,
     /// The Secret with the roots.
     pub(crate) roots: Seen<Option<Value>>,
+    /// The ConfigMaps with the trust bundle.
+    pub(crate) bundles: Seen<Vec<Value>>,
     pub(crate) namespaces: Seen<Vec<Value>>,
     /// Pods of namespaces that opted in.
     pub(crate) pods: Seen<Vec<Value>>,
@@ -80,9 +82,15 @@ pub(crate) fn name(object: &Value) -> &str {
 
 /// Whether a namespace opted in; `None` when its label has a word that means nothing.
 pub(crate) fn opted_in(namespace: &Value) -> Option<bool> {
-    match label(namespace, crate::names::INJECT_LABEL) {
+    match label(namespace, outrigger_kubernetes::names::INJECT_LABEL) {
         Some("enabled" | "true") => Some(true),
         None | Some("disabled" | "false") => Some(false),
         Some(_) => None,
     }
+}
+
+/// What a Secret holds.
+pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
 }

@@ -9,6 +9,7 @@ mod before;
 mod drift;
 mod facts;
 mod finding;
+mod trust;
 
 pub use ask::{Check, look};
 pub use finding::{Finding, Report, State};

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Object, labels, metadata};
-use crate::names;
 use crate::settings::Settings;
+use outrigger_kubernetes::names;
 
 /// An issuer, unless there is one, and the certificate.
 pub(super) fn objects(settings: &Settings) -> Vec<Object> {

@@ -6,9 +6,9 @@
 use serde_json::{Map, Value, json};
 
 use super::{Object, labels, metadata, selector};
-use crate::names;
 use crate::settings::{PullPolicy, Resources, Settings, WebhookCertificate};
 use crate::yaml;
+use outrigger_kubernetes::names;
 
 /// Where the config is mounted.
 const CONFIG_FOLDER: &str = "/etc/outrigger";
@@ -63,6 +63,7 @@ fn controller(settings: &Settings) -> Value {
             json!({ "secret": { "namespace": settings.namespace, "name": names::ROOTS_SECRET } }),
         ),
     };
+    authority.insert("trustBundles".to_owned(), json!({ "configMap": names::TRUST_BUNDLE }));
     let mut webhook = Map::new();
     webhook.insert("profile".to_owned(), json!(format!("{CONFIG_FOLDER}/profile.yaml")));
     if settings.webhook_certificate == WebhookCertificate::CertManager {
@@ -76,6 +77,11 @@ fn controller(settings: &Settings) -> Value {
             "repair": { "action": settings.repair },
         },
         "authority": authority,
+        "identity": {
+            "trustDomain": settings.trust_domain.as_str(),
+            "ownAuthority": { "namespace": settings.namespace, "serviceAccount": names::CONTROLLER },
+        },
+        "discovery": { "kubernetes": {} },
         "metrics": {},
         "telemetry": { "log": { "format": "json", "level": settings.log_level } },
     })
@@ -87,6 +93,18 @@ fn profile(settings: &Settings) -> Value {
     profile.insert("image".to_owned(), json!(settings.image));
     profile.extend(settings.image_pull_policy.map(|policy| ("imagePullPolicy".to_owned(), json!(policy))));
     profile.insert("interception".to_owned(), json!(settings.interception));
+    let (service, domain) = (format!("{}.{}.svc", names::CONTROLLER, settings.namespace), &settings.trust_domain);
+    let mesh = json!({
+        "trustDomain": domain.as_str(),
+        "authority": format!("{service}:{}", names::AUTHORITY_PORT),
+        "trustBundle": names::TRUST_BUNDLE,
+        "discovery": {
+            "server": format!("{service}:{}", names::DISCOVERY_PORT),
+            "spiffeId": format!("spiffe://{domain}/ns/{}/sa/{}", settings.namespace, names::CONTROLLER),
+        },
+    });
+    profile.insert("mesh".to_owned(), mesh);
+    profile.insert("mtls".to_owned(), json!(settings.mtls));
     profile.insert("namespaces".to_owned(), json!("enabled"));
     profile.insert("excludedNamespaces".to_owned(), json!([settings.namespace]));
     for (key, value) in settings.profile.iter().filter_map(Value::as_object).flatten() {
@@ -106,11 +124,12 @@ pub(super) fn service(settings: &Settings) -> Object {
             "selector": selector(),
             "ports": [
                 port("https-webhook", names::WEBHOOK_SERVICE_PORT, "webhook"),
+                port("grpc-discovery", names::DISCOVERY_PORT, "discovery"),
                 port("grpc-authority", names::AUTHORITY_PORT, "authority"),
             ],
         },
     });
-    Object::new("Where the API server (webhook) and sidecars (certificates) find the controllers.", value)
+    Object::new("Where the API server (webhook) and sidecars (services, certificates) find the controllers.", value)
 }
 
 pub(super) fn deployment(settings: &Settings) -> Object {
@@ -138,7 +157,7 @@ pub(super) fn deployment(settings: &Settings) -> Object {
             },
         },
     });
-    Object::new("The controllers: webhook, authority and what looks after the pods.", value)
+    Object::new("The controllers: webhook, authority, discovery and what looks after the pods.", value)
         .remark("/spec/strategy", "A new one answers before an old one goes.")
         .remark("/spec/template/spec/topologySpreadConstraints", "One node's end leaves others.")
 }
@@ -221,6 +240,7 @@ fn container(settings: &Settings, mounts: &[Value]) -> Value {
         "ports".to_owned(),
         json!([
             port("webhook", names::WEBHOOK_PORT),
+            port("discovery", names::DISCOVERY_PORT),
             port("authority", names::AUTHORITY_PORT),
             port("metrics", names::METRICS_PORT),
             port("health", names::HEALTH_PORT),

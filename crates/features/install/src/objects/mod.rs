@@ -1,19 +1,20 @@
 //! The objects of an installation, from its settings.
 //!
-//! In: settings, and what other parts need (resource definitions, rights). Out: objects in the order in which they are applied.
+//! In: settings. Out: objects in the order in which they are applied.
 //! Promise: a pure function; the same settings give the same objects, so that applying them again changes nothing; what
 //! holds up pods comes last, and goes first when all is removed.
 
 mod certificates;
 mod controller;
+mod definitions;
 mod profiles;
 mod rights;
 mod webhook;
 
 use serde_json::{Map, Value, json};
 
-use crate::names;
 use crate::settings::{Settings, WebhookCertificate};
+use outrigger_kubernetes::names;
 
 /// One object, with what a reader should know of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +77,7 @@ impl Object {
 pub fn objects(settings: &Settings) -> Vec<Object> {
     let mut all = profiles::definitions();
     all.extend(settings.create_namespace.then(|| namespace(settings)));
+    all.extend(definitions::objects());
     all.extend(rights::objects(settings));
     all.push(controller::config(settings));
     if settings.webhook_certificate == WebhookCertificate::CertManager {
@@ -87,6 +89,12 @@ pub fn objects(settings: &Settings) -> Vec<Object> {
     all.push(profiles::judging(settings));
     all.push(webhook::object(settings));
     all
+}
+
+/// The definitions of our own resources, as the chart has them.
+#[cfg(test)]
+pub(crate) fn chart_definitions() -> String {
+    format!("# Generated from the code (`cargo xtask bless`).\n{}", crate::yaml::write(&definitions::objects()))
 }
 
 /// What to delete, in this order, so that nothing waits for what has gone already: the objects' names alone. Secrets and

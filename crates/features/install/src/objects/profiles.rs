@@ -9,8 +9,8 @@ mod structural;
 use serde_json::{Map, Value, json};
 
 use super::{Object, labels};
-use crate::names;
 use crate::settings::{Settings, WebhookCertificate};
+use outrigger_kubernetes::names;
 
 /// Sections of a config that are a controller's, or for `outrigger test`.
 const NOT_A_SIDECARS: [&str; 4] = ["authority", "discovery", "controller", "tests"];

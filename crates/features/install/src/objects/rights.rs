@@ -6,8 +6,8 @@
 use serde_json::{Value, json};
 
 use super::{Object, cluster_metadata, metadata};
-use crate::names;
 use crate::settings::{Repair, Settings, WebhookCertificate};
+use outrigger_kubernetes::names;
 
 /// A rule, and why it is there.
 type Rule = (&'static str, Value);
@@ -62,10 +62,18 @@ fn everywhere(settings: &Settings) -> Vec<Rule> {
             rule("authentication.k8s.io", &["tokenreviews"], &[], &["create"]),
         ),
         (
-            "The authority looks whether the token's pod is there; the repair finds pods that missed their sidecar.",
+            "The authority looks whether the token's pod is there; the repair finds pods that missed their sidecar; discovery \
+             tells whose pods speak mTLS.",
             rule("", &["pods"], &[], watch),
         ),
         ("Whether a pod's namespace opted in.", rule("", &["namespaces"], &[], watch)),
+        (
+            "Whom sidecars are to trust at first stands in a ConfigMap of each namespace that opted in. No other one can be \
+             read, made or changed: by server-side apply `create` can be tied to a name.",
+            rule("", &["configmaps"], &[names::TRUST_BUNDLE], &["get", "list", "watch", "create", "patch", "delete"]),
+        ),
+        ("Sidecars are told of services and their endpoints.", rule("", &["services"], &[], &["list", "watch"])),
+        ("", rule("discovery.k8s.io", &["endpointslices"], &[], &["list", "watch"])),
         (
             "What was refused, and which pods missed their sidecar, is told at the objects that own them: the Deployment behind \
              a ReplicaSet, the CronJob behind a Job.",
@@ -82,10 +90,20 @@ fn everywhere(settings: &Settings) -> Vec<Rule> {
         "How many pods have what a profile says.",
         rule("outrigger.dev", &["sidecarprofiles/status", "clustersidecarprofiles/status"], &[], &["patch"]),
     ));
-    rules.push((
-        "Running sidecars are told of changed profiles by the annotation that their config comes from.",
-        rule("", &["pods"], &[], &["patch"]),
-    ));
+    rules.extend([
+        ("Rollouts, and how they go.", rule("outrigger.dev", &["sidecarrollouts"], &[], watch)),
+        ("", rule("outrigger.dev", &["sidecarrollouts/status"], &[], &["patch"])),
+        (
+            "Running sidecars are told of changed profiles by the annotation that their config comes from; a rollout changes their \
+             image, and notes in an annotation how far the pod is. Kubernetes lets nobody change \
+             more of a running pod than that, and cannot tie the right to pods of ours.",
+            rule("", &["pods"], &[], &["patch"]),
+        ),
+        (
+            "Beside the sidecar that is replaced a keeper holds its sockets.",
+            rule("", &["pods/ephemeralcontainers"], &[], &["patch"]),
+        ),
+    ]);
     if settings.repair == Repair::Evict {
         rules.push((
             "Pods that missed their sidecar are made anew, as their disruption budgets allow (`repair: evict`).",

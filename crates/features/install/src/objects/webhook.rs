@@ -6,8 +6,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{Object, labels};
-use crate::names;
 use crate::settings::{FailurePolicy, Settings, WebhookCertificate};
+use outrigger_kubernetes::names;
 
 pub(super) fn object(settings: &Settings) -> Object {
     let mut metadata = Map::new();

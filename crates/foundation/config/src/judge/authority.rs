@@ -46,6 +46,14 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     }
     judge.not_zero(&kubernetes.key("timeout"), authority.kubernetes.timeout);
     judge.not_zero(&at.key("rateLimit").key("per"), authority.rate_limit.per);
+    if authority.trust_bundles.is_some() && config.controller.is_none() {
+        judge.error(
+            "missing",
+            &at.key("trustBundles"),
+            "only the controller that leads writes trust bundles, and there is no section `controller`",
+            "add the section `controller`, or remove `trustBundles`",
+        );
+    }
 }
 
 fn roots(config: &Config, at: &ConfigPath, judge: &mut Judge<'_>) {

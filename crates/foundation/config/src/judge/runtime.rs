@@ -93,6 +93,7 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
     let sources = [
         ("files", identity.files.is_some()),
         ("authority", identity.authority.is_some()),
+        ("ownAuthority", identity.own_authority.is_some()),
         ("development", identity.development.is_some()),
     ];
     judge.exactly_one(&at, &sources);
@@ -100,6 +101,26 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
         let at = at.key("authority");
         judge.not_zero(&at.key("ttl"), authority.ttl);
         judge.not_zero(&at.key("timeout"), authority.timeout);
+    }
+    if identity.own_authority.is_some() {
+        let signs_for = config.authority.as_ref().map(|authority| &authority.trust_domain);
+        if signs_for.is_none() {
+            judge.error(
+                "missing",
+                &at.key("ownAuthority"),
+                "this process is no authority",
+                "add the section `authority`, or take the identity from another one (`authority` here)",
+            );
+        } else if signs_for != Some(&identity.trust_domain) {
+            let place = at.key("trustDomain");
+            let shown = judge.shown(&place, &identity.trust_domain);
+            judge.error(
+                "conflict",
+                &place,
+                format!("`{shown}` is not the trust domain that `authority` signs for"),
+                "write the same `trustDomain` in both sections",
+            );
+        }
     }
     if let Some(development) = &identity.development {
         judge.not_zero(&at.key("development").key("ttl"), development.ttl);

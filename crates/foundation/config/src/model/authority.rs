@@ -39,6 +39,10 @@ pub struct Authority {
     /// How often a pod may ask.
     #[serde(default)]
     pub rate_limit: AuthorityRateLimit,
+    /// Writes the trust bundle into each namespace that opted in to injection, where pods mount it. The replica that leads
+    /// does it, so this goes with a section `controller`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_bundles: Option<AuthorityTrustBundles>,
     /// The file that every decision is appended to, as a line of JSON; absent means standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
@@ -120,6 +124,21 @@ impl Default for AuthorityKubernetes {
             audience: "outrigger".to_owned(),
             timeout: Duration::from_secs(5),
         }
+    }
+}
+
+/// Where pods find whom to trust at first. Written anew when the roots change, or somebody else changes it; removed when its
+/// namespace opts out and no pod with a sidecar is left there.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AuthorityTrustBundles {
+    /// The ConfigMap, whose key `ca.crt` is the bundle as PEM.
+    pub config_map: crate::Name,
+}
+
+impl Default for AuthorityTrustBundles {
+    fn default() -> Self {
+        Self { config_map: crate::Name::literal("outrigger-ca-root-cert") }
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Duration, HostPort, Name, TrustDomain};
 
-/// Who this workload is. Exactly one source: `files`, `authority` or `development`.
+/// Who this workload is. Exactly one source: `files`, `authority`, `ownAuthority` or `development`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Identity {
@@ -19,6 +19,9 @@ pub struct Identity {
     /// A certificate from an authority that is asked over the network, with a token of the pod's service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<IdentityAuthority>,
+    /// A certificate from the authority that this very process is (section `authority`): how a controller has an identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_authority: Option<OwnAuthority>,
     /// A tiny built-in authority, for development and demos only: whoever reads its folder can be anyone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub development: Option<DevelopmentAuthority>,
@@ -75,6 +78,16 @@ pub struct IdentityAuthority {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub state_directory: Option<PathBuf>,
+}
+
+/// A certificate from the authority of the section `authority`, whose trust domain it is of. It is renewed from half its life on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OwnAuthority {
+    /// The namespace in this process's SPIFFE ID.
+    pub namespace: Name,
+    /// The service account in this process's SPIFFE ID.
+    pub service_account: Name,
 }
 
 fn default_token_file() -> PathBuf {

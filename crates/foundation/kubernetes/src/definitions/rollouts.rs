@@ -1,25 +1,24 @@
-//! What a cluster needs for rollouts: the CustomResourceDefinition of `SidecarRollout`, and the controller's rights.
+//! The definition of `SidecarRollout`.
 //!
-//! Promise: what its schema takes, `Spec` reads, with the same defaults (a test compares them); a rollout's image never
-//! changes, for half of the pods might have the former one.
+//! Promise: what its schema takes, the feature that follows rollouts reads, with the same defaults (a test there compares them);
+//! a rollout's image never changes, for half of the pods might have the former one.
 
-use outrigger_kubernetes::{Resource, names};
 use serde_json::{Value, json};
 
-use crate::spec::Spec;
+use crate::object::Resource;
 
-/// The kind.
-pub const KIND: &str = "SidecarRollout";
-/// Its name in paths.
-pub const PLURAL: &str = "sidecarrollouts";
+const KIND: &str = "SidecarRollout";
+const PLURAL: &str = "sidecarrollouts";
 
-/// The resource.
+/// Rollouts of another image of the sidecar.
 pub const ROLLOUTS: Resource =
     Resource { group: "outrigger.dev", version: "v1alpha1", plural: PLURAL, kind: KIND, namespaced: false };
 
 /// The definition, to be given to an API server.
-pub fn custom_resource() -> Value {
-    let column = |name: &str, kind: &str, path: &str, priority: u8| json!({ "name": name, "type": kind, "jsonPath": path, "priority": priority });
+pub fn rollouts() -> Value {
+    let column = |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path });
+    let further =
+        |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path, "priority": 1 });
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -37,44 +36,19 @@ pub fn custom_resource() -> Value {
                 "storage": true,
                 "subresources": { "status": {} },
                 "additionalPrinterColumns": [
-                    column("Image", "string", ".spec.image", 0),
-                    column("Phase", "string", ".status.phase", 0),
-                    column("Updated", "integer", ".status.updated", 0),
-                    column("Total", "integer", ".status.total", 0),
-                    column("Rolling", "integer", ".status.rolling", 1),
-                    column("Skipped", "integer", ".status.skipped", 1),
-                    column("Message", "string", ".status.message", 1),
-                    column("Age", "date", ".metadata.creationTimestamp", 0),
+                    column("Image", "string", ".spec.image"),
+                    column("Phase", "string", ".status.phase"),
+                    column("Updated", "integer", ".status.updated"),
+                    column("Total", "integer", ".status.total"),
+                    further("Rolling", "integer", ".status.rolling"),
+                    further("Skipped", "integer", ".status.skipped"),
+                    further("Message", "string", ".status.message"),
+                    column("Age", "date", ".metadata.creationTimestamp"),
                 ],
                 "schema": { "openAPIV3Schema": schema() },
             }],
         },
     })
-}
-
-/// All that a cluster needs, as one `List`; the controller runs in this namespace.
-pub fn objects(namespace: &str) -> Value {
-    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs });
-    let name = format!("{}-rollouts", names::CONTROLLER);
-    let role = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": { "name": name },
-        "rules": [
-            rule("outrigger.dev", PLURAL, &["get", "list", "watch"]),
-            rule("outrigger.dev", &format!("{PLURAL}/status"), &["patch"]),
-            rule("", "pods", &["get", "list", "watch", "patch"]),
-            rule("", "pods/ephemeralcontainers", &["patch"]),
-        ],
-    });
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": { "name": name },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
-        "subjects": [{ "kind": "ServiceAccount", "name": names::CONTROLLER, "namespace": namespace }],
-    });
-    json!({ "apiVersion": "v1", "kind": "List", "items": [custom_resource(), role, binding] })
 }
 
 fn schema() -> Value {
@@ -86,7 +60,7 @@ fn schema() -> Value {
             "apiVersion": { "type": "string" },
             "kind": { "type": "string" },
             "metadata": { "type": "object" },
-            "spec": spec_schema(),
+            "spec": rollouts_spec(),
             "status": { "type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {
                 "phase": { "type": "string" }, "message": { "type": "string" },
                 "updated": { "type": "integer" }, "total": { "type": "integer" }, "rolling": { "type": "integer" },
@@ -96,8 +70,13 @@ fn schema() -> Value {
     })
 }
 
-fn spec_schema() -> Value {
-    let default = serde_json::to_value(Spec::default()).unwrap_or_default();
+/// The schema of its spec.
+pub fn rollouts_spec() -> Value {
+    let default = json!({
+        "canary": "5%", "canarySeconds": 30, "maxUnavailable": 1, "parallel": 10, "handOver": "Required",
+        "progressDeadlineSeconds": 120, "minReadySeconds": 5, "maxErrorIncrease": 5, "onFailure": "RollBack",
+        "paused": false, "rollback": false, "attempt": 0,
+    });
     let share = |about: &str, key: &str| {
         json!({
             "description": about, "default": default[key], "x-kubernetes-int-or-string": true,
@@ -145,24 +124,4 @@ fn spec_schema() -> Value {
             "attempt": number("Raised to try again after a failure that paused.", "attempt", 0, 1_000_000),
         },
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_schema_has_each_field_and_its_default() {
-        let spec = serde_json::to_value(Spec::default()).unwrap();
-        let schema = spec_schema();
-        let fields = |value: &Value| {
-            let mut names: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
-            names.sort();
-            names
-        };
-        assert_eq!(fields(&spec), fields(&schema["properties"]));
-        for (name, field) in schema["properties"].as_object().unwrap() {
-            assert!(name == "image" || field["default"] == spec[name], "{name}");
-        }
-    }
 }
