@@ -11,7 +11,8 @@ use crate::command;
 use crate::ui;
 
 /// The foundation's row: each crate may use those to its right.
-const FOUNDATION: [&str; 8] = ["kubernetes", "http", "identity", "runtime", "telemetry", "traffic", "config", "wire"];
+const FOUNDATION: [&str; 9] =
+    ["kubernetes", "vault", "http", "identity", "runtime", "telemetry", "traffic", "config", "wire"];
 
 /// Where one of our crates stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

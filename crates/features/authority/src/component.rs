@@ -27,8 +27,6 @@ use crate::own::{OwnCertificates, Serving};
 use crate::service::{CertificateService, Metrics};
 use crate::source::Source;
 
-/// After a failure the store is asked again so soon.
-const RETRY: Duration = Duration::from_secs(2);
 /// The status is looked at so often.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -108,7 +106,14 @@ async fn serve(
     not_after: &GaugeFamily,
 ) -> Result<(), BoxError> {
     let api = Api::new(&section.kubernetes, component.resolver.clone());
-    let source = Arc::new(Source::new(section, &api).ok_or("the section `authority` names nothing to sign with")?);
+    let requests = ctx.registry.counter(
+        "outrigger_vault_requests_total",
+        "Requests to Vault, by operation and result: a status, or where the request failed.",
+        &["provider", "operation", "result"],
+    );
+    let observer = move |operation: &'static str, result: &str| requests.with(&["authority", operation, result]).inc();
+    let source = Source::new(section, &api, &component.resolver, Box::new(observer));
+    let source = Arc::new(source.ok_or("the section `authority` names nothing to sign with")?);
     let audit = Audit::open(section.audit_log.as_deref()).map_err(|error| match &section.audit_log {
         Some(path) => format!("cannot open the audit log {}: {error}", path.display()),
         None => error.to_string(),
@@ -187,7 +192,7 @@ impl Tending<'_> {
             }
             let again = match problem {
                 None => self.source.look_again(now).duration_since(now).unwrap_or_default(),
-                Some(_) => RETRY,
+                Some(_) => self.source.retry(now),
             };
             let again = tokio::time::sleep(again.max(Duration::from_millis(20)));
             tokio::pin!(again);

@@ -33,6 +33,12 @@ pub enum Error {
     /// What was read is too old to go by.
     #[error("the roots were read too long ago to sign by: {0}")]
     Stale(String),
+    /// Vault has signed nothing yet, or all that it signed has ended.
+    #[error("there is no intermediate below vault {address} that is valid now")]
+    NoIntermediate {
+        /// Vault's address.
+        address: String,
+    },
     /// A file of a given authority is no good.
     #[error("the authority's {}: {problem}", path.display())]
     File {
@@ -41,6 +47,9 @@ pub enum Error {
         /// What is wrong with it, and how to mend it.
         problem: String,
     },
+    /// Vault does not do what it is asked for.
+    #[error(transparent)]
+    Vault(#[from] outrigger_vault::Error),
     /// The cryptography failed.
     #[error("cannot sign a certificate")]
     Sign(#[source] rcgen::Error),

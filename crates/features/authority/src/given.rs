@@ -8,22 +8,19 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use outrigger_config::{AuthorityIssuer, SpiffeId, TrustDomain};
+use outrigger_config::{AuthorityIssuer, TrustDomain};
 use parking_lot::Mutex;
-use rcgen::{KeyPair, PublicKeyData, SubjectPublicKeyInfo};
-use rustls::crypto::aws_lc_rs::default_provider;
+use rcgen::KeyPair;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use crate::document::{authority_ends, belong_together, to_pem};
 use crate::error::Error;
 use crate::issuer::{Issuer, OwnKey};
 use crate::keeper::Signing;
-use crate::request::CertificateRequest;
 
 /// No bundle of authorities is nearly as large.
 const MAX_FILE: u64 = 4 << 20;
@@ -85,33 +82,15 @@ impl Given {
             return Err(bad(certificate, "it has expired; issue a new one".to_owned()));
         }
         let issuer = Issuer::new(signing, key, chain, not_after)?;
-        self.prove(&issuer, &roots, now).map_err(|problem| bad(certificate, problem))?;
+        issuer.prove(&self.trust_domain, &roots, now).map_err(|error| {
+            let bundle = trust_bundle.display();
+            let problem = format!(
+                "what it signs does not verify by {bundle} ({error}); add its root there, or the missing certificates here"
+            );
+            bad(certificate, problem)
+        })?;
         let signing = Signing { issuer: Arc::new(issuer), bundle_pem: to_pem(&roots).into(), bundle: roots.into() };
         Ok((signing, not_after))
-    }
-
-    /// Makes a certificate and verifies it as a workload would: names, lengths and dates of all above it count.
-    fn prove(&self, issuer: &Issuer, roots: &[CertificateDer<'static>], now: SystemTime) -> Result<(), String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let key = KeyPair::generate().map_err(|error| text(&error))?;
-        let key = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map_err(|error| text(&error))?;
-        let id = format!("spiffe://{}/ns/x/sa/x", self.trust_domain);
-        let id: SpiffeId = id.parse().map_err(|error| text(&error))?;
-        let signed = issuer.svid(&CertificateRequest { key }, &id, Duration::from_secs(3600), now);
-        let signed = signed.map_err(|error| text(&error))?;
-        let leaf = EndEntityCert::try_from(&signed.certificate).map_err(|error| text(&error))?;
-        let anchors: Result<Vec<_>, _> = roots.iter().map(anchor_from_trusted_cert).collect();
-        let anchors =
-            anchors.map_err(|error| format!("a root in {} is unusable: {error}", self.files.trust_bundle.display()))?;
-        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let algorithms = default_provider().signature_verification_algorithms;
-        for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
-            leaf.verify_for_usage(algorithms.all, &anchors, issuer.chain(), UnixTime::since_unix_epoch(since_epoch), usage, None, None)
-                .map_err(|error| {
-                    format!("what it signs does not verify by {} ({error}); add its root there, or the missing certificates here", self.files.trust_bundle.display())
-                })?;
-        }
-        Ok(())
     }
 }
 

@@ -9,12 +9,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
-use outrigger_config::SpiffeId;
+use outrigger_config::{SpiffeId, TrustDomain};
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType, SerialNumber, SignatureAlgorithm, SigningKey,
+    SanType, SerialNumber, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
 };
-use rustls_pki_types::CertificateDer;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use zeroize::Zeroize;
 
 use crate::error::Error;
@@ -101,6 +103,32 @@ impl Issuer {
         let name = SanType::URI(id.as_str().try_into().map_err(Error::Sign)?);
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         self.leaf(&request.key, vec![name], usages, ttl, now)
+    }
+
+    /// Makes a certificate and verifies it as a workload would, by these roots: names, lengths and dates of all above it
+    /// count. Gives what is wrong.
+    pub(crate) fn prove(
+        &self,
+        trust_domain: &TrustDomain,
+        roots: &[CertificateDer<'static>],
+        now: SystemTime,
+    ) -> Result<(), String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let key = KeyPair::generate().map_err(|error| text(&error))?;
+        let key = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).map_err(|error| text(&error))?;
+        let id: SpiffeId = format!("spiffe://{trust_domain}/ns/x/sa/x").parse().map_err(|error| text(&error))?;
+        let signed = self.svid(&CertificateRequest { key }, &id, Duration::from_secs(3600), now);
+        let signed = signed.map_err(|error| text(&error))?;
+        let leaf = EndEntityCert::try_from(&signed.certificate).map_err(|error| text(&error))?;
+        let anchors: Result<Vec<_>, _> = roots.iter().map(anchor_from_trusted_cert).collect();
+        let anchors = anchors.map_err(|error| format!("a root is unusable: {error}"))?;
+        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let algorithms = default_provider().signature_verification_algorithms;
+        for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
+            leaf.verify_for_usage(algorithms.all, &anchors, self.chain(), now, usage, None, None)
+                .map_err(|error| text(&error))?;
+        }
+        Ok(())
     }
 
     /// Signs the certificate of a server with these names and addresses.

@@ -25,6 +25,7 @@ mod source;
 mod store;
 #[cfg(test)]
 mod tests;
+mod vault;
 
 pub use caller::{Caller, Disbelief, TokenReview};
 pub use component::AuthorityComponent;

@@ -1,14 +1,17 @@
-//! How a sidecar asks an authority for its certificate: Istio's [`CreateCertificate`] API.
+//! How a sidecar asks others for its certificate: an authority by Istio's [`CreateCertificate`] API, or an agent on its node by
+//! the [SPIFFE Workload API].
 //!
-//! In: a signing request and a service account's token. Out: the certificate with its chain, and
+//! In: a signing request and a service account's token; an agent's socket. Out: the certificate with its chain, and
 //! the roots. Promise: the token goes to nobody but the authority whose certificate was verified,
 //! and is shown nowhere; each try ends within its time. Outrigger's own authority, istiod and
 //! istio-csr answer alike.
 //!
 //! [`CreateCertificate`]: https://github.com/istio/api/blob/master/security/v1alpha1/ca.proto
+//! [SPIFFE Workload API]: https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md
 
 mod message;
 mod token;
+mod workload_api;
 
 use std::time::Duration;
 
@@ -17,6 +20,10 @@ use outrigger_config::{Secret, SpiffeId, TrustDomain};
 use outrigger_http::{GrpcClient, GrpcOptions, Resolver};
 use outrigger_identity::{Asked, Enrolled, Enrolment};
 use outrigger_runtime::{BoxError, BoxFuture};
+
+#[doc(hidden)]
+pub use message::{BadAnswer, svids};
+pub use workload_api::SpiffeWorkloadApi;
 
 const METHOD: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /// A few certificates have a few KiB.

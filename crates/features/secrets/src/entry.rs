@@ -6,9 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use gotmpl::Value;
+use outrigger_runtime::jittered;
 use tokio::time::Instant;
 
-use crate::clock::jittered;
 use crate::error::Error;
 use crate::provider::{Fetched, Lease};
 

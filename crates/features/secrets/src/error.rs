@@ -30,24 +30,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// A token, secret ID or CA bundle that cannot be read.
-    #[error("{what} {}: {problem}", path.display())]
-    Credential {
-        /// What it is.
-        what: &'static str,
-        /// Its file.
-        path: PathBuf,
-        /// Why it cannot be used.
-        problem: String,
-    },
-    /// Vault cannot be reached, or does not answer as Vault.
-    #[error("vault {address} {problem}; retrying")]
-    Unavailable {
-        /// Vault's address.
-        address: String,
-        /// What it does instead.
-        problem: String,
-    },
+    /// Vault does not do what it is asked for.
+    #[error(transparent)]
+    Vault(#[from] outrigger_vault::Error),
     /// Vault does not accept the token.
     #[error("vault {address} does not accept the token for `{path}` (403): {problem}")]
     TokenRejected {
@@ -56,14 +41,6 @@ pub enum Error {
         /// What was asked for.
         path: String,
         /// Vault's own words.
-        problem: String,
-    },
-    /// Vault refuses a request for good.
-    #[error("vault {address}: {problem}")]
-    Refused {
-        /// Vault's address.
-        address: String,
-        /// What it refuses, and why.
         problem: String,
     },
     /// Nothing is at the path.

@@ -6,7 +6,6 @@
 //! or not at all; when a provider fails, the last good content stays and the status says so;
 //! leases and tokens that were given to us are given back; no value is ever shown.
 
-mod clock;
 mod component;
 mod entry;
 mod error;

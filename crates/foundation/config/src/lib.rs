@@ -32,7 +32,7 @@ pub use schema::{json_schema, markdown_reference};
 pub use secret::{MASK, Secret};
 pub use units::{
     ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, LogFilter, LogFormat, Name, SpiffeId,
-    SpiffePattern, SrvName, TrustDomain,
+    SpiffePattern, SrvName, TrustDomain, WorkloadEndpoint,
 };
 
 /// What formats and filters of the access log are made of.

@@ -1,13 +1,13 @@
 //! Opens connections: the first address that answers wins ([RFC 8305], without its sorting).
 //!
-//! In: a target and the addresses of its name. Out: a byte stream, plain or TLS. Promise:
+//! In: a target and the addresses of its name, or a socket's path. Out: a byte stream, plain or TLS. Promise:
 //! no address that does not answer delays the others by more than a quarter of a second.
 //!
 //! [RFC 8305]: https://www.rfc-editor.org/rfc/rfc8305
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use outrigger_identity::tls_error_text;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -59,6 +59,13 @@ async fn attempt(address: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
     // Requests are written whole; waiting for more to send only delays them.
     let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
     (address, stream)
+}
+
+/// Connects to a unix socket. Cancel-safe.
+pub(crate) async fn unix(path: &Path) -> Result<UnixStream, Failure> {
+    let failed =
+        |error| Failure::before_sending(Stage::Connect, format!("cannot connect to {}: {error}", path.display()));
+    UnixStream::connect(path).await.map_err(failed)
 }
 
 fn refused(failures: usize, last: Option<(SocketAddr, io::Error)>) -> Failure {

@@ -1,6 +1,6 @@
 //! gRPC calls ([gRPC over HTTP/2]): one message there, one back, or streams of them both ways.
 //!
-//! In: a server's URL, a method's path, encoded messages. Out: encoded answers, or the
+//! In: a server's URL or its unix socket, a method's path, encoded messages. Out: encoded answers, or the
 //! status with what the server said of it. Promise: as the client's: every wait ends, an
 //! answer has a bound, no error shows metadata. Calls share one connection, which is made
 //! when the first one needs it.
@@ -8,12 +8,13 @@
 //! [gRPC over HTTP/2]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
-use http::uri::{PathAndQuery, Scheme, Uri};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, Request, StatusCode, Version};
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -128,17 +129,31 @@ fn status_name(code: u32) -> String {
 /// A client of one server. Costs nothing before the first call.
 pub struct GrpcClient {
     options: GrpcOptions,
-    resolver: Resolver,
-    server: Uri,
+    server: Server,
     connection: tokio::sync::Mutex<Option<SendRequest<Sent>>>,
     /// Drives the connection and what hyper starts for it; dropped with the client.
     drivers: Drivers,
 }
 
+/// Where a server is.
+enum Server {
+    Url(Uri, Resolver),
+    Socket(PathBuf),
+}
+
 impl GrpcClient {
     /// A client of the server at an absolute URL, whose path is not used.
     pub fn new(server: Uri, options: GrpcOptions, resolver: Resolver) -> Self {
-        Self { options, resolver, server, connection: tokio::sync::Mutex::default(), drivers: Drivers::default() }
+        Self::of(Server::Url(server, resolver), options)
+    }
+
+    /// A client of the server at a unix socket of this machine, without TLS.
+    pub fn on_socket(path: PathBuf, options: GrpcOptions) -> Self {
+        Self::of(Server::Socket(path), options)
+    }
+
+    fn of(server: Server, options: GrpcOptions) -> Self {
+        Self { options, server, connection: tokio::sync::Mutex::default(), drivers: Drivers::default() }
     }
 
     /// Calls a method, such as `/package.Service/Method`. Cancel-safe: the server may have seen the call or not.
@@ -172,10 +187,9 @@ impl GrpcClient {
     pub async fn open(&self, method: &str, metadata: &HeaderMap) -> Result<(GrpcSender, GrpcReceiver), GrpcError> {
         let failed = |failure: Failure| HttpError::new(&Method::POST, &format!("{}{method}", self.shown()), failure);
         let opening = async {
-            let target = Target::of(&self.server)?;
             let (sender, body) = GrpcSender::new();
-            let request = self.request(&target, method, metadata, Either::Right(body))?;
-            let mut connection = self.connected(&target).await?;
+            let request = self.request(method, metadata, Either::Right(body))?;
+            let mut connection = self.connected().await?;
             let url = format!("{}{method}", self.shown());
             // The request goes now; nobody has to wait for the answer for that.
             let sending = connection.send_request(request);
@@ -186,18 +200,20 @@ impl GrpcClient {
     }
 
     fn shown(&self) -> String {
-        target::shown(&self.server).trim_end_matches('/').to_owned()
+        match &self.server {
+            Server::Url(url, _) => target::shown(url).trim_end_matches('/').to_owned(),
+            Server::Socket(path) => format!("unix://{}:", path.display()),
+        }
     }
 
     async fn exchange(&self, method: &str, metadata: &HeaderMap, message: &[u8]) -> Result<Answer, Failure> {
-        let target = Target::of(&self.server)?;
-        let mut request = self.request(&target, method, metadata, Either::Left(Full::new(framed(message)?)))?;
+        let mut request = self.request(method, metadata, Either::Left(Full::new(framed(message)?)))?;
         // At most eight digits.
         let millis = self.options.timeout.as_millis().clamp(1, 99_999_999);
         if let Ok(told) = HeaderValue::try_from(format!("{millis}m")) {
             request.headers_mut().insert(HeaderName::from_static("grpc-timeout"), told);
         }
-        let mut sender = self.connected(&target).await?;
+        let mut sender = self.connected().await?;
         let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
         let (head, body) = response.into_parts();
         // A refusal without a body has its status among the headers.
@@ -224,18 +240,20 @@ impl GrpcClient {
         Ok(Answer { code, said: said(&trailers), body: whole.to_bytes() })
     }
 
-    fn request(
-        &self,
-        target: &Target,
-        method: &str,
-        metadata: &HeaderMap,
-        body: Sent,
-    ) -> Result<Request<Sent>, Failure> {
+    fn request(&self, method: &str, metadata: &HeaderMap, body: Sent) -> Result<Request<Sent>, Failure> {
         let bad = |detail: &str| Failure::for_good(Stage::Request, detail);
-        let authority = self.server.authority().cloned().ok_or_else(|| bad("the URL names no host"))?;
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(if target.tls { Scheme::HTTPS } else { Scheme::HTTP });
-        uri.authority = Some(authority);
+        match &self.server {
+            Server::Url(url, _) => {
+                uri.scheme = Some(if Target::of(url)?.tls { Scheme::HTTPS } else { Scheme::HTTP });
+                uri.authority = Some(url.authority().cloned().ok_or_else(|| bad("the URL names no host"))?);
+            }
+            // As gRPC's own clients call servers at sockets.
+            Server::Socket(_) => {
+                uri.scheme = Some(Scheme::HTTP);
+                uri.authority = Some(Authority::from_static("localhost"));
+            }
+        }
         uri.path_and_query =
             Some(PathAndQuery::try_from(method).map_err(|_| bad("the method is not the path of one"))?);
         let uri = Uri::from_parts(uri).map_err(|error| bad(&error.to_string()))?;
@@ -252,7 +270,7 @@ impl GrpcClient {
     }
 
     /// The connection, made when there is none.
-    async fn connected(&self, target: &Target) -> Result<SendRequest<Sent>, Failure> {
+    async fn connected(&self) -> Result<SendRequest<Sent>, Failure> {
         let mut connection = self.connection.lock().await;
         if let Some(sender) = connection.as_mut()
             && sender.ready().await.is_ok()
@@ -260,7 +278,7 @@ impl GrpcClient {
             return Ok(sender.clone());
         }
         let limit = self.options.connect_timeout;
-        let made = timeout(limit, self.connect(target)).await;
+        let made = timeout(limit, self.connect()).await;
         let sender = made.unwrap_or_else(|_| {
             let detail = format!("no connection within {limit:?}");
             Err(Failure::before_sending(Stage::Connect, detail))
@@ -269,8 +287,13 @@ impl GrpcClient {
         Ok(sender)
     }
 
-    async fn connect(&self, target: &Target) -> Result<SendRequest<Sent>, Failure> {
-        let resolved = self.resolver.resolve(&target.host).await;
+    async fn connect(&self) -> Result<SendRequest<Sent>, Failure> {
+        let (url, resolver) = match &self.server {
+            Server::Url(url, resolver) => (url, resolver),
+            Server::Socket(path) => return self.start(connect::unix(path).await?).await,
+        };
+        let target = Target::of(url)?;
+        let resolved = resolver.resolve(&target.host).await;
         let resolved = resolved.map_err(|error| Failure {
             stage: Stage::Resolve,
             detail: error.to_string(),
@@ -288,7 +311,7 @@ impl GrpcClient {
         };
         let mut config = Arc::unwrap_or_clone(config);
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let stream = connect::tls(stream, target, Arc::new(config)).await?;
+        let stream = connect::tls(stream, &target, Arc::new(config)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(Failure::for_good(Stage::Tls, "the server does not speak HTTP/2, which gRPC needs"));
         }

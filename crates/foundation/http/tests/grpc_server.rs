@@ -201,3 +201,36 @@ async fn what_is_not_grpc_gets_an_answer_of_http() {
     assert_eq!(server.service.begun.load(Ordering::Relaxed), 0);
     driver.abort();
 }
+
+#[tokio::test]
+async fn a_server_at_a_unix_socket_is_called_without_tls() {
+    use http_body_util::Full;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("server.sock");
+    let client = GrpcClient::on_socket(path.clone(), GrpcOptions::default());
+    let error = call(&client, "/test/Echo", b"x").await.unwrap_err().to_string();
+    assert!(error.contains(&format!("unix://{}", path.display())) && error.contains("cannot connect"), "{error}");
+
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+            assert_eq!(request.uri().to_string(), "http://localhost/test/Echo");
+            let body = http_body_util::BodyExt::collect(request.into_body()).await?.to_bytes();
+            let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
+            let body = http_body_util::BodyExt::with_trailers(Full::new(body), async { Some(Ok(trailers)) });
+            let mut response = http::Response::new(body);
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            Ok::<_, hyper::Error>(response)
+        });
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+    });
+    for message in [&b"x"[..], b""] {
+        assert_eq!(call(&client, "/test/Echo", message).await.unwrap(), message);
+    }
+    server.abort();
+}

@@ -76,6 +76,7 @@ async fn workload(folder: &std::path::Path, account: &str) -> Arc<Snapshot> {
         files: None,
         authority: None,
         own_authority: None,
+        workload_api: None,
         development: Some(development),
     };
     let config = Config { identity: Some(identity), ..Config::default() };

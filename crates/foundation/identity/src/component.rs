@@ -1,6 +1,6 @@
 //! The component `identity`: keeps the current snapshot fresh.
 //!
-//! In: section `identity`, changes of its files, the passing of time. Out: snapshots for all
+//! In: section `identity`, changes of its files, what its agent tells, the passing of time. Out: snapshots for all
 //! who hold [`Identities`]. Promise: a source that fails takes nothing away (the last good
 //! identity stays, and the status says why it is old); it is asked again on the next change
 //! of a file and after a wait; an expired certificate is never called ready.
@@ -23,6 +23,7 @@ use crate::material::Material;
 use crate::own::OwnAuthority;
 use crate::snapshot::Snapshot;
 use crate::source::{Authorities, Found, Source};
+use crate::workload::WorkloadApi;
 
 /// By then most starts are over.
 const START_IS_OVER: Duration = Duration::from_millis(50);
@@ -61,6 +62,12 @@ impl IdentityComponent {
     /// The same, able to ask the authority of this process, too.
     pub fn with_own_authority(mut self, own: Arc<dyn OwnAuthority>) -> Self {
         self.authorities.own = Some(own);
+        self
+    }
+
+    /// The same, able to ask agents that serve the Workload API, too.
+    pub fn with_workload_api(mut self, api: Arc<dyn WorkloadApi>) -> Self {
+        self.authorities.workload_api = Some(api);
         self
     }
 
@@ -211,6 +218,7 @@ impl<'a> Keeper<'a> {
                     self.backoff.reset();
                     self.refresh().await;
                 }
+                () = self.source.changed() => self.refresh().await,
                 () = tokio::time::sleep(nap) => if self.is_due() {
                     self.refresh().await;
                 }

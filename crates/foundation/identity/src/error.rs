@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use outrigger_config::{HostPort, SpiffePattern, TrustDomain};
+use outrigger_config::{HostPort, InvalidScalar, SpiffePattern, TrustDomain, WorkloadEndpoint};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -192,8 +192,8 @@ pub enum Error {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Nobody in this process can ask an authority.
-    #[error("this program cannot ask an authority for certificates; use the source `files`")]
+    /// Nobody in this process can ask an authority, or an agent.
+    #[error("this program cannot ask anybody for certificates; use the source `files`")]
     NoEnrolment,
     /// The authority of this process did not sign.
     #[error("the authority of this process: cannot {action}")]
@@ -203,6 +203,22 @@ pub enum Error {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The agent that serves the Workload API gave nothing that can be used.
+    #[error("the Workload API {endpoint}: {problem}")]
+    WorkloadApi {
+        /// Where it is served.
+        endpoint: WorkloadEndpoint,
+        /// What is wrong, and how to mend it.
+        problem: String,
+    },
+    /// It is said nowhere where the Workload API is served.
+    #[error(
+        "`identity.workloadApi` has no `endpointSocket`, and the environment variable SPIFFE_ENDPOINT_SOCKET is not set; name the agent's socket in either"
+    )]
+    NoEndpointSocket,
+    /// The environment says it in a way that cannot be understood.
+    #[error("the environment variable SPIFFE_ENDPOINT_SOCKET: {0}")]
+    BadEndpointSocket(InvalidScalar),
     /// Keys would be written to a disk.
     #[error(
         "`stateDirectory` {} is not in memory (tmpfs), and a key on a disk outlives its pod; mount an `emptyDir` with `medium: Memory` there, or remove it",

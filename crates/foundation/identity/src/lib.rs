@@ -1,6 +1,7 @@
 //! Who this workload is, and whom it talks to: X.509-SVIDs and the TLS made of them.
 //!
-//! In: PEM files, an authority that is asked over the network or is this very process, or a development authority in a shared folder. Out: [`Snapshot`]s, each
+//! In: PEM files, an authority that is asked over the network or is this very process, an agent that serves the SPIFFE
+//! Workload API, or a development authority in a shared folder. Out: [`Snapshot`]s, each
 //! one identity with ready-made rustls configs, swapped whole when a certificate rotates.
 //! Promise: no peer passes that is not a valid X.509-SVID ([X509-SVID]) of the trust domain
 //! and one of those expected, nor one that is revoked; a half-written or unusable certificate never replaces a good
@@ -29,6 +30,7 @@ mod svid;
 #[cfg(test)]
 mod tests;
 mod verifier;
+mod workload;
 
 pub use component::IdentityComponent;
 pub use enrolment::{Asked, Enrolled, Enrolment};
@@ -44,3 +46,4 @@ pub use public::{
 pub use server::{server_config_with_certificates, server_config_with_key};
 pub use snapshot::{PeerPolicy, Snapshot};
 pub use svid::{PeerError, certificate_hash, peer_id};
+pub use workload::{SvidStream, WorkloadApi, X509Svid, X509Svids};

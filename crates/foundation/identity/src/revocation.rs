@@ -79,6 +79,29 @@ impl Revocation {
         Ok(Self { lists, required })
     }
 
+    /// Takes lists that somebody tells us of; `from` names him in errors. Those of authorities that we do not know are about
+    /// other trust domains' certificates.
+    pub(crate) fn told<'a>(
+        ders: &[Vec<u8>],
+        from: &Path,
+        authorities: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+    ) -> Result<Self, Error> {
+        if ders.is_empty() {
+            return Ok(Self::default());
+        }
+        let authorities: Vec<_> = authorities.into_iter().filter_map(Authority::of).collect();
+        let mut lists = Vec::new();
+        for (at, der) in ders.iter().enumerate() {
+            if is_of_strangers(der, &authorities) {
+                continue;
+            }
+            let list = List::read(der, from, &authorities);
+            let number = at + 1;
+            lists.push(list.map_err(|problem| Error::BadRevocationList { path: from.into(), number, problem })?);
+        }
+        Ok(Self { lists, required: false })
+    }
+
     /// Whether both would say the same of every chain.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         let digests = |one: &Self| one.lists.iter().map(|list| list.digest.clone()).collect::<Vec<_>>();
@@ -130,6 +153,14 @@ impl Revocation {
         let Self { required, .. } = *self;
         Some(Outdated { path: &list.path, issuer: &list.issuer_text, since: list.next_update, required })
     }
+}
+
+/// Whether a list is by none of these. Names alone do not tell: SPIRE gives the same one to the authorities of all its trust domains.
+fn is_of_strangers(der: &[u8], authorities: &[Authority]) -> bool {
+    let (Ok(list), Some(signed)) = (BorrowedCertRevocationList::from_der(der), Signed::read(der)) else { return false };
+    let list = CertRevocationList::from(list);
+    let ours = |authority: &Authority| *authority.name == *list.issuer() && signed.is_by(&authority.key);
+    !authorities.iter().any(ours)
 }
 
 /// A list that should have been replaced.
@@ -240,14 +271,14 @@ impl<'a> Signed<'a> {
 }
 
 /// One DER element, and what is behind it.
-struct Element<'a> {
+pub(crate) struct Element<'a> {
     /// With its header.
-    whole: &'a [u8],
+    pub(crate) whole: &'a [u8],
     content: &'a [u8],
-    rest: &'a [u8],
+    pub(crate) rest: &'a [u8],
 }
 
-fn element(bytes: &[u8]) -> Option<Element<'_>> {
+pub(crate) fn element(bytes: &[u8]) -> Option<Element<'_>> {
     let [_, first, rest @ ..] = bytes else { return None };
     let (length, rest) = match first {
         0..=0x7f => (usize::from(*first), rest),

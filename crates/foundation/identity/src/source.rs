@@ -1,5 +1,5 @@
-//! Where an identity comes from, as the config says: files, an authority elsewhere or in this process, or the development
-//! authority.
+//! Where an identity comes from, as the config says: files, an authority elsewhere or in this process, an agent, or the
+//! development authority.
 //!
 //! In: section `identity`. Out: material, when there is something new.
 
@@ -17,6 +17,7 @@ use crate::files::{self, Loaded};
 use crate::material::Material;
 use crate::own::{OwnAuthority, Owning};
 use crate::snapshot::Snapshot;
+use crate::workload::{Agent, WorkloadApi};
 
 /// What a source has.
 pub(crate) struct Found {
@@ -33,6 +34,8 @@ pub(crate) struct Authorities {
     pub(crate) enrolment: Option<Arc<dyn Enrolment>>,
     /// The authority of this process.
     pub(crate) own: Option<Arc<dyn OwnAuthority>>,
+    /// Listens to agents.
+    pub(crate) workload_api: Option<Arc<dyn WorkloadApi>>,
 }
 
 /// One source of an identity.
@@ -47,6 +50,7 @@ enum Kind {
     Files(IdentityFiles),
     Authority(Enrolling),
     Own(Owning),
+    Agent(Box<Agent>),
     Development(DevelopmentAuthority),
 }
 
@@ -60,6 +64,9 @@ impl Source {
             Kind::Authority(Enrolling::new(settings, Arc::clone(enrolment))?)
         } else if let Some(settings) = &section.own_authority {
             Kind::Own(Owning::new(settings, Arc::clone(authorities.own.as_ref().ok_or(Error::NoEnrolment)?)))
+        } else if let Some(settings) = &section.workload_api {
+            let api = authorities.workload_api.as_ref().ok_or(Error::NoEnrolment)?;
+            Kind::Agent(Box::new(Agent::new(settings, Arc::clone(api))?))
         } else if let Some(settings) = &section.development {
             Kind::Development(settings.clone())
         } else {
@@ -77,13 +84,22 @@ impl Source {
             }
             Kind::Authority(enrolling) => enrolling.paths(),
             Kind::Own(_) => Vec::new(),
+            Kind::Agent(agent) => agent.paths(),
             Kind::Development(settings) => authority::paths(&settings.directory).into(),
         }
     }
 
+    /// Waits until it tells of a change by itself; for ever if it never does. Cancel-safe.
+    pub(crate) async fn changed(&mut self) {
+        match &mut self.kind {
+            Kind::Agent(agent) => agent.changed().await,
+            Kind::Files(_) | Kind::Authority(_) | Kind::Own(_) | Kind::Development(_) => std::future::pending().await,
+        }
+    }
+
     /// What there is now. Cancel-safe.
-    pub(crate) async fn load(&self, current: Option<&Snapshot>, now: SystemTime) -> Result<Found, Error> {
-        match &self.kind {
+    pub(crate) async fn load(&mut self, current: Option<&Snapshot>, now: SystemTime) -> Result<Found, Error> {
+        match &mut self.kind {
             Kind::Files(files) => {
                 let current = current.filter(|current| current.trust_domain == self.trust_domain);
                 let before = current.map(|current| &current.material().revocation);
@@ -99,6 +115,14 @@ impl Source {
                 let material = owning.load(&self.trust_domain, current, now).await?;
                 Ok(Found { material, problem: None })
             }
+            Kind::Agent(agent) => {
+                let current = current.filter(|current| current.trust_domain == self.trust_domain);
+                let Some(Loaded { material, problem }) = agent.load(&self.trust_domain, current, now).await? else {
+                    return Ok(Found { material: None, problem: None });
+                };
+                let known = current.is_some_and(|current| material.same_as(current.material()));
+                Ok(Found { material: (!known).then_some(material), problem })
+            }
             Kind::Development(settings) => {
                 let material = development::load(settings, &self.trust_domain, current, now).await?;
                 Ok(Found { material, problem: None })
@@ -109,7 +133,7 @@ impl Source {
     /// When to ask for a new identity although no file has changed.
     pub(crate) fn renew_at(&self, snapshot: &Snapshot) -> Option<SystemTime> {
         match &self.kind {
-            Kind::Files(_) => None,
+            Kind::Files(_) | Kind::Agent(_) => None,
             Kind::Authority(_) | Kind::Own(_) => Some(enrolment::renew_at(snapshot)),
             Kind::Development(_) => Some(development::renew_at(snapshot)),
         }
@@ -122,6 +146,7 @@ impl Source {
             Kind::Authority(enrolling) => enrolling.check(),
             // Whether it signs is its own status.
             Kind::Own(_) => Ok(()),
+            Kind::Agent(agent) => agent.check(),
             Kind::Development(settings) => Authority::read(&settings.directory, &self.trust_domain).map(drop),
         }
     }

@@ -36,7 +36,10 @@ struct Running {
 
 impl Running {
     fn start(identity: Identity) -> Self {
-        let (component, identities) = IdentityComponent::new();
+        Self::start_component(identity, IdentityComponent::new())
+    }
+
+    fn start_component(identity: Identity, (component, identities): (IdentityComponent, Identities)) -> Self {
         let component = Arc::new(component);
         let (context, outside) = Context::standalone(config(identity), 0);
         let registry = context.registry.clone();
@@ -95,6 +98,7 @@ fn from_files(folder: &Path) -> Identity {
         files: Some(files),
         authority: None,
         own_authority: None,
+        workload_api: None,
         development: None,
     }
 }
@@ -111,6 +115,7 @@ fn development(folder: &Path, account: &str, ttl: Duration) -> Identity {
         files: None,
         authority: None,
         own_authority: None,
+        workload_api: None,
         development: Some(settings),
     }
 }
@@ -126,7 +131,7 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }

@@ -51,6 +51,11 @@ impl Backoff {
     }
 }
 
+/// A random duration between two shares of another, so that many do not do the same at the same time.
+pub fn jittered(whole: Duration, least: f64, most: f64) -> Duration {
+    whole.mul_f64(least) + whole.mul_f64((most - least) * random_fraction())
+}
+
 /// A number in `[0, 1)`; good enough for jitter, for nothing else (SplitMix64).
 fn random_fraction() -> f64 {
     thread_local! {

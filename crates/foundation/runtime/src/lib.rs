@@ -31,7 +31,7 @@ mod watcher;
 mod workers;
 
 pub use admin::{AdminBody, AdminHandler, AdminRequest, AdminResponse, AdminRoute, AdminRoutes, AdminStream};
-pub use backoff::{Backoff, BackoffPolicy};
+pub use backoff::{Backoff, BackoffPolicy, jittered};
 pub use board::Status;
 pub use component::{BoxError, BoxFuture, Component, Context, Standalone};
 pub use environment::AppEnvironment;

@@ -186,6 +186,7 @@ impl Shop {
             files: None,
             authority: None,
             own_authority: None,
+            workload_api: None,
             development: Some(DevelopmentAuthority {
                 directory: self.folder.join("authority"),
                 namespace: "shop".parse()?,

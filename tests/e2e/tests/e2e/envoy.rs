@@ -110,7 +110,7 @@ impl Mesh {
     }
 }
 
-fn listener(port: u16, socket: &str, more: &str) -> String {
+pub(crate) fn listener(port: u16, socket: &str, more: &str) -> String {
     let more = if more.is_empty() { "generate_request_id: false" } else { more };
     let socket = socket.replace('\n', "\n  ");
     format!(
@@ -123,13 +123,18 @@ fn listener(port: u16, socket: &str, more: &str) -> String {
     )
 }
 
-fn assignment(name: &str, port: u16) -> String {
+pub(crate) fn assignment(name: &str, port: u16) -> String {
     format!(
         "{{ cluster_name: {name}, endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }} }} }}] }}] }}"
     )
 }
 
 fn context(leaf: &Leaf, authority: &Authority, peer: &str, alpn: &str) -> String {
+    context_of(leaf, &authority.bundle(), peer, alpn)
+}
+
+/// Envoy's TLS settings, with what it shows and whom it trusts in files.
+pub(crate) fn context_of(leaf: &Leaf, bundle: &Path, peer: &str, alpn: &str) -> String {
     let file = |path: &Path| format!("{{ filename: {} }}", path.display());
     format!(
         "{{ alpn_protocols: [{}], tls_certificates: [{{ certificate_chain: {}, private_key: {} }}], validation_context: {{ trusted_ca: {}, \
@@ -137,7 +142,7 @@ fn context(leaf: &Leaf, authority: &Authority, peer: &str, alpn: &str) -> String
         alpn.split(", ").map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", "),
         file(&leaf.certificate),
         file(&leaf.key),
-        file(&authority.bundle())
+        file(bundle)
     )
 }
 

@@ -231,3 +231,27 @@ async fn who_sends_garbage_or_too_much_loses_the_own_stream_alone() {
     server.catalogue.apply(&[service("a.test:1", &[1])], &[]);
     assert_eq!(good.take().await, ["a.test:1"]);
 }
+
+#[tokio::test]
+async fn a_newer_proxy_is_told_that_what_nobody_knows_is_not_there_and_served_the_rest() {
+    let services = "  services:\n  - { name: \"a.test:1\", endpoints: [{ address: \"10.0.0.1:1\" }] }\n";
+    let mut server = Server::start(services).await;
+    let mut newer = server.client().await;
+    // Fields that no version has yet: a message, a number, and two of fixed length.
+    let future = [&b"\xa2\x06\x02\x08\x01\xa8\x06\x07\xb1\x06"[..], &[0; 8], b"\xbd\x06", &[0; 4]].concat();
+    for (type_url, name) in
+        [("type.googleapis.com/outrigger.dev.v9.Wish", "w"), (Kind::Assignment.type_url(), "a.test:1")]
+    {
+        let mut message = future.clone();
+        Request { type_url, subscribe: vec![name], ..Request::default() }.write(&mut message);
+        message.extend(&future);
+        newer.sender.send(&message).await.unwrap();
+        let answer = newer.hear().await;
+        let response = Response::read(&answer);
+        assert_eq!(response.type_url, type_url);
+        let told: Vec<_> = response.resources.iter().map(|one| one.name).collect();
+        let (there, gone) = if name == "w" { (vec![], vec!["w"]) } else { (vec!["a.test:1"], vec![]) };
+        assert_eq!((told, response.removed), (there, gone), "{type_url}");
+    }
+    server.tasks.abort_all();
+}

@@ -1,6 +1,6 @@
 //! What Vault's answers say.
 //!
-//! In: JSON from outside, of any shape. Out: secrets, leases, logins. Promise: nothing in an
+//! In: JSON from outside, of any shape. Out: secrets and leases. Promise: nothing in an
 //! answer can panic us; what is not as it should be counts as not there.
 
 use std::time::Duration;
@@ -14,15 +14,6 @@ use crate::template::to_value;
 
 /// A longer lease is taken for this long: ten years.
 const LONGEST: u64 = 10 * 365 * 24 * 3600;
-
-/// A token and how long it lasts.
-pub(super) struct Login {
-    pub(super) token: Secret,
-    pub(super) ttl: Duration,
-    pub(super) renewable: bool,
-    /// Of the kind that nobody can revoke.
-    pub(super) batch: bool,
-}
 
 /// A secret as templates see it; `None` when there is no data.
 pub(super) fn fetched(mut json: Json) -> Option<Fetched> {
@@ -52,21 +43,6 @@ pub(super) fn lease(json: &Json) -> Option<Lease> {
     })
 }
 
-/// The token of a login or a renewal.
-pub(super) fn login(json: &Json) -> Option<Login> {
-    let auth = json.get("auth")?;
-    let token = text(auth, "client_token");
-    let (ttl, renewable) = (seconds(auth.get("lease_duration")), flag(auth, "renewable"));
-    let batch = text(auth, "token_type") == "batch";
-    (!token.is_empty()).then(|| Login { token: Secret::new(token.to_owned()), ttl, renewable, batch })
-}
-
-/// What lookup-self tells: how long the token lasts, and whether it can be renewed.
-pub(super) fn lookup(json: &Json) -> Option<(Duration, bool)> {
-    let data = json.get("data")?;
-    Some((seconds(data.get("ttl")), flag(data, "renewable")))
-}
-
 fn text<'a>(json: &'a Json, name: &str) -> &'a str {
     json.get(name).and_then(Json::as_str).unwrap_or_default()
 }
@@ -90,10 +66,8 @@ mod tests {
             Just("data".to_owned()),
             Just("metadata".to_owned()),
             Just("version".to_owned()),
-            Just("auth".to_owned()),
             Just("lease_id".to_owned()),
             Just("lease_duration".to_owned()),
-            Just("client_token".to_owned()),
             ".{0,8}"
         ];
         let leaf = prop_oneof![
@@ -116,7 +90,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_panics(json in any_json()) {
-            let _ = (lease(&json), login(&json).is_some(), lookup(&json));
+            let _ = lease(&json);
             let _ = fetched(json);
         }
     }

@@ -5,8 +5,6 @@
 //! renewed is; what was lent to us is given back at the stop.
 
 mod answer;
-mod client;
-mod session;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,14 +15,13 @@ use futures_util::stream::{self, StreamExt};
 use http::Method;
 use outrigger_config::{Secret, VaultProvider};
 use outrigger_http::Resolver;
+use outrigger_vault::{Answer, Call, Error as VaultError, Session, VaultClient, VaultSettings, given_token};
 use serde_json::{Value as Json, json};
 use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::provider::{Fetched, LIST, Lease};
-use client::{Answer, Call, VaultClient};
-use session::Session;
 
 /// Leases given back at a time.
 const REVOKED_AT_ONCE: usize = 8;
@@ -47,7 +44,8 @@ pub(crate) enum Renewal {
 
 impl Vault {
     pub(crate) fn new(provider: String, config: VaultProvider, resolver: Resolver, metrics: Metrics) -> Self {
-        let client = VaultClient::new(provider, config.clone(), resolver, metrics);
+        let observer = move |operation: &'static str, result: &str| metrics.request(&provider, operation, result);
+        let client = VaultClient::new("secrets", VaultSettings::from(&config), resolver, Box::new(observer));
         Self { client, config, session: None, mounts: Mutex::default() }
     }
 
@@ -59,7 +57,7 @@ impl Vault {
         let auth = &self.config.auth;
         let token = auth.token.as_ref().and_then(|token| token.file.clone());
         let secret_id = auth.app_role.as_ref().map(|role| role.secret_id_file.clone());
-        token.into_iter().chain(secret_id).chain(self.client.ca_file().cloned()).collect()
+        token.into_iter().chain(secret_id).chain(self.client.settings().ca_file.clone()).collect()
     }
 
     /// Takes up what has changed in the files of [`Self::watched`]; true when another token took the place of ours, to
@@ -67,7 +65,7 @@ impl Vault {
     pub(crate) fn files_changed(&mut self) -> bool {
         self.client.forget_tls();
         let Some(session) = self.session.as_ref().filter(|_| self.config.auth.token.is_some()) else { return false };
-        let replaced = session::given_token(&self.config).is_ok_and(|token| token != *session.token());
+        let replaced = given_token(self.client.settings()).is_ok_and(|token| token != *session.token());
         if replaced {
             self.session = None;
         }
@@ -78,7 +76,7 @@ impl Vault {
     pub(crate) async fn prepare(&mut self) -> Result<(), Error> {
         self.client.prepare()?;
         if self.session.is_none() {
-            self.session = Some(session::begin(&self.client, &self.config).await?);
+            self.session = Some(Session::begin(&self.client).await?);
         }
         Ok(())
     }
@@ -107,11 +105,11 @@ impl Vault {
         let Some(session) = &mut self.session else { return Ok(false) };
         match session.attend(&self.client).await {
             Ok(()) => Ok(false),
-            Err(error @ Error::Unavailable { .. }) => Err(error),
-            Err(error) if !self.can_log_in_again() => Err(error),
+            Err(error @ VaultError::Unavailable { .. }) => Err(error.into()),
+            Err(error) if !self.can_log_in_again() => Err(error.into()),
             Err(_) => {
                 // The token in hand stays until there is a new one.
-                let fresh = session::begin(&self.client, &self.config).await?;
+                let fresh = Session::begin(&self.client).await?;
                 let replaced = self.session.as_ref().is_none_or(|old| old.token() != fresh.token());
                 self.session = Some(fresh);
                 Ok(replaced)
@@ -195,7 +193,7 @@ impl Vault {
 
     async fn get(&self, operation: &'static str, path: &str) -> Result<Answer, Error> {
         let call = Call { operation, method: Method::GET, path, token: self.token(), body: None };
-        self.client.call(call).await
+        Ok(self.client.call(call).await?)
     }
 
     /// What an answer to a read means.
@@ -222,13 +220,13 @@ impl Vault {
                 ))
             }
             403 => Err(self.denied(asked, &words).await),
-            status => Err(self.client.refused(format!("answers {status} to a read of `{asked}`{words}"))),
+            status => Err(self.client.refused(format!("answers {status} to a read of `{asked}`{words}")).into()),
         }
     }
 
     /// A 403 says the same of a bad token and of a policy: asking for the token itself tells them apart.
     async fn denied(&self, path: &str, words: &str) -> Error {
-        let address = self.client.address.clone();
+        let address = self.client.settings().address.clone();
         let rejected = |problem: &str| Error::TokenRejected {
             address: address.clone(),
             path: path.to_owned(),
@@ -241,13 +239,14 @@ impl Vault {
             }
             _ => self
                 .client
-                .refused(format!("denies `{path}` (403): the token's policies do not allow `{right}` there{words}")),
+                .refused(format!("denies `{path}` (403): the token's policies do not allow `{right}` there{words}"))
+                .into(),
         }
     }
 
     fn missing(&self, path: &str, hint: &str) -> Error {
         Error::Missing {
-            provider: format!("vault {}", self.client.address),
+            provider: format!("vault {}", self.client.settings().address),
             path: path.to_owned(),
             hint: hint.to_owned(),
         }

@@ -9,7 +9,7 @@ use crate::tree::is_variable_name;
 use crate::units::{is_host, nearest_address};
 use crate::{
     ByteSize, Duration, FileMode, HostPort, InvalidScalar, ListenAddress, LogFilter, LogFormat, Name, SpiffeId,
-    SpiffePattern, SrvName, TrustDomain,
+    SpiffePattern, SrvName, TrustDomain, WorkloadEndpoint,
 };
 
 /// Whether `text` has the form `format`; unknown formats allow everything.
@@ -25,6 +25,7 @@ pub(super) fn check(format: &str, text: &str) -> Result<(), InvalidScalar> {
         "spiffe-pattern" => text.parse::<SpiffePattern>().map(drop),
         "srv-name" => text.parse::<SrvName>().map(drop),
         "trust-domain" => text.parse::<TrustDomain>().map(drop),
+        "workload-endpoint" => text.parse::<WorkloadEndpoint>().map(drop),
         "log-format" => text.parse::<LogFormat>().map(drop),
         "log-filter" => text.parse::<LogFilter>().map(drop),
         "socket-address" => socket_address(text),
@@ -52,6 +53,7 @@ pub(super) fn stand_in(format: Option<&str>) -> &'static str {
         "spiffe-id" | "spiffe-pattern" => "spiffe://stand.in/x",
         "srv-name" => "_stand._in.local",
         "trust-domain" => "stand.in",
+        "workload-endpoint" => "unix:///stand-in",
         "http-url" | "http-origin" => "http://localhost",
         "route-hostname" => "localhost",
         "variable-name" => "STAND_IN",
@@ -74,6 +76,7 @@ pub(super) fn example(format: &str) -> Option<&'static str> {
         "spiffe-id" | "spiffe-pattern" => "spiffe://cluster.local/ns/shop/sa/frontend",
         "srv-name" => "_http._tcp.orders.shop.svc.cluster.local",
         "trust-domain" => "cluster.local",
+        "workload-endpoint" => "unix:///run/spire/agent-sockets/spire-agent.sock",
         "http-url" => "https://logs.example/ingest",
         "http-origin" => "https://vault.example:8200",
         "route-hostname" => "backend.shop",

@@ -1,13 +1,19 @@
 //! Rules of the section `authority`.
 
 use super::Judge;
+use super::secrets::login_to_vault;
 use crate::units::is_host;
-use crate::{Config, ConfigPath, Duration};
+use crate::{AuthorityVault, Config, ConfigPath, Duration};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     let Some(authority) = &config.authority else { return };
     let at = ConfigPath::from("authority");
-    judge.exactly_one(&at, &[("roots", authority.roots.is_some()), ("issuer", authority.issuer.is_some())]);
+    let kinds = [
+        ("roots", authority.roots.is_some()),
+        ("issuer", authority.issuer.is_some()),
+        ("vault", authority.vault.is_some()),
+    ];
+    judge.exactly_one(&at, &kinds);
     let (ttl, max_ttl) = (at.key("ttl"), at.key("maxTtl"));
     judge.not_zero(&ttl, authority.ttl);
     judge.not_zero(&max_ttl, authority.max_ttl);
@@ -34,6 +40,9 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
         }
     }
     roots(config, &at, judge);
+    if let Some(vault) = &authority.vault {
+        below_vault(vault, authority.max_ttl, &at, judge);
+    }
     let kubernetes = at.key("kubernetes");
     if !authority.kubernetes.server.starts_with("https://") {
         let place = kubernetes.key("server");
@@ -53,6 +62,26 @@ pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
             "only the controller that leads writes trust bundles, and there is no section `controller`",
             "add the section `controller`, or remove `trustBundles`",
         );
+    }
+}
+
+fn below_vault(vault: &AuthorityVault, max_ttl: Duration, authority: &ConfigPath, judge: &mut Judge<'_>) {
+    let at = authority.key("vault");
+    login_to_vault(&vault.address, &vault.auth, vault.ca_file.is_some(), &at, judge);
+    judge.not_zero(&at.key("timeout"), vault.timeout);
+    for (key, value) in [("mount", Some(&vault.mount)), ("issuer", vault.issuer.as_ref())] {
+        let place = at.key(key);
+        let given = value.map(|value| value.trim_matches('/').trim());
+        if given == Some("") {
+            judge.error("value", &place, format!("`{key}` is empty"), "give it a value, or remove it");
+        }
+    }
+    if vault.lifetime.0 < max_ttl.0 * 2 {
+        let lifetime = at.key("lifetime");
+        let (shown, most) = (judge.shown(&lifetime, &vault.lifetime), judge.shown(&authority.key("maxTtl"), &max_ttl));
+        let message = format!("`lifetime` ({shown}) is shorter than twice `maxTtl` ({most})");
+        let help = "workloads' certificates end with the intermediate that signed them; write a longer time";
+        judge.error("conflict", &lifetime, message, help);
     }
 }
 

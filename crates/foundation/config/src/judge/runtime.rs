@@ -2,7 +2,7 @@
 
 use super::Judge;
 use crate::units::UNIX_PATH_MAX;
-use crate::{ByteSize, Config, ConfigPath, ListenAddress};
+use crate::{ByteSize, Config, ConfigPath, IdentityWorkloadApi, ListenAddress, TrustDomain};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     runtime(config, judge);
@@ -94,6 +94,7 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
         ("files", identity.files.is_some()),
         ("authority", identity.authority.is_some()),
         ("ownAuthority", identity.own_authority.is_some()),
+        ("workloadApi", identity.workload_api.is_some()),
         ("development", identity.development.is_some()),
     ];
     judge.exactly_one(&at, &sources);
@@ -122,6 +123,9 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
             );
         }
     }
+    if let Some(agent) = &identity.workload_api {
+        workload_api(agent, &identity.trust_domain, &at, judge);
+    }
     if let Some(development) = &identity.development {
         judge.not_zero(&at.key("development").key("ttl"), development.ttl);
     }
@@ -138,6 +142,22 @@ fn identity(config: &Config, judge: &mut Judge<'_>) {
                 "name the lists in `crl`, or remove `crlRequired`",
             );
         }
+    }
+}
+
+fn workload_api(agent: &IdentityWorkloadApi, trust_domain: &TrustDomain, identity: &ConfigPath, judge: &mut Judge<'_>) {
+    let at = identity.key("workloadApi");
+    judge.not_zero(&at.key("timeout"), agent.timeout);
+    let (id, hint) = (at.key("spiffeId"), at.key("hint"));
+    if agent.spiffe_id.is_some() && agent.hint.is_some() {
+        judge.error("conflict", &hint, "`spiffeId` and `hint` both say which identity to take", "keep one of them");
+    }
+    if let Some(wanted) = &agent.spiffe_id
+        && wanted.trust_domain() != trust_domain.as_str()
+    {
+        let domain = judge.shown(&identity.key("trustDomain"), trust_domain);
+        let message = format!("`{}` is not of the trust domain `{domain}`", judge.shown(&id, wanted));
+        judge.error("conflict", &id, message, "name an identity of that domain, or correct `trustDomain`");
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Judge;
 use crate::diagnostic::Problem;
-use crate::{Config, ConfigPath, Name, Secrets, VaultProvider};
+use crate::{Config, ConfigPath, Name, Secrets, VaultAuth, VaultProvider};
 
 pub(super) fn rules(config: &Config, judge: &mut Judge<'_>) {
     written_files(config, judge);
@@ -89,9 +89,14 @@ fn not_blank(template: &str, at: &ConfigPath, judge: &mut Judge<'_>) {
 fn vault_rules(vault: &VaultProvider, at: &ConfigPath, judge: &mut Judge<'_>) {
     judge.not_zero(&at.key("timeout"), vault.timeout);
     judge.not_zero(&at.key("refresh"), vault.refresh);
-    unused_ca(&vault.address, vault.ca_file.is_some(), at, judge);
+    login_to_vault(&vault.address, &vault.auth, vault.ca_file.is_some(), at, judge);
+}
+
+/// Where Vault is, and how we log in to it.
+pub(super) fn login_to_vault(url: &str, login: &VaultAuth, ca_file: bool, at: &ConfigPath, judge: &mut Judge<'_>) {
+    unused_ca(url, ca_file, at, judge);
     let address = at.key("address");
-    if vault.address.starts_with("http://") && !is_local(&vault.address) {
+    if url.starts_with("http://") && !is_local(url) {
         judge.warning(
             "risk",
             &address,
@@ -101,12 +106,12 @@ fn vault_rules(vault: &VaultProvider, at: &ConfigPath, judge: &mut Judge<'_>) {
     }
     let auth = at.key("auth");
     let methods = [
-        ("token", vault.auth.token.is_some()),
-        ("appRole", vault.auth.app_role.is_some()),
-        ("kubernetes", vault.auth.kubernetes.is_some()),
+        ("token", login.token.is_some()),
+        ("appRole", login.app_role.is_some()),
+        ("kubernetes", login.kubernetes.is_some()),
     ];
     judge.exactly_one(&auth, &methods);
-    if let Some(token) = &vault.auth.token {
+    if let Some(token) = &login.token {
         let at = auth.key("token");
         judge.exactly_one(&at, &[("file", token.file.is_some()), ("value", token.value.is_some())]);
         let value = at.key("value");
@@ -122,11 +127,11 @@ fn vault_rules(vault: &VaultProvider, at: &ConfigPath, judge: &mut Judge<'_>) {
             judge.error("value", &auth.key(method).key(key), format!("`{key}` is empty"), "give it a value");
         }
     };
-    if let Some(role) = &vault.auth.app_role {
+    if let Some(role) = &login.app_role {
         not_empty(judge, "appRole", "roleId", &role.role_id);
         not_empty(judge, "appRole", "mount", &role.mount);
     }
-    if let Some(account) = &vault.auth.kubernetes {
+    if let Some(account) = &login.kubernetes {
         not_empty(judge, "kubernetes", "role", &account.role);
         not_empty(judge, "kubernetes", "mount", &account.mount);
     }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, TrustDomain};
+use crate::{Duration, TrustDomain, VaultAuth};
 
 /// A certificate authority for workloads: X.509-SVIDs `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT` for whoever
-/// shows a token of that service account, over Istio's `CreateCertificate` API. Exactly one of `roots` and `issuer`.
+/// shows a token of that service account, over Istio's `CreateCertificate` API. Exactly one of `roots`, `issuer` and `vault`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Authority {
@@ -33,6 +33,9 @@ pub struct Authority {
     /// An authority that somebody else keeps, such as cert-manager.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<AuthorityIssuer>,
+    /// An authority in Vault or OpenBao, below which this one signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault: Option<AuthorityVault>,
     /// The API server that tells whose a token is.
     #[serde(default)]
     pub kubernetes: AuthorityKubernetes,
@@ -94,6 +97,51 @@ pub struct AuthorityIssuer {
     /// `maxTtl` before `certificate` is replaced by one below it.
     #[schemars(extend("format" = "path"))]
     pub trust_bundle: PathBuf,
+}
+
+/// An authority in a PKI secrets engine of Vault or OpenBao. It signs an intermediate whose key is made here and never leaves
+/// memory; the intermediate signs workloads' certificates, so that Vault is asked twice in its life and not for each pod.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorityVault {
+    /// `http://` or `https://`, without a path.
+    #[schemars(extend("format" = "http-origin"))]
+    pub address: String,
+    /// How we log in. The policy has to allow `update` on `MOUNT/root/sign-intermediate`, or with `issuer` on
+    /// `MOUNT/issuer/ISSUER/sign-intermediate`.
+    pub auth: VaultAuth,
+    /// Sent as `X-Vault-Namespace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// PEM bundle for `https://`; absent means the public authorities built in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "path"))]
+    pub ca_file: Option<PathBuf>,
+    /// Time for one request.
+    #[serde(default = "default_vault_timeout")]
+    pub timeout: Duration,
+    /// Where the PKI secrets engine is mounted.
+    #[serde(default = "default_pki_mount")]
+    pub mount: String,
+    /// The issuer in it that signs, by name or ID; absent means the engine's default. The roots of all its issuers are in
+    /// the bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The lifetime of an intermediate, at least twice `maxTtl`; Vault may give less. The next one is asked for after half of it.
+    #[serde(default = "default_intermediate_lifetime")]
+    pub lifetime: Duration,
+}
+
+fn default_vault_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn default_pki_mount() -> String {
+    "pki".to_owned()
+}
+
+fn default_intermediate_lifetime() -> Duration {
+    Duration::from_secs(30 * 86400)
 }
 
 /// The API server that tells whose a token is.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, HostPort, Name, TrustDomain};
+use crate::{Duration, HostPort, Name, SpiffeId, TrustDomain, WorkloadEndpoint};
 
-/// Who this workload is. Exactly one source: `files`, `authority`, `ownAuthority` or `development`.
+/// Who this workload is. Exactly one source: `files`, `authority`, `ownAuthority`, `workloadApi` or `development`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Identity {
@@ -22,6 +22,9 @@ pub struct Identity {
     /// A certificate from the authority that this very process is (section `authority`): how a controller has an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_authority: Option<OwnAuthority>,
+    /// A certificate, its key and the trust bundle from an agent on this node that serves the SPIFFE Workload API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_api: Option<IdentityWorkloadApi>,
     /// A tiny built-in authority, for development and demos only: whoever reads its folder can be anyone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub development: Option<DevelopmentAuthority>,
@@ -100,6 +103,31 @@ fn default_authority_ttl() -> Duration {
 
 fn default_authority_timeout() -> Duration {
     Duration::from_secs(10)
+}
+
+/// A certificate, its key and the trust bundle from an agent on this node that serves the SPIFFE Workload API, such as SPIRE's.
+/// The agent finds out by itself who asks, and tells of each change; while it is away the last certificate stays.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct IdentityWorkloadApi {
+    /// Where it is served. Absent means what the environment variable `SPIFFE_ENDPOINT_SOCKET` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_socket: Option<WorkloadEndpoint>,
+    /// Which identity to take when the agent gives several. Absent means the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spiffe_id: Option<SpiffeId>,
+    /// The same by the hint that its registration has, such as `internal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub hint: Option<String>,
+    /// Time to connect, and for the first answer. Later ones come when something changes.
+    pub timeout: Duration,
+}
+
+impl Default for IdentityWorkloadApi {
+    fn default() -> Self {
+        Self { endpoint_socket: None, spiffe_id: None, hint: None, timeout: Duration::from_secs(10) }
+    }
 }
 
 fn paths(_: &mut SchemaGenerator) -> Schema {

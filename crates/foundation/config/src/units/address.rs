@@ -136,6 +136,61 @@ impl fmt::Display for HostPort {
 
 string_scalar!(HostPort, "host-port", "^.+:[0-9]{1,5}$", "A peer to connect to: `HOST:PORT`.");
 
+/// Where a SPIFFE Workload API is served, as the [specification] writes it: `unix:///PATH`, or `tcp://IP:PORT`.
+///
+/// [specification]: https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_Endpoint.md
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum WorkloadEndpoint {
+    /// A unix socket's path.
+    Unix(PathBuf),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for WorkloadEndpoint {
+    type Err = InvalidScalar;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScalar> {
+        if let Some(path) = text.strip_prefix("unix://").filter(|path| path.starts_with('/')) {
+            if path.len() > UNIX_PATH_MAX || path.contains(['\0', '?', '#']) {
+                let help = format!("a socket's path has at most {UNIX_PATH_MAX} bytes, and no NUL, query or fragment");
+                return Err(InvalidScalar::new(text, "is no path of a unix socket", help));
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        if let Some(address) = text.strip_prefix("tcp://").and_then(|address| address.parse::<SocketAddr>().ok())
+            && address.port() != 0
+        {
+            return Ok(Self::Tcp(address));
+        }
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        let help = match path.starts_with('/') {
+            true => format!("write `unix:///{}`", path.trim_start_matches('/')),
+            false => {
+                "write `unix:///PATH`, such as `unix:///run/spire/agent-sockets/spire-agent.sock`, or `tcp://IP:PORT`"
+                    .to_owned()
+            }
+        };
+        Err(InvalidScalar::new(text, "is not where a Workload API is served", help))
+    }
+}
+
+impl fmt::Display for WorkloadEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+string_scalar!(
+    WorkloadEndpoint,
+    "workload-endpoint",
+    "^(unix:///.+|tcp://.+:[0-9]{1,5})$",
+    "Where a SPIFFE Workload API is served: `unix:///PATH`, or `tcp://IP:PORT`."
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +203,30 @@ mod tests {
         let long = format!("unix:/{}", "x".repeat(107));
         for text in ["", ":80", "localhost:80", "127.0.0.1", "unix:relative", "unix:", "1.2.3.4:99999", &long] {
             assert!(text.parse::<ListenAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn workload_endpoints() {
+        for text in ["unix:///run/spire/agent.sock", "tcp://127.0.0.1:8000", "tcp://[::1]:8000"] {
+            assert_eq!(text.parse::<WorkloadEndpoint>().unwrap().to_string(), text);
+        }
+        let long = format!("unix:///{}", "x".repeat(107));
+        for text in [
+            "",
+            "unix:relative",
+            "unix://host/path",
+            "unix:///a?b",
+            "tcp://agent:8000",
+            "tcp://127.0.0.1:0",
+            "tcp://127.0.0.1:80/x",
+            "http://127.0.0.1:80",
+            &long,
+        ] {
+            assert!(text.parse::<WorkloadEndpoint>().is_err(), "{text}");
+        }
+        for near in ["/run/agent.sock", "unix:/run/agent.sock"] {
+            assert!(near.parse::<WorkloadEndpoint>().unwrap_err().help.contains("`unix:///run/agent.sock`"), "{near}");
         }
     }
 

@@ -9,7 +9,7 @@ mod log_format;
 mod name;
 mod quantity;
 
-pub use address::{HostPort, ListenAddress};
+pub use address::{HostPort, ListenAddress, WorkloadEndpoint};
 pub(crate) use address::{UNIX_PATH_MAX, is_host, nearest_address};
 pub use log_filter::{Attribute, Fact, Facts, LogFilter};
 pub use log_format::{LogField, LogFormat, LogOperator, LogPiece, TimePiece};

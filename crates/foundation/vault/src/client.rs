@@ -5,17 +5,17 @@
 //! and within a size; what Vault says in errors is bounded and on one line; bodies are zeroed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderValue, LOCATION};
 use http::{Method, Request, Response};
-use outrigger_config::{Secret, VaultProvider};
+use outrigger_config::{AuthorityVault, Secret, VaultAuth, VaultProvider};
 use outrigger_http::{Client, ClientOptions, HttpError, Resolver, Stage};
 use serde_json::Value as Json;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::Error;
-use crate::metrics::Metrics;
 
 /// A larger answer is refused. Vault's own limit for what is written is 1 MiB by default.
 const MOST_ANSWER: usize = 4 << 20;
@@ -24,31 +24,67 @@ const MOST_WORDS: usize = 200;
 /// Connections kept between requests; reads at the start go out side by side.
 const MOST_IDLE: usize = 4;
 
+/// Told of each request: what it was for, and what came of it (a status, or where it failed).
+pub type Observer = Box<dyn Fn(&'static str, &str) + Send + Sync>;
+
+/// Which Vault, and how we log in to it.
+#[derive(Debug, Clone)]
+pub struct VaultSettings {
+    /// `http://` or `https://`, without a path.
+    pub address: String,
+    /// How we log in.
+    pub auth: VaultAuth,
+    /// Sent as `X-Vault-Namespace`.
+    pub namespace: Option<String>,
+    /// PEM bundle for `https://`; `None` means the public authorities.
+    pub ca_file: Option<PathBuf>,
+    /// Time for one request.
+    pub timeout: Duration,
+}
+
+impl From<&VaultProvider> for VaultSettings {
+    fn from(provider: &VaultProvider) -> Self {
+        let VaultProvider { address, auth, namespace, ca_file, timeout, .. } = provider.clone();
+        Self { address, auth, namespace, ca_file, timeout: timeout.into() }
+    }
+}
+
+impl From<&AuthorityVault> for VaultSettings {
+    fn from(authority: &AuthorityVault) -> Self {
+        let AuthorityVault { address, auth, namespace, ca_file, timeout, .. } = authority.clone();
+        Self { address, auth, namespace, ca_file, timeout: timeout.into() }
+    }
+}
+
 /// One Vault, as we talk to it.
-pub(super) struct VaultClient {
-    provider: String,
-    pub(super) address: String,
-    config: VaultProvider,
+pub struct VaultClient {
+    pub(crate) component: &'static str,
+    pub(crate) settings: VaultSettings,
     http: Option<Client>,
     resolver: Resolver,
-    metrics: Metrics,
+    observer: Observer,
 }
 
 /// One request.
-pub(super) struct Call<'a> {
+pub struct Call<'a> {
     /// What it is for, in metrics.
-    pub(super) operation: &'static str,
-    pub(super) method: Method,
+    pub operation: &'static str,
+    /// The request's.
+    pub method: Method,
     /// Without `/v1/`; may have a query.
-    pub(super) path: &'a str,
-    pub(super) token: Option<&'a Secret>,
-    pub(super) body: Option<Json>,
+    pub path: &'a str,
+    /// What is shown to Vault.
+    pub token: Option<&'a Secret>,
+    /// What is sent.
+    pub body: Option<Json>,
 }
 
 /// A status and what came with it.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) json: Option<Json>,
+pub struct Answer {
+    /// HTTP's.
+    pub status: u16,
+    /// `None` when it is no object of JSON.
+    pub json: Option<Json>,
 }
 
 impl Drop for Answer {
@@ -74,26 +110,31 @@ fn scrub(json: &mut Json) {
 }
 
 impl VaultClient {
-    pub(super) fn new(provider: String, config: VaultProvider, resolver: Resolver, metrics: Metrics) -> Self {
-        let address = config.address.trim_end_matches('/').to_owned();
-        Self { provider, address, config, http: None, resolver, metrics }
+    /// A client for a `component`, which the log names. Costs nothing before the first request.
+    pub fn new(component: &'static str, mut settings: VaultSettings, resolver: Resolver, observer: Observer) -> Self {
+        settings.address.truncate(settings.address.trim_end_matches('/').len());
+        Self { component, settings, http: None, resolver, observer }
     }
 
-    pub(super) fn ca_file(&self) -> Option<&PathBuf> {
-        self.config.ca_file.as_ref()
+    /// Which Vault it is.
+    pub fn settings(&self) -> &VaultSettings {
+        &self.settings
     }
 
     /// Reads the CA bundle again before the next request.
-    pub(super) fn forget_tls(&mut self) {
+    pub fn forget_tls(&mut self) {
         self.http = None;
     }
 
     /// Makes the HTTP client, for which the CA bundle must be there.
-    pub(super) fn prepare(&mut self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// When it is not, or holds no certificates.
+    pub fn prepare(&mut self) -> Result<(), Error> {
         if self.http.is_some() {
             return Ok(());
         }
-        let tls = match (&self.config.ca_file, self.address.starts_with("https://")) {
+        let tls = match (&self.settings.ca_file, self.settings.address.starts_with("https://")) {
             (Some(path), true) => {
                 let config = outrigger_identity::client_config_with_roots(Some(path));
                 let problem = |error: outrigger_identity::Error| Error::Credential {
@@ -105,7 +146,7 @@ impl VaultClient {
             }
             _ => None,
         };
-        let timeout = self.config.timeout.into();
+        let timeout = self.settings.timeout;
         let options = ClientOptions {
             tls,
             connect_timeout: timeout,
@@ -119,7 +160,10 @@ impl VaultClient {
     }
 
     /// Sends a request. Whatever Vault answers is `Ok` unless it is in no state to answer; see [`Answer`].
-    pub(super) async fn call(&self, call: Call<'_>) -> Result<Answer, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no answer, or Vault is in no state to give one.
+    pub async fn call(&self, call: Call<'_>) -> Result<Answer, Error> {
         let call_is_renewal = matches!(call.operation, "renew_self" | "renew_lease");
         let response = self.exchange(&call).await?;
         let status = response.status().as_u16();
@@ -141,14 +185,14 @@ impl VaultClient {
     }
 
     async fn exchange(&self, call: &Call<'_>) -> Result<Response<Bytes>, Error> {
-        let url = format!("{}/v1/{}", self.address, encoded(call.path));
+        let url = format!("{}/v1/{}", self.settings.address, encoded(call.path));
         let response = self.send(call, &url).await?;
         if !matches!(response.status().as_u16(), 301 | 302 | 307 | 308) {
             return Ok(response);
         }
         // A standby that does not forward names the active server.
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let kept = self.address.starts_with("http://") && location.starts_with("http://");
+        let kept = self.settings.address.starts_with("http://") && location.starts_with("http://");
         if !kept && !location.starts_with("https://") {
             return Err(self.unavailable("redirects us to an address that is not as safe; set the active server's"));
         }
@@ -164,7 +208,7 @@ impl VaultClient {
             Ok(response) => response.status().as_u16().to_string(),
             Err(error) => error.as_ref().map_or("request", |error| error.stage().as_str()).to_owned(),
         };
-        self.metrics.request(&self.provider, call.operation, &label);
+        (self.observer)(call.operation, &label);
         result.map_err(|error| match error {
             Some(error) => self.unavailable(reached(&error)),
             None => self.refused("the token, namespace or path holds characters that HTTP does not allow"),
@@ -178,7 +222,7 @@ impl VaultClient {
             token.set_sensitive(true);
             request = request.header("x-vault-token", token);
         }
-        if let Some(namespace) = &self.config.namespace {
+        if let Some(namespace) = &self.settings.namespace {
             request = request.header("x-vault-namespace", namespace);
         }
         let body = match &call.body {
@@ -204,24 +248,26 @@ impl VaultClient {
         }
     }
 
-    pub(super) fn unavailable(&self, problem: impl Into<String>) -> Error {
-        Error::Unavailable { address: self.address.clone(), problem: problem.into() }
+    /// An error that time may mend.
+    pub fn unavailable(&self, problem: impl Into<String>) -> Error {
+        Error::Unavailable { address: self.settings.address.clone(), problem: problem.into() }
     }
 
-    pub(super) fn refused(&self, problem: impl Into<String>) -> Error {
-        Error::Refused { address: self.address.clone(), problem: problem.into() }
+    /// An error that somebody has to mend.
+    pub fn refused(&self, problem: impl Into<String>) -> Error {
+        Error::Refused { address: self.settings.address.clone(), problem: problem.into() }
     }
 }
 
 impl Answer {
     /// Whether a 403 is a policy's. Vault lists what a policy says, and says the rest plainly or adds `invalid token`.
-    pub(super) fn is_of_policy(&self) -> bool {
+    pub fn is_of_policy(&self) -> bool {
         let words = self.words();
         words.starts_with(": 1 error occurred") && !words.contains("invalid token")
     }
 
     /// Vault's own words, beginning with `: `, or nothing.
-    pub(super) fn words(&self) -> String {
+    pub fn words(&self) -> String {
         let errors = self.json.as_ref().and_then(|json| json.get("errors")).and_then(Json::as_array);
         let errors: Vec<&str> = errors.into_iter().flatten().filter_map(Json::as_str).collect();
         let text = one_line(&errors.iter().map(|error| error.trim()).collect::<Vec<_>>().join("; "));

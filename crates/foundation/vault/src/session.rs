@@ -10,21 +10,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
-use outrigger_config::{Secret, VaultProvider};
+use outrigger_config::Secret;
+use outrigger_runtime::jittered;
 use serde_json::json;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::answer::{self, Login};
-use super::client::{Call, VaultClient};
-use crate::clock::jittered;
+use crate::client::{Call, VaultClient, VaultSettings};
 use crate::error::Error;
+use crate::login::{self, Login};
 
 /// A token or secret ID is not longer.
 const MOST_BYTES: u64 = 64 << 10;
 
 /// A token in use.
-pub(super) struct Session {
+pub struct Session {
     token: Secret,
     /// Issued to us by a login, so that it is ours to revoke, and of a kind that can be.
     revocable: bool,
@@ -41,15 +41,6 @@ enum Life {
     Limited { due: Instant, ttl: Duration, renewable: bool },
 }
 
-/// Takes the given token, or logs in.
-pub(super) async fn begin(client: &VaultClient, config: &VaultProvider) -> Result<Session, Error> {
-    if let Some(login) = credentials(config)? {
-        return log_in(client, login).await;
-    }
-    let life = Life::Unknown { since: Instant::now() };
-    Ok(Session { token: given_token(config)?, revocable: false, life })
-}
-
 /// What is shown to an auth method.
 struct Credentials<'a> {
     method: &'static str,
@@ -60,7 +51,7 @@ struct Credentials<'a> {
 }
 
 /// Those of the config; `None` when it has a token.
-fn credentials(config: &VaultProvider) -> Result<Option<Credentials<'_>>, Error> {
+fn credentials(config: &VaultSettings) -> Result<Option<Credentials<'_>>, Error> {
     let auth = &config.auth;
     if let Some(role) = &auth.app_role {
         let secret_id = read_credential("the AppRole secret ID file", &role.secret_id_file)?;
@@ -76,7 +67,10 @@ fn credentials(config: &VaultProvider) -> Result<Option<Credentials<'_>>, Error>
 }
 
 /// The token of the config, or of the file it names.
-pub(super) fn given_token(config: &VaultProvider) -> Result<Secret, Error> {
+///
+/// # Errors
+/// When the file cannot be read, or holds no token.
+pub fn given_token(config: &VaultSettings) -> Result<Secret, Error> {
     let token = config.auth.token.as_ref();
     if let Some(value) = token.and_then(|token| token.value.as_ref()) {
         return Ok(Secret::new(value.expose().trim().to_owned()));
@@ -91,7 +85,7 @@ async fn log_in(client: &VaultClient, login: Credentials<'_>) -> Result<Session,
     let call = Call { operation: "login", method: Method::POST, path: &path, token: None, body: Some(body) };
     let answer = client.call(call).await?;
     let words = answer.words();
-    match (answer.status, answer.json.as_ref().and_then(answer::login)) {
+    match (answer.status, answer.json.as_ref().and_then(login::login)) {
         (200, Some(Login { token, ttl, renewable, batch })) => {
             Ok(Session { token, revocable: !batch, life: Life::of(ttl, renewable) })
         }
@@ -132,12 +126,25 @@ impl Life {
 }
 
 impl Session {
-    pub(super) fn token(&self) -> &Secret {
+    /// Takes the given token, or logs in. Cancel-safe: a token that Vault issues to nobody ends by itself.
+    ///
+    /// # Errors
+    /// When there is no token to show, or Vault does not accept it.
+    pub async fn begin(client: &VaultClient) -> Result<Self, Error> {
+        if let Some(login) = credentials(&client.settings)? {
+            return log_in(client, login).await;
+        }
+        let life = Life::Unknown { since: Instant::now() };
+        Ok(Self { token: given_token(&client.settings)?, revocable: false, life })
+    }
+
+    /// What is shown to Vault.
+    pub fn token(&self) -> &Secret {
         &self.token
     }
 
     /// When [`Self::attend`] has something to do.
-    pub(super) fn attention(&self) -> Option<Instant> {
+    pub fn attention(&self) -> Option<Instant> {
         match self.life {
             Life::Unknown { since } => Some(since),
             Life::Endless => None,
@@ -145,8 +152,11 @@ impl Session {
         }
     }
 
-    /// Looks the token up, or renews it. An error but [`Error::Unavailable`] means that it will not live on.
-    pub(super) async fn attend(&mut self, client: &VaultClient) -> Result<(), Error> {
+    /// Looks the token up, or renews it.
+    ///
+    /// # Errors
+    /// All but [`Error::Unavailable`] mean that it will not live on.
+    pub async fn attend(&mut self, client: &VaultClient) -> Result<(), Error> {
         match self.life {
             Life::Endless => Ok(()),
             Life::Unknown { .. } => self.look_up(client).await,
@@ -160,7 +170,7 @@ impl Session {
         let path = "auth/token/lookup-self";
         let call = Call { operation: "lookup_self", method: Method::GET, path, token: Some(&self.token), body: None };
         let answer = client.call(call).await?;
-        let found = answer.json.as_ref().filter(|_| answer.status == 200).and_then(answer::lookup);
+        let found = answer.json.as_ref().filter(|_| answer.status == 200).and_then(login::lookup);
         // A policy may forbid looking: then we use the token as long as it lasts.
         let (ttl, renewable) = found.unwrap_or_default();
         self.life = match Life::of(ttl, renewable) {
@@ -168,7 +178,7 @@ impl Session {
             Life::Limited { renewable: false, .. } => Life::Endless,
             life => life,
         };
-        tracing::debug!(component = "secrets", ttl_seconds = ttl.as_secs(), renewable, "vault token looked up");
+        tracing::debug!(component = client.component, ttl_seconds = ttl.as_secs(), renewable, "vault token looked up");
         Ok(())
     }
 
@@ -178,19 +188,19 @@ impl Session {
         let call = Call { operation: "renew_self", method: Method::POST, path, token: Some(&self.token), body };
         let answer = client.call(call).await?;
         let words = answer.words();
-        let renewed = answer.json.as_ref().filter(|_| answer.status == 200).and_then(answer::login);
+        let renewed = answer.json.as_ref().filter(|_| answer.status == 200).and_then(login::login);
         let Some(Login { ttl, renewable, .. }) = renewed else {
             return Err(client.refused(format!("does not renew the token ({}){words}", answer.status)));
         };
         // Near its greatest age a token is renewed by ever less: then only a new one helps.
         let renewable = renewable && ttl * 3 > before;
         self.life = Life::of(ttl, renewable);
-        tracing::debug!(component = "secrets", ttl_seconds = ttl.as_secs(), renewable, "vault token renewed");
+        tracing::debug!(component = client.component, ttl_seconds = ttl.as_secs(), renewable, "vault token renewed");
         Ok(())
     }
 
     /// Revokes a token that was issued to us, and with it all leases it still has.
-    pub(super) async fn end(self, client: &VaultClient) {
+    pub async fn end(self, client: &VaultClient) {
         if !self.revocable {
             return;
         }
@@ -201,9 +211,9 @@ impl Session {
             Ok(answer) if answer.status < 300 => {}
             Ok(answer) => {
                 let (status, words) = (answer.status, answer.words());
-                tracing::warn!(component = "secrets", status, words, "the vault token is not revoked");
+                tracing::warn!(component = client.component, status, words, "the vault token is not revoked");
             }
-            Err(error) => tracing::warn!(component = "secrets", %error, "the vault token is not revoked"),
+            Err(error) => tracing::warn!(component = client.component, %error, "the vault token is not revoked"),
         }
     }
 }
