@@ -147,7 +147,7 @@ mod tests {
             keys
         };
         let mut settings = serde_json::to_value(Settings::default()).unwrap();
-        for other in ["config", "namespaces", "excludedNamespaces"] {
+        for other in ["config", "namespaces", "excludedNamespaces", "mesh"] {
             settings.as_object_mut().unwrap().remove(other);
         }
         assert_eq!(keys(injection), keys(&settings));

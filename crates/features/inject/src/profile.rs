@@ -23,7 +23,7 @@ pub const API_VERSION: &str = "outrigger.dev/v1alpha1";
 /// Sections of the config that are no sidecar's.
 const FOREIGN: [&str; 3] = ["controller", "authority", "discovery"];
 /// Settings of a profile file that are the installation's alone.
-const OF_THE_INSTALLATION: [&str; 3] = ["config", "namespaces", "excludedNamespaces"];
+const OF_THE_INSTALLATION: [&str; 4] = ["config", "namespaces", "excludedNamespaces", "mesh"];
 
 /// Which of the two kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -162,6 +162,7 @@ fn injection() -> Value {
             "image": text("The image of Outrigger."),
             "imagePullPolicy": word("When the kubelet fetches the image.", &["Always", "IfNotPresent", "Never"]),
             "interception": word("How connections come to Outrigger.", &["init", "self", "none"]),
+            "mtls": word("What connections to the pod's ports must be, where the installation gives identities.", &["permissive", "strict", "disabled"]),
             "nativeSidecars": switch("Whether the cluster knows native sidecars."),
             "runAsUser": number("User that Outrigger runs as.", 1, u32::MAX - 1),
             "runAsGroup": number("Group that Outrigger runs as.", 1, u32::MAX - 1),
