@@ -8,9 +8,11 @@ use outrigger_inject::{Action, Settings, process};
 fuzz_target!(|text: &str| {
     let settings = Settings::default();
     let Ok(once) = process("fuzz", text, "shop", Action::Inject(&settings, &[])) else { return };
-    let twice = process("fuzz", &once.text, "shop", Action::Inject(&settings, &[])).expect("what comes out can be read");
+    let twice =
+        process("fuzz", &once.text, "shop", Action::Inject(&settings, &[])).expect("what comes out can be read");
     assert_eq!(twice.text, once.text);
     let back = process("fuzz", &once.text, "shop", Action::Uninject).expect("what was put in can be taken out");
-    let again = process("fuzz", &back.text, "shop", Action::Inject(&settings, &[])).expect("what comes out can be read");
+    let again =
+        process("fuzz", &back.text, "shop", Action::Inject(&settings, &[])).expect("what comes out can be read");
     assert_eq!(again.text, once.text);
 });
