@@ -8,6 +8,7 @@
 mod client;
 mod error;
 mod login;
+pub mod member;
 mod session;
 
 pub use client::{Answer, Call, Observer, VaultClient, VaultSettings};

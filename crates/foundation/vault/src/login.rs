@@ -8,8 +8,7 @@ use std::time::Duration;
 use outrigger_config::Secret;
 use serde_json::Value as Json;
 
-/// A longer life is taken for this long: ten years.
-const LONGEST: u64 = 10 * 365 * 24 * 3600;
+use crate::member::{flag, seconds, text};
 
 /// A token and how long it lasts.
 pub(crate) struct Login {
@@ -35,23 +34,12 @@ pub(crate) fn lookup(json: &Json) -> Option<(Duration, bool)> {
     Some((seconds(data.get("ttl")), flag(data, "renewable")))
 }
 
-fn text<'a>(json: &'a Json, name: &str) -> &'a str {
-    json.get(name).and_then(Json::as_str).unwrap_or_default()
-}
-
-fn flag(json: &Json, name: &str) -> bool {
-    json.get(name).and_then(Json::as_bool).unwrap_or_default()
-}
-
-fn seconds(json: Option<&Json>) -> Duration {
-    Duration::from_secs(json.and_then(Json::as_u64).unwrap_or_default().min(LONGEST))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::member::LONGEST;
 
     #[test]
     fn a_login_has_a_token_that_lasts() {

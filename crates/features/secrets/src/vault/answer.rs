@@ -3,17 +3,13 @@
 //! In: JSON from outside, of any shape. Out: secrets and leases. Promise: nothing in an
 //! answer can panic us; what is not as it should be counts as not there.
 
-use std::time::Duration;
-
 use gotmpl::Value;
 use outrigger_config::Secret;
+use outrigger_vault::member::{flag, seconds, text};
 use serde_json::Value as Json;
 
 use crate::provider::{Fetched, Lease};
 use crate::template::to_value;
-
-/// A longer lease is taken for this long: ten years.
-const LONGEST: u64 = 10 * 365 * 24 * 3600;
 
 /// A secret as templates see it; `None` when there is no data.
 pub(super) fn fetched(mut json: Json) -> Option<Fetched> {
@@ -41,18 +37,6 @@ pub(super) fn lease(json: &Json) -> Option<Lease> {
         duration,
         renewable: flag(json, "renewable"),
     })
-}
-
-fn text<'a>(json: &'a Json, name: &str) -> &'a str {
-    json.get(name).and_then(Json::as_str).unwrap_or_default()
-}
-
-fn flag(json: &Json, name: &str) -> bool {
-    json.get(name).and_then(Json::as_bool).unwrap_or_default()
-}
-
-fn seconds(json: Option<&Json>) -> Duration {
-    Duration::from_secs(json.and_then(Json::as_u64).unwrap_or_default().min(LONGEST))
 }
 
 #[cfg(test)]
