@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Object, labels};
 use crate::settings::{Settings, WebhookCertificate};
+use outrigger_kubernetes::definitions::{Column, Definition};
 use outrigger_kubernetes::names;
 
 /// Sections of a config that are a controller's, or for `outrigger test`.
@@ -31,43 +32,28 @@ pub(super) fn definitions() -> Vec<Object> {
 }
 
 fn definition(cluster: bool, config: &Value) -> Value {
-    // Without `priority: 0`, which the API server leaves out.
-    let column = |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path });
-    let wide =
-        |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path, "priority": 1 });
     let (kind, plural, short) = if cluster {
         ("ClusterSidecarProfile", "clustersidecarprofiles", "csp")
     } else {
         ("SidecarProfile", "sidecarprofiles", "sp")
     };
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": { "name": format!("{plural}.outrigger.dev"), "labels": { "app.kubernetes.io/name": names::APPLICATION } },
-        "spec": {
-            "group": "outrigger.dev",
-            "scope": if cluster { "Cluster" } else { "Namespaced" },
-            "names": {
-                "kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": kind.to_lowercase(),
-                "shortNames": [short], "categories": ["outrigger"],
-            },
-            "versions": [{
-                "name": "v1alpha1",
-                "served": true,
-                "storage": true,
-                "subresources": { "status": {} },
-                "additionalPrinterColumns": [
-                    column("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status"),
-                    column("Programmed", "integer", ".status.programmed"),
-                    column("Pods", "integer", ".status.pods"),
-                    wide("Priority", "integer", ".spec.priority"),
-                    wide("Image", "string", ".spec.injection.image"),
-                    column("Age", "date", ".metadata.creationTimestamp"),
-                ],
-                "schema": { "openAPIV3Schema": schema(cluster, config) },
-            }],
-        },
-    })
+    let definition = Definition {
+        kind,
+        plural,
+        short,
+        namespaced: !cluster,
+        columns: &[
+            Column::always("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status"),
+            Column::always("Programmed", "integer", ".status.programmed"),
+            Column::always("Pods", "integer", ".status.pods"),
+            Column::wide("Priority", "integer", ".spec.priority"),
+            Column::wide("Image", "string", ".spec.injection.image"),
+            Column::always("Age", "date", ".metadata.creationTimestamp"),
+        ],
+    };
+    let mut value = definition.value(&schema(cluster, config));
+    value["metadata"]["labels"] = json!({ "app.kubernetes.io/name": names::APPLICATION });
+    value
 }
 
 fn schema(cluster: bool, config: &Value) -> Value {

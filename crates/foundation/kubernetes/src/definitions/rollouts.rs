@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use super::{Column, Definition};
 use crate::object::Resource;
 
 const KIND: &str = "SidecarRollout";
@@ -16,39 +17,23 @@ pub const ROLLOUTS: Resource =
 
 /// The definition, to be given to an API server.
 pub fn rollouts() -> Value {
-    let column = |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path });
-    let further =
-        |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path, "priority": 1 });
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": { "name": format!("{PLURAL}.outrigger.dev") },
-        "spec": {
-            "group": "outrigger.dev",
-            "scope": "Cluster",
-            "names": {
-                "kind": KIND, "listKind": format!("{KIND}List"), "plural": PLURAL, "singular": "sidecarrollout",
-                "shortNames": ["rollout"], "categories": ["outrigger"],
-            },
-            "versions": [{
-                "name": "v1alpha1",
-                "served": true,
-                "storage": true,
-                "subresources": { "status": {} },
-                "additionalPrinterColumns": [
-                    column("Image", "string", ".spec.image"),
-                    column("Phase", "string", ".status.phase"),
-                    column("Updated", "integer", ".status.updated"),
-                    column("Total", "integer", ".status.total"),
-                    further("Rolling", "integer", ".status.rolling"),
-                    further("Skipped", "integer", ".status.skipped"),
-                    further("Message", "string", ".status.message"),
-                    column("Age", "date", ".metadata.creationTimestamp"),
-                ],
-                "schema": { "openAPIV3Schema": schema() },
-            }],
-        },
-    })
+    Definition {
+        kind: KIND,
+        plural: PLURAL,
+        short: "rollout",
+        namespaced: false,
+        columns: &[
+            Column::always("Image", "string", ".spec.image"),
+            Column::always("Phase", "string", ".status.phase"),
+            Column::always("Updated", "integer", ".status.updated"),
+            Column::always("Total", "integer", ".status.total"),
+            Column::wide("Rolling", "integer", ".status.rolling"),
+            Column::wide("Skipped", "integer", ".status.skipped"),
+            Column::wide("Message", "string", ".status.message"),
+            Column::always("Age", "date", ".metadata.creationTimestamp"),
+        ],
+    }
+    .value(&schema())
 }
 
 fn schema() -> Value {
