@@ -167,6 +167,16 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The body as it comes from the connection.
+    pub(crate) fn innermost(&mut self) -> &mut Self {
+        match self {
+            Self::Kept(source) => source.inner.innermost(),
+            Self::Coded(source) => source.inner.innermost(),
+            Self::Tapped(source) => source.inner.innermost(),
+            other => other,
+        }
+    }
+
     /// Whether the sender of a whole body has gone, which it tells on an HTTP/1 connection by closing it. What else
     /// it sends is kept for later.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {

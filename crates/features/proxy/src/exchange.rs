@@ -19,6 +19,7 @@ use outrigger_wire::head::{FieldId, Head, Method, Version};
 use crate::body::Source;
 use crate::connection::Downstream;
 use crate::error::Reason;
+use crate::h2::linger::linger;
 use crate::pool::{Pool, Way, Wish};
 use crate::respond::Responder;
 use crate::snapshot::LocalSnapshot;
@@ -216,6 +217,11 @@ impl Exchange {
             line.keep_response(response, self.code);
         }
         self.note(Instant::now());
+        drop(self);
+        if after == After::Linger {
+            // On the heap: few are answered before they have sent all.
+            Box::pin(linger(&mut incoming.source)).await;
+        }
         after
     }
 

@@ -124,7 +124,8 @@ impl Exchange {
         self.change_response(incoming.request, response);
         self.keep_response(response);
         match incoming.responder.respond(response, Framing::Empty, &mut true) {
-            Ok(_) => After::Go,
+            Ok(_) if incoming.source.is_ended() => After::Go,
+            Ok(_) => After::Linger,
             Err(_) => After::Reset,
         }
     }

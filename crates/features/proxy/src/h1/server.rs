@@ -28,7 +28,7 @@ use crate::watch::{Order, Phase, Watched};
 use crate::{h2, headers};
 
 /// A client is listened to for so many bytes after it was refused.
-const MOST_LINGERED: usize = 1024 * 1024;
+pub(crate) const MOST_LINGERED: usize = 1024 * 1024;
 /// A drained connection is given so long for its last request.
 const LAST_REQUEST: Duration = Duration::from_millis(250);
 /// After a refusal for want of room a client's next request is not looked at for so long, each time twice as long up to

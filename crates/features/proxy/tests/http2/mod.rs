@@ -101,6 +101,45 @@ async fn a_client_that_resets_in_haste_is_cut_off_and_named() {
     proxy.stop().await;
 }
 
+/// The frames of stream 1 and the acknowledged PING, until `last` is among them.
+fn until(client: &mut Frames, last: u8) -> Vec<(u8, u8)> {
+    let mut came = Vec::new();
+    while came.last().is_none_or(|(kind, _)| *kind != last) {
+        let (kind, flags, stream, payload) = client.receive().expect("the connection goes on");
+        if stream == 1 || kind == PING {
+            came.push((kind, flags));
+        }
+        if kind == RST_STREAM {
+            assert_eq!(payload, [0; 4], "NO_ERROR");
+        }
+    }
+    came
+}
+
+#[tokio::test]
+async fn who_is_answered_early_may_end_in_peace_but_not_for_ever() {
+    let app = App::answering(OK);
+    let proxy = Proxy::start_on(&app.plain_config("      limits: { maxBodyBytes: 1KiB }\n"), 1).await;
+    let port = proxy.port;
+    // `POST / HTTP/2` with a `content-length` of 2000.
+    let post = [&b"\x83\x84\x86\x01\x01a"[..], b"\x0f\x0d\x042000"].concat();
+    let clients = tokio::task::spawn_blocking(move || {
+        let answered = |ends: bool| {
+            let mut client = Frames::connect(port);
+            client.send(HEADERS, END_HEADERS, 1, &post);
+            while client.receive().is_some_and(|(_, flags, stream, _)| stream != 1 || flags & END_STREAM == 0) {}
+            client.send(DATA, if ends { END_STREAM } else { 0 }, 1, &[b'x'; 2000]);
+            client
+        };
+        let mut client = answered(true);
+        client.send(PING, 0, 0, &[7; 8]);
+        assert_eq!(until(&mut client, PING), [(PING, 1)], "no reset for a client that has ended");
+        assert_eq!(until(&mut answered(false), RST_STREAM), [(RST_STREAM, 0)]);
+    });
+    clients.await.unwrap();
+    proxy.stop().await;
+}
+
 #[tokio::test]
 async fn headers_without_end_are_bounded() {
     let app = App::answering(OK);
