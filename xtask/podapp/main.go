@@ -8,7 +8,9 @@
 //	                                             /exit?code=N   ends with it
 //	                                             gRPC's health service: always SERVING
 //	app get [-for D] URL                         tries until it is answered with 200; prints the body
-//	app load -url U [-rate N] [-workers N]       requests at a rate until SIGTERM, then one line of JSON of counts
+//	app load -url U [-rate N] [-workers N] [-reuse N]
+//	                                             requests at a rate until SIGTERM, then one line of JSON of counts. A worker
+//	                                             has one connection, and closes it between requests when it has carried N
 package main
 
 import (
@@ -24,9 +26,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
+
+// How many requests a connection carries by default. One that is kept for ever stays with the pods that were ready when it was
+// opened, and those that come later get no request.
+const reuse = 20
 
 func main() {
 	verbs := map[string]func([]string){"serve": serve, "get": get, "load": load}
@@ -51,6 +58,7 @@ func serve(args []string) {
 	f.Parse(args)
 	time.Sleep(*startup)
 	client := &http.Client{Timeout: 5 * time.Second}
+	var called atomic.Uint64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s\n", *name, release()) })
 	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
@@ -69,6 +77,9 @@ func serve(args []string) {
 		if *calls == "" {
 			io.WriteString(w, line)
 			return
+		}
+		if called.Add(1)%reuse == 0 {
+			client.CloseIdleConnections()
 		}
 		answer, err := client.Get(*calls)
 		if err == nil {
@@ -156,37 +167,28 @@ func load(args []string) {
 	url := f.String("url", "", "")
 	rate := f.Int("rate", 100, "requests per second")
 	workers := f.Int("workers", 16, "")
+	most := f.Int("reuse", reuse, "requests on a connection")
 	f.Parse(args)
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: *workers}}
 	var mutex sync.Mutex
 	var ok, failed int
 	var slowest time.Duration
 	reasons := map[string]int{}
-	one := func() {
+	started := time.Now()
+	one := func(client *http.Client) {
 		begun := time.Now()
-		// A kept connection may be closed just when a request comes on it. What may be sent again is then sent again, as
-		// RFC 9110 (9.2.2) and RFC 9112 (9.3.1) ask of clients; nothing else is.
-		request, err := http.NewRequest("POST", *url, strings.NewReader("x"))
-		if err != nil {
-			panic(err)
-		}
-		request.Header.Set("Idempotency-Key", "load")
-		answer, err := client.Do(request)
-		if err == nil {
-			_, err = io.Copy(io.Discard, answer.Body)
-			answer.Body.Close()
-			if err == nil && answer.StatusCode != 200 {
-				err = errors.New(answer.Status)
-			}
-		}
+		err := call(client, *url)
 		mutex.Lock()
 		defer mutex.Unlock()
-		slowest = max(slowest, time.Since(begun))
+		took := time.Since(begun)
+		slowest = max(slowest, took)
 		if err == nil {
 			ok++
 		} else {
 			failed++
 			reasons[err.Error()]++
+		}
+		if err != nil || took > time.Second {
+			fmt.Fprintf(os.Stderr, "after %v: %v, error: %v\n", begun.Sub(started).Round(time.Millisecond), took.Round(time.Millisecond), err)
 		}
 	}
 	ticks := make(chan struct{}, *workers)
@@ -195,23 +197,52 @@ func load(args []string) {
 		done.Add(1)
 		go func() {
 			defer done.Done()
+			// A pool of its own: in a shared one the connection that was used last is used next, and the others rest.
+			client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+			sent := 0
 			for range ticks {
-				one()
+				one(client)
+				if sent++; sent%*most == 0 {
+					client.CloseIdleConnections()
+				}
 			}
 		}()
 	}
-	term := make(chan os.Signal, 1)
-	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
-	for step := time.NewTicker(time.Second / time.Duration(*rate)); ; {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	for step := time.NewTicker(time.Second / time.Duration(*rate)); ctx.Err() == nil; {
 		select {
+		case <-ctx.Done():
 		case <-step.C:
-			ticks <- struct{}{}
-		case <-term:
-			close(ticks)
-			done.Wait()
-			line, _ := json.Marshal(map[string]any{"ok": ok, "failed": failed, "reasons": reasons, "slowest_ms": slowest.Milliseconds()})
-			fmt.Println(string(line))
-			return
+			select {
+			case <-ctx.Done():
+			case ticks <- struct{}{}:
+			}
 		}
 	}
+	close(ticks)
+	done.Wait()
+	line, _ := json.Marshal(map[string]any{"ok": ok, "failed": failed, "reasons": reasons, "slowest_ms": slowest.Milliseconds()})
+	fmt.Println(string(line))
+}
+
+// One request, whose answer is 200. A kept connection may be closed just when a request comes on it. What may be sent again is
+// then sent again, as RFC 9110 (9.2.2) and RFC 9112 (9.3.1) ask of clients; nothing else is.
+func call(client *http.Client, url string) error {
+	request, err := http.NewRequest("POST", url, strings.NewReader("x"))
+	if err != nil {
+		panic(err)
+	}
+	request.Header.Set("Idempotency-Key", "load")
+	answer, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != 200 {
+		line, _, _ := strings.Cut(string(body), "\n")
+		err = fmt.Errorf("%s: %.160s", answer.Status, line)
+	}
+	return err
 }

@@ -143,9 +143,10 @@ impl Cmd {
     }
 }
 
-/// Where `setup` puts what is ours alone.
+/// Where `setup` puts what is ours alone. Copies of the repository may share it by a link, so it has the name of where it lies.
 pub(crate) fn tools_dir() -> PathBuf {
-    crate::root().join("target/tools")
+    let folder = crate::root().join("target/tools");
+    folder.canonicalize().unwrap_or(folder)
 }
 
 /// Looks `program` up as a shell would, in `PATH` and the sbin folders.

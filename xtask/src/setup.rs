@@ -313,9 +313,9 @@ fn otelcol() -> Result<()> {
     go_program("otelcol", "xtask/collector", ".", "")
 }
 
-/// Compiles what `cargo xtask cluster` runs: Kubernetes (six minutes on two cores), CoreDNS (one), and the program of
-/// the tests' pods.
-fn kubernetes() -> Result<()> {
+/// Compiles what `cargo xtask cluster` runs, where its sources have changed: Kubernetes (six minutes on two cores), CoreDNS (one),
+/// and the program of the tests' pods.
+pub(crate) fn kubernetes() -> Result<()> {
     let version = "-X k8s.io/component-base/version";
     let (major, minor) =
         cluster::VERSION.rsplit_once('.').map_or(("", ""), |(minor, _)| minor.split_once('.').unwrap_or_default());

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::verb::with_image;
-use super::{Cluster, output};
+use super::{Calls, Cluster, Counts, output};
 use crate::args::Args;
 use crate::command::Cmd;
 use crate::{image, setup, test, ui};
@@ -32,7 +32,7 @@ Needs root, and what `cargo xtask setup` brings.";
 const HOME: &str = "outrigger-system";
 const SHOP: &str = "demo-shop";
 /// Requests a second during the upgrade.
-const RATE: &str = "100";
+const RATE: u32 = 100;
 /// Load before the upgrade, and after it.
 const AROUND: Duration = Duration::from_secs(3);
 /// A pod may take so long on a busy machine.
@@ -68,14 +68,6 @@ struct Demo<'a> {
     image: String,
 }
 
-/// What came of the load.
-struct Load {
-    sent: u64,
-    failed: u64,
-    slowest: u64,
-    reasons: String,
-}
-
 impl Demo<'_> {
     fn show(&self) -> Result<()> {
         ui::step("outrigger check --pre", || self.tell(&["check", "--pre"]))?;
@@ -101,8 +93,8 @@ impl Demo<'_> {
         ui::step("outrigger check", || self.tell(&["check", "--wait", "60s"]))?;
         ui::step("outrigger fleet", || self.tell(&["fleet", "-n", SHOP]))?;
         let after = ui::step("calls by mTLS", || self.identities_that_are_known())?;
-        let (load, restarts) = ui::step("outrigger upgrade, under load", || self.upgrade())?;
-        self.proof(&before, &after, &load, restarts)
+        let (counts, restarts) = ui::step("outrigger upgrade, under load", || self.upgrade())?;
+        self.proof(&before, &after, &counts, restarts)
     }
 
     /// An installation of somebody else's stays as it is.
@@ -139,42 +131,30 @@ impl Demo<'_> {
         }
     }
 
-    fn upgrade(&self) -> Result<(Load, u64)> {
+    fn upgrade(&self) -> Result<(Counts, u64)> {
         let next = format!("{}-next", self.image);
         let full = |name: &str| format!("docker.io/library/{name}");
         self.cluster.tag(&full(&self.image), &full(&next))?;
-        let pod = self.pod("visitor")?;
         let url = format!("http://frontend.{SHOP}/chain");
-        let mut load = self.command(&[
-            "-n", SHOP, "exec", &pod, "-c", "app", "--", "/app", "load", "-rate", RATE, "-workers", "16", "-url", &url,
-        ]);
-        let load =
-            load.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("kubectl")?;
+        let calls = Calls::start(self.cluster, SHOP, &self.pod("visitor")?, &url, RATE)?;
         sleep(AROUND);
         let quick = ["--canary", "1", "--canary-time", "2s", "--min-ready", "1s", "--wait"];
-        let upgraded = self.tell(&[&["upgrade", "--image", &next, "-n", SHOP], &quick[..]].concat());
+        self.tell(&[&["upgrade", "--image", &next, "-n", SHOP], &quick[..]].concat())?;
         sleep(AROUND);
-        let stopped = self.kubectl(&["-n", SHOP, "exec", &pod, "-c", "app", "--", "killall", "-TERM", "app"]);
-        let told = load.wait_with_output().context("the load")?;
-        upgraded?;
-        stopped?;
-        let text = String::from_utf8_lossy(&told.stdout);
-        let counts: Value = serde_json::from_str(text.trim())
-            .with_context(|| format!("the load told {text:?}: {}", String::from_utf8_lossy(&told.stderr)))?;
-        let number = |key: &str| counts[key].as_u64().unwrap_or_default();
+        let counts = calls.end()?;
         let restarts = self.kubectl(&["-n", SHOP, "get", "pods", "-o", RESTARTS])?;
         let restarts = restarts.split_whitespace().filter_map(|one| one.parse::<u64>().ok()).sum();
-        let failed = number("failed");
-        let load = Load {
-            sent: number("ok") + failed,
-            failed,
-            slowest: number("slowest_ms"),
-            reasons: counts["reasons"].to_string(),
-        };
-        Ok((load, restarts))
+        Ok((counts, restarts))
     }
 
-    fn proof(&self, before: &[(String, String)], after: &[(String, String)], load: &Load, restarts: u64) -> Result<()> {
+    fn proof(
+        &self,
+        before: &[(String, String)],
+        after: &[(String, String)],
+        counts: &Counts,
+        restarts: u64,
+    ) -> Result<()> {
+        let sent = counts.answered + counts.failed;
         let mut text = format!("\n{:<10} {:<22} {}\n", "CALLED", "CALLER, BEFORE", "CALLER, BY MTLS");
         for ((callee, caller), (_, earlier)) in after.iter().zip(before) {
             text += &format!("{callee:<10} {earlier:<22} {caller}\n");
@@ -182,17 +162,17 @@ impl Demo<'_> {
         text += &format!(
             "\n{:<42} {}\n{:<42} {}\n{:<42} {} ms\n{:<42} {restarts}\n",
             "requests during the upgrade",
-            load.sent,
+            sent,
             "  of them failed",
-            load.failed,
+            counts.failed,
             "  the slowest",
-            load.slowest,
+            counts.slowest.as_millis(),
             "restarts of applications",
         );
         // A reader that has gone is no error.
         let _ = std::io::stdout().write_all(text.as_bytes());
-        ensure!(load.failed == 0, "{} requests failed during the upgrade: {}", load.failed, load.reasons);
-        ensure!(load.sent > 0, "no request was sent during the upgrade");
+        ensure!(counts.failed == 0, "{} requests failed during the upgrade:\n{}", counts.failed, counts.remarks);
+        ensure!(sent > 0, "no request was sent during the upgrade");
         ensure!(restarts == 0, "applications were restarted {restarts} times");
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! Promise: `down` leaves nothing, also after a crash or a kill -9 of anything; a process is ended by its id and
 //! start time, so never a stranger; one full cluster per machine, any number of API servers alone.
 
+mod calls;
 mod checks;
 mod clean;
 mod control;
@@ -31,6 +32,7 @@ use network::Network;
 use ports::Ports;
 use process::Processes;
 
+pub use calls::{Calls, Counts};
 pub(crate) use checks::PROGRAMS;
 pub(crate) use verb::{USAGE, tests, verb};
 

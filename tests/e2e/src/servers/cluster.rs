@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::cluster::{Cluster, Extent};
+use xtask::cluster::{Calls, Cluster, Extent};
 
 use crate::eventually_within;
 
@@ -220,6 +220,15 @@ impl KubeNamespace {
     pub fn exec(&self, pod: &str, program: &[&str]) -> Result<String> {
         let words: Vec<&str> = pod.split(' ').collect();
         self.kubectl(&[&["exec"], words.as_slice(), &["--"], program].concat())
+    }
+
+    /// Has the container `app` of a pod call a URL `rate` times a second, until the guard is asked what became of that, or dropped.
+    ///
+    /// # Panics
+    /// When `kubectl` cannot be started.
+    #[track_caller]
+    pub fn calls(&self, pod: &str, url: &str, rate: u32) -> Calls {
+        Calls::start(&self.cluster, &self.name, pod, url, rate).expect("kubectl can be started")
     }
 
     /// A part of an object, as `kubectl`'s JSONPath.

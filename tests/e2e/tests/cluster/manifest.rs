@@ -124,11 +124,18 @@ pub(crate) fn plain(namespace: &KubeNamespace, name: &str) {
 
 /// How many connections a listener of a pod's sidecar has taken so far, as the pod's application can ask.
 pub(crate) fn taken(namespace: &KubeNamespace, pod: &str, listener: &str) -> anyhow::Result<u64> {
+    let listener = format!("listener=\"{listener}\"");
+    sum(namespace, pod, "outrigger_downstream_connections_total{", |labels| labels.contains(&listener))
+}
+
+/// How many requests the sidecar that runs now in a pod has carried.
+pub(crate) fn requests(namespace: &KubeNamespace, pod: &str) -> anyhow::Result<u64> {
+    sum(namespace, pod, "outrigger_http_requests_total{", |_| true)
+}
+
+fn sum(namespace: &KubeNamespace, pod: &str, family: &str, of: impl Fn(&str) -> bool) -> anyhow::Result<u64> {
     let url = "http://127.0.0.1:15000/metrics";
     let text = namespace.exec(&format!("{pod} -c app"), &["wget", "-q", "-O", "-", url])?;
-    let counts = text.lines().filter(|line| {
-        line.starts_with("outrigger_downstream_connections_total{")
-            && line.contains(&format!("listener=\"{listener}\""))
-    });
-    Ok(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+    let series = text.lines().filter(|line| line.starts_with(family)).filter_map(|line| line.rsplit_once(' '));
+    Ok(series.filter(|(labels, _)| of(labels)).filter_map(|(_, value)| value.parse::<u64>().ok()).sum())
 }

@@ -1,23 +1,14 @@
 //! A sidecar's image replaced under a running application that is called all the time.
 
-use std::thread;
-
 use anyhow::{Context, ensure};
 use outrigger_e2e::KubeNamespace;
 use serde_json::{Value, json};
 
-use crate::manifest::{Interception, REDIRECTED, app, config, pod, server, spec, taken};
+use crate::manifest::{Interception, REDIRECTED, app, config, pod, requests, server, spec, taken};
 
 const SOCKET: &str = "/run/outrigger/keeper.sock";
 /// Requests before the roll, and after it.
 const ENOUGH: u64 = 300;
-
-/// How many requests have gone through the sidecar that runs now.
-fn requests(namespace: &KubeNamespace) -> anyhow::Result<u64> {
-    let text = namespace.exec("web -c app", &["wget", "-q", "-O", "-", "http://127.0.0.1:15000/metrics"])?;
-    let counts = text.lines().filter(|line| line.starts_with("outrigger_http_requests_total{"));
-    Ok(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
-}
 
 #[test]
 fn a_sidecar_is_replaced_without_a_failed_request() {
@@ -41,33 +32,23 @@ fn a_sidecar_is_replaced_without_a_failed_request() {
     }
     let next = namespace.next_image();
 
-    let counts = thread::scope(|scope| {
-        let load = scope.spawn(|| load(&namespace));
-        roll(&namespace, &mount, &next);
-        namespace.exec("client", &["killall", "-TERM", "app"]).expect("the client runs");
-        load.join().expect("no panic").expect("the client tells its counts")
-    });
-    let counts: Value = serde_json::from_str(&counts).expect("they are JSON");
-    assert_eq!((&counts["failed"], &counts["reasons"]), (&json!(0), &json!({})), "{counts}");
-    assert!(counts["ok"].as_u64() >= Some(2 * ENOUGH), "{counts}");
+    // They call the pod itself: a Service has no other, and takes this one from its endpoints while the kubelet starts the next
+    // sidecar and so counts the pod as unready.
+    let url = format!("http://{}:8080/", namespace.get("pod/web", "{.status.podIP}").expect("it has an address"));
+    let calls = namespace.calls("client", &url, 200);
+    roll(&namespace, &mount, &next);
+    let counts = calls.end().expect("the client tells its counts");
+    assert!(counts.failed == 0 && counts.answered >= 2 * ENOUGH, "{counts:?}");
     assert!(taken(&namespace, "web", "in").expect("it runs") > 0, "through the new sidecar");
-}
-
-/// 20 clients at once. They call the pod itself: a Service has no other, and takes this one from its endpoints while the
-/// kubelet starts the next sidecar and so counts the pod as unready. It ends by itself when the test cannot end it.
-fn load(namespace: &KubeNamespace) -> anyhow::Result<String> {
-    let url = format!("http://{}:8080/", namespace.get("pod/web", "{.status.podIP}")?);
-    let load = ["timeout", "-s", "TERM", "120", "/app", "load", "-rate", "200", "-workers", "20", "-url", &url];
-    namespace.exec("client", &load)
 }
 
 /// Adds the keeper, changes the sidecar's image, and waits until the next one carries the load.
 #[track_caller]
 fn roll(namespace: &KubeNamespace, mount: &Value, next: &str) {
     let enough = || {
-        namespace.eventually("requests through the sidecar", || {
-            let count = requests(namespace)?;
-            ensure!(count >= ENOUGH, "{count} requests");
+        namespace.eventually(&format!("{ENOUGH} requests through the sidecar"), || {
+            let count = requests(namespace, "web")?;
+            ensure!(count >= ENOUGH, "{count} so far");
             Ok(())
         });
     };

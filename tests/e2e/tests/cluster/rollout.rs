@@ -2,20 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
-use std::thread;
-
 use anyhow::ensure;
 use outrigger_e2e::{KubeNamespace, outrigger_command, start_outrigger};
 use serde_json::{Value, json};
 
 use crate::api::the_only_controllers;
 use crate::injected::inject;
-use crate::manifest::{app, pod, server, service};
+use crate::manifest::{app, pod, requests, server, service};
 
 /// Pods of the workload.
 const REPLICAS: usize = 3;
-/// Requests before the rollout, and after it.
-const ENOUGH: u64 = 300;
+/// Requests through each pod before the rollout, and after it.
+const ENOUGH: u64 = 30;
 
 fn deployment() -> String {
     let spec = json!({ "terminationGracePeriodSeconds": 6, "containers": [server("web")] });
@@ -48,17 +46,16 @@ fn of_pods(namespace: &KubeNamespace, path: &str) -> Vec<String> {
     told.lines().map(str::to_owned).collect()
 }
 
-/// Requests that the sidecars that run now have carried.
-fn carried(namespace: &KubeNamespace) -> anyhow::Result<u64> {
-    let names = namespace.kubectl(&["get", "pods", "--selector=app=web", "--output=name"])?;
-    let mut least = u64::MAX;
-    for name in names.lines() {
-        let place = format!("{} -c app", name.trim_start_matches("pod/"));
-        let text = namespace.exec(&place, &["wget", "-q", "-O", "-", "http://127.0.0.1:15000/metrics"])?;
-        let counts = text.lines().filter(|line| line.starts_with("outrigger_http_requests_total{"));
-        least = least.min(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum());
-    }
-    Ok(least)
+/// Waits until the sidecar that runs now in each pod has carried enough requests.
+#[track_caller]
+fn each_carries(namespace: &KubeNamespace) {
+    namespace.eventually(&format!("{ENOUGH} requests through each pod's sidecar"), || {
+        let names = namespace.kubectl(&["get", "pods", "--selector=app=web", "--output=name"])?;
+        let pods = names.lines().map(|name| name.trim_start_matches("pod/"));
+        let carried = pods.map(|pod| Ok((pod, requests(namespace, pod)?))).collect::<anyhow::Result<Vec<_>>>()?;
+        ensure!(carried.iter().all(|(_, requests)| *requests >= ENOUGH), "so far {carried:?}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -87,31 +84,15 @@ fn a_rollout_fails_no_request_and_stops_at_an_image_that_is_not_there() {
     let _controller = start_outrigger(folder.path(), &config);
     let next = namespace.next_image();
 
-    let counts = thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let load = ["timeout", "-s", "TERM", "240", "/app", "load", "-rate", "200", "-workers", "20", "-url"];
-            namespace.exec("client", &[&load[..], &["http://web-service/"]].concat())
-        });
-        let enough = || {
-            namespace.eventually("requests through all sidecars", || {
-                let least = carried(&namespace)?;
-                ensure!(least >= ENOUGH / 10, "{least} requests");
-                Ok(())
-            });
-        };
-        enough();
-        let (code, said) = upgrade(&namespace, &next);
-        let restarts = of_pods(&namespace, ".status.containerStatuses[0].restartCount");
-        enough();
-        namespace.exec("client", &["killall", "-TERM", "app"]).unwrap();
-        let counts = load.join().unwrap().unwrap();
-        assert_eq!(code, 0, "{said}");
-        assert_eq!(restarts, ["0"; REPLICAS], "applications went on");
-        counts
-    });
-    let counts: Value = serde_json::from_str(&counts).unwrap();
-    assert_eq!((&counts["failed"], &counts["reasons"]), (&json!(0), &json!({})), "{counts}");
-    assert!(counts["ok"].as_u64() >= Some(ENOUGH), "{counts}");
+    let calls = namespace.calls("client", "http://web-service/", 200);
+    each_carries(&namespace);
+    let (code, said) = upgrade(&namespace, &next);
+    let restarts = of_pods(&namespace, ".status.containerStatuses[0].restartCount");
+    each_carries(&namespace);
+    let counts = calls.end().unwrap();
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(restarts, ["0"; REPLICAS], "applications went on");
+    assert!(counts.failed == 0 && counts.answered >= ENOUGH, "{counts:?}");
     let image = ".spec.initContainers[?(@.name==\"outrigger\")].image";
     assert_eq!(of_pods(&namespace, image), [next.as_str(); REPLICAS]);
     let restarts = ".status.initContainerStatuses[?(@.name==\"outrigger\")].restartCount";
