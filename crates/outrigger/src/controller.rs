@@ -5,9 +5,12 @@ use std::sync::Arc;
 use clap::Args;
 use outrigger_config as config;
 use outrigger_control::{
-    Deliver, Delivered, Injector, NamespaceFacts, ParsedProfile, ProfileVerdict, Profiles, Verdict,
+    Deliver, Delivered, Injector, NamespaceFacts, ParsedProfile, ProfileVerdict, Profiles, Verdict, When,
 };
-use outrigger_inject::{Namespace, Namespaces, Outcome, Profile, ProfileKind, Refresh, Settings, inject_with, refresh};
+use outrigger_inject::{
+    self as inject, Namespace, Namespaces, Outcome, Profile, ProfileKind, Refresh, Settings, Telling, inject_with,
+    refresh,
+};
 use serde_json::Value;
 
 use crate::cli::{ConfigFile, RunArgs};
@@ -113,7 +116,14 @@ impl Injector for PodInjector {
         let what = match refresh(pod, &namespace, &self.0, profiles.iter().copied()) {
             Refresh::None => return None,
             Refresh::Current => Delivered::Current,
-            Refresh::Config(config) => Delivered::Config(config),
+            Refresh::Tell(Telling { annotations, config, when, last }) => {
+                let when = match when {
+                    inject::When::Now => When::Now,
+                    inject::When::Taken => When::Taken,
+                    inject::When::Heard => When::Heard,
+                };
+                Delivered::Tell(outrigger_control::Telling { annotations, config, when, last })
+            }
             Refresh::Anew(why) => Delivered::Anew(why),
             Refresh::Refused(why) => Delivered::Refused(why),
         };

@@ -1,7 +1,7 @@
 //! Tells running sidecars what changed profiles say, and profiles how many pods have it, as long as we lead.
 //!
-//! In: profiles, the installation's own, pods with a sidecar. Out: the annotation that a sidecar's config comes from, changed;
-//! conditions in the profiles' status. Promise: a pod is written only when its config differs, over what was read, a few at a
+//! In: profiles, the installation's own, pods with a sidecar. Out: the annotation that a sidecar's config comes from, and those that
+//! others go by, changed; conditions in the profiles' status. Promise: a pod is written only when its config differs, over what was read, a few at a
 //! time; a pod that cannot have it without being made anew is left as it is, and named; a status that says the same is not written.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,10 @@ use outrigger_runtime::{BoxFuture, CONFIG_MARK, config_mark};
 use outrigger_telemetry::{Counter, Registry};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
-use crate::injector::{Delivered, Injector, ParsedProfile};
+use crate::conditions::{Tally, now, status};
+use crate::injector::{Delivered, Injector, ParsedProfile, Telling, When};
 use crate::namespaces::Namespaces;
 use crate::profiles::{Entry, KnownProfiles, Snapshot};
 use crate::webhook::SYSTEM;
@@ -32,7 +31,7 @@ use crate::webhook::SYSTEM;
 const CONFIG: &str = "/metadata/annotations/outrigger.dev~1effective-config";
 /// Whether the installation's profile changed is looked at so often.
 const LOOK: Duration = Duration::from_millis(250);
-/// A pod that was being made meanwhile, by a replica that knew less, is seen then.
+/// A pod that was being made meanwhile, by a replica that knew less, is seen then. By then others have heard of a pod's change, too.
 const AGAIN: Duration = Duration::from_secs(5);
 /// All pods are looked at so often, whatever changed: their labels, and those of namespaces, count, too.
 const ROUND: Duration = Duration::from_secs(300);
@@ -46,8 +45,8 @@ const HEALTH: u16 = 15021;
 const PAUSE: Duration = Duration::from_secs(3);
 /// Pods at once.
 const AT_ONCE: usize = 8;
-/// Pods that a status names.
-const MOST_NAMED: usize = 3;
+/// Why a pod has not all of a change yet that others must hear of in between.
+const IN_STEPS: &str = "its `mtls` changes in steps, so that nobody is cut off; the next one follows";
 
 /// What is counted.
 #[derive(Clone)]
@@ -106,28 +105,12 @@ impl Scope {
     }
 }
 
-/// What a profile's pods have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Tally {
-    pods: u32,
-    programmed: u32,
-    /// Why others do not, each with its name.
-    others: Vec<String>,
-}
-
-impl Tally {
-    fn add(&mut self, pod: &Key, why: Option<&str>) {
-        self.pods += 1;
-        match why {
-            None => self.programmed += 1,
-            Some(why) => self.others.push(format!("{}/{}: {why}", pod.namespace, pod.name)),
-        }
-    }
-}
-
 /// What is known while we lead.
-#[derive(Default)]
 struct Known {
+    /// Since then.
+    since: Instant,
+    /// Pods of which others have to hear something, and since when.
+    announced: BTreeMap<Key, Instant>,
     /// What became of each pod with a sidecar.
     pods: BTreeMap<Key, Brought>,
     /// What each profile was told, and of which generation.
@@ -138,7 +121,8 @@ impl Delivery {
     async fn lead(&self, leader: &Leader) {
         self.namespaces.store().synced().await;
         let client = &leader.client;
-        let mut known = Known::default();
+        let since = Instant::now();
+        let mut known = Known { since, announced: BTreeMap::new(), pods: BTreeMap::new(), told: BTreeMap::new() };
         // What the pods were last brought in line with.
         let mut done: Option<(Arc<Snapshot>, Arc<dyn Injector>)> = None;
         let (mut again, mut round): (Option<(Instant, Scope)>, Instant) = (None, Instant::now() + ROUND);
@@ -177,7 +161,8 @@ impl Delivery {
                 if scope == Scope::All {
                     round = now + ROUND;
                 }
-                if !scope.is_empty() {
+                known.announced.retain(|_, told| *told + AGAIN > now);
+                if !scope.is_empty() || !known.announced.is_empty() {
                     last_question = now + QUESTIONS;
                 }
                 if fresh {
@@ -241,10 +226,18 @@ impl Delivery {
         let (mut waiting, mut under_way) = (keys.into_iter(), FuturesUnordered::new());
         loop {
             let more = waiting.by_ref().take(AT_ONCE - under_way.len());
-            more.for_each(|key| under_way.push(self.bring(client, key, snapshot, injector)));
+            for key in more {
+                let told = known.announced.get(&key).copied().unwrap_or(known.since);
+                under_way.push(self.bring(client, key, snapshot, injector, told.elapsed() >= AGAIN));
+            }
             let Some(outcome) = under_way.next().await else { return Ok(()) };
             match outcome? {
-                (key, Some(brought)) => drop(known.pods.insert(key, brought)),
+                (key, Some(brought)) => {
+                    if brought.announced {
+                        known.announced.insert(key.clone(), Instant::now());
+                    }
+                    known.pods.insert(key, brought);
+                }
                 (key, None) => drop(known.pods.remove(&key)),
             }
         }
@@ -285,13 +278,14 @@ impl Delivery {
         (ours && !ended && !never).then(|| Key::new(namespace, metadata["name"].as_str().unwrap_or_default()))
     }
 
-    /// Brings one pod in line.
+    /// Brings one pod in line, or a step nearer. `heard` says whether others know it as it is.
     async fn bring(
         &self,
         client: &Client,
         key: Key,
         snapshot: &Snapshot,
         injector: &Arc<dyn Injector>,
+        heard: bool,
     ) -> Result<(Key, Option<Brought>), ApiError> {
         let path = PODS.named(&key.namespace, &key.name);
         let Some(pod) = client.find(path).await? else { return Ok((key, None)) };
@@ -303,14 +297,19 @@ impl Delivery {
         let work = tokio::task::spawn_blocking(move || (judge.deliver(&pod, &facts, &parsed), pod));
         let Ok((Some(delivered), pod)) = work.await else { return Ok((key, None)) };
         let meant = delivered.meant.iter().filter_map(|at| entries.get(*at)).map(|entry| entry.key.clone()).collect();
+        let mut announced = false;
         let (why, waits) = match delivered.what {
-            Delivered::Current => {
-                let config = pod.pointer(CONFIG).and_then(Value::as_str).unwrap_or_default();
-                self.ask(&pod, config).await
-            }
-            Delivered::Config(config) => match self.write(client, path, &pod, &config).await? {
-                None => self.ask(&pod, &config).await,
-                Some(why) => (Some(why), false),
+            Delivered::Current => self.ask(&pod, has(&pod, CONFIG)).await,
+            Delivered::Tell(telling) => match self.held(&pod, &telling, heard).await {
+                Some(held) => held,
+                None => match self.write(client, path, &pod, &telling).await? {
+                    None if telling.last => self.ask(&pod, &telling.config).await,
+                    None => {
+                        announced = telling.when == When::Taken;
+                        (Some(IN_STEPS.to_owned()), true)
+                    }
+                    Some(why) => (Some(why), false),
+                },
             },
             Delivered::Anew(why) => {
                 self.metrics.anew.inc();
@@ -321,7 +320,16 @@ impl Delivery {
                 (Some(why), false)
             }
         };
-        Ok((key, Some(Brought { meant, why, waits })))
+        Ok((key, Some(Brought { meant, why, waits, announced })))
+    }
+
+    /// Why a step has to wait, if it has, and whether it may be taken in a moment.
+    async fn held(&self, pod: &Value, telling: &Telling, heard: bool) -> Option<(Option<String>, bool)> {
+        match telling.when {
+            When::Now => None,
+            When::Heard => (!heard).then(|| (Some(IN_STEPS.to_owned()), true)),
+            When::Taken => Some(self.ask(pod, has(pod, CONFIG)).await).filter(|(why, _)| why.is_some()),
+        }
     }
 
     /// Why a sidecar has not taken over what it was told, and whether it may yet.
@@ -339,20 +347,15 @@ impl Delivery {
         }
     }
 
-    /// Writes a pod's config over that which was read; why not, if it was refused.
+    /// Writes what a pod is told over what was read; why not, if it was refused.
     async fn write(
         &self,
         client: &Client,
         path: Path<'_>,
         pod: &Value,
-        config: &str,
+        telling: &Telling,
     ) -> Result<Option<String>, ApiError> {
-        let before = pod.pointer(CONFIG).cloned().unwrap_or_default();
-        let patch = json!([
-            { "op": "test", "path": "/metadata/uid", "value": pod["metadata"]["uid"] },
-            { "op": "test", "path": CONFIG, "value": before },
-            { "op": "replace", "path": CONFIG, "value": config },
-        ]);
+        let patch = patch(pod, &telling.annotations);
         match client.patch(path, Patch::Json, &patch, Write::Real).await {
             Ok(_) => {
                 self.metrics.told.inc();
@@ -409,6 +412,29 @@ struct Brought {
     why: Option<String>,
     /// It was told, and may have it in a moment.
     waits: bool,
+    /// Others have to hear of what was changed now.
+    announced: bool,
+}
+
+/// An annotation, by its path.
+fn has<'a>(pod: &'a Value, path: &str) -> &'a str {
+    pod.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// What changes annotations, if the pod still is the one that was read and they are still what they were.
+fn patch(pod: &Value, annotations: &[(&'static str, Option<String>)]) -> Value {
+    let mut operations = vec![json!({ "op": "test", "path": "/metadata/uid", "value": pod["metadata"]["uid"] })];
+    for (key, value) in annotations {
+        let path = format!("/metadata/annotations/{}", key.replace('~', "~0").replace('/', "~1"));
+        let before = pod.pointer(&path);
+        operations.extend(before.map(|before| json!({ "op": "test", "path": path, "value": before })));
+        match value {
+            Some(value) => operations.push(json!({ "op": "add", "path": path, "value": value })),
+            None if before.is_some() => operations.push(json!({ "op": "remove", "path": path })),
+            None => {}
+        }
+    }
+    Value::Array(operations)
 }
 
 /// What a sidecar says of its config, by the mark of what it should be; one of a version before this says nothing.
@@ -422,50 +448,6 @@ fn said(mark: Option<&str>, config: &str) -> (Option<String>, bool) {
         }
         Some(_) => (Some("it was told, and has not taken it over yet".to_owned()), true),
     }
-}
-
-fn now() -> String {
-    let now = OffsetDateTime::now_utc();
-    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
-}
-
-/// A profile's status; conditions that say the same keep their time.
-fn status(before: &Value, generation: i64, problems: &[String], tally: &Tally, now: &str) -> Value {
-    let accepted = match problems {
-        [] => ("True", "Valid", "it counts for the pods that it means".to_owned()),
-        problems => ("False", "Invalid", problems.join("; ")),
-    };
-    let Tally { pods, programmed, others } = tally;
-    let programmed_condition = match (pods, pods - programmed) {
-        (0, _) => ("True", "NoPods", "no running pod is meant".to_owned()),
-        (pods, 0) => ("True", "AllPods", format!("{pods} of {pods} pods")),
-        (pods, missing) => {
-            let mut named = others.clone();
-            named.sort();
-            let more = named.len().saturating_sub(MOST_NAMED);
-            named.truncate(MOST_NAMED);
-            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-            let told = format!("{programmed} of {pods} pods, {missing} not: {}{more}", named.join("; "));
-            ("False", "PodsMissing", told)
-        }
-    };
-    let known = before["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let condition = |kind: &str, (status, reason, message): (&str, &str, String)| {
-        let same = known.iter().find(|one| one["type"] == kind && one["status"] == status);
-        let since = same.map_or_else(|| json!(now), |one| one["lastTransitionTime"].clone());
-        // As much as the API's conventions allow.
-        let message: String = message.chars().take(4000).collect();
-        json!({
-            "type": kind, "status": status, "reason": reason, "message": message,
-            "lastTransitionTime": since, "observedGeneration": generation,
-        })
-    };
-    json!({
-        "observedGeneration": generation,
-        "pods": pods,
-        "programmed": programmed,
-        "conditions": [condition("Accepted", accepted), condition("Programmed", programmed_condition)],
-    })
 }
 
 impl Duty for Delivery {
@@ -516,27 +498,21 @@ mod tests {
     }
 
     #[test]
-    fn conditions_keep_their_time_and_say_who_is_missing() {
-        let all = Tally { pods: 2, programmed: 2, others: Vec::new() };
-        let first = status(&Value::Null, 1, &[], &all, "t1");
-        assert_eq!(first["conditions"][1]["message"], "2 of 2 pods");
-        let same = status(&first, 1, &[], &all, "t2");
-        assert_eq!(same, first, "what says the same is not written");
-        let mut some = Tally::default();
-        some.add(&Key::new("shop", "b"), None);
-        for pod in ["d", "a", "c", "e"] {
-            some.add(&Key::new("shop", pod), Some("it has to be made anew: x"));
-        }
-        let next = status(&first, 2, &["spec.config.a: unknown".to_owned()], &some, "t3");
-        let message = next["conditions"][1]["message"].as_str().unwrap();
-        assert!(
-            message.starts_with("1 of 5 pods, 4 not: shop/a: it has") && message.ends_with("; and 1 more"),
-            "{message}"
-        );
+    fn annotations_change_over_what_was_read() {
+        let pod = json!({ "metadata": { "uid": "u", "annotations": { "a/x": "1", "a/gone": "1" } } });
+        let told =
+            [("a/x", Some("2".to_owned())), ("a/gone", None), ("a/never", None), ("a/new", Some("3".to_owned()))];
+        let path = |key: &str| format!("/metadata/annotations/a~1{key}");
         assert_eq!(
-            (&next["conditions"][0]["status"], &next["conditions"][0]["lastTransitionTime"]),
-            (&json!("False"), &json!("t3"))
+            patch(&pod, &told),
+            json!([
+                { "op": "test", "path": "/metadata/uid", "value": "u" },
+                { "op": "test", "path": path("x"), "value": "1" },
+                { "op": "add", "path": path("x"), "value": "2" },
+                { "op": "test", "path": path("gone"), "value": "1" },
+                { "op": "remove", "path": path("gone") },
+                { "op": "add", "path": path("new"), "value": "3" },
+            ])
         );
-        assert_eq!(status(&first, 2, &[], &Tally::default(), "t4")["conditions"][1]["reason"], "NoPods");
     }
 }

@@ -60,12 +60,36 @@ pub struct Deliver {
 pub enum Delivered {
     /// It is as it should be.
     Current,
-    /// It should be this.
-    Config(String),
+    /// It should be told this.
+    Tell(Telling),
     /// What it should be takes a pod that is made anew: why.
     Anew(String),
     /// No pod may be so: why.
     Refused(String),
+}
+
+/// What is told to a running pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Telling {
+    /// Annotations that change, and to what; `None` where one goes.
+    pub annotations: Vec<(&'static str, Option<String>)>,
+    /// The sidecar's config with them.
+    pub config: String,
+    /// What has to be waited for.
+    pub when: When,
+    /// Whether the pod then is as it should be; otherwise there is another step.
+    pub last: bool,
+}
+
+/// What a change of a running pod has to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Nothing.
+    Now,
+    /// Its sidecar has taken over the config that it was told last.
+    Taken,
+    /// Others have heard what was changed of the pod before.
+    Heard,
 }
 
 /// A profile, as who reads it keeps it.

@@ -7,6 +7,7 @@
 
 mod certificate;
 mod component;
+mod conditions;
 mod delivery;
 mod injector;
 mod namespaces;
@@ -16,6 +17,8 @@ mod repair;
 mod webhook;
 
 pub use component::ControllerComponent;
-pub use injector::{Deliver, Delivered, Injector, NamespaceFacts, ParsedProfile, ProfileVerdict, Profiles, Verdict};
+pub use injector::{
+    Deliver, Delivered, Injector, NamespaceFacts, ParsedProfile, ProfileVerdict, Profiles, Telling, Verdict, When,
+};
 pub use webhook::patch::difference;
 pub use webhook::review::{Answer, MalformedReview, Operation, Review};

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::settings::{Mtls, Settings};
-use crate::{vault, yaml};
+use crate::{json, vault, yaml};
 
 /// Annotations of an object hold 256 KiB in all.
 const MOST_BYTES: usize = 160 << 10;
@@ -134,10 +134,23 @@ pub(crate) fn has_own_identity(config: &Value) -> bool {
     identity.is_some_and(|identity| identity.keys().any(|key| !matches!(key.as_str(), "trustDomain" | "authority")))
 }
 
+fn is_inbound(listener: &Value) -> bool {
+    listener["direction"] == "inbound" && listener["redirected"] == true
+}
+
+/// The same config with a sidecar that takes plain text as well as mTLS; `None` where it has no such listener, or cannot.
+pub(crate) fn taking_both(config: &Value) -> Option<String> {
+    let mut config = config.clone();
+    let listeners = config.get_mut("proxy")?.get_mut("listeners")?.as_array_mut()?;
+    let inbound = listeners.iter_mut().find(|one| is_inbound(one))?;
+    json::map_at(inbound, "tls")?.insert("mode".to_owned(), json!(Mtls::Permissive.word()));
+    let text = yaml::write(&config);
+    parsed(&text).ok().map(|_| text)
+}
+
 /// What connections that are redirected to the pod's ports must be.
-fn mtls(config: &Value) -> Option<Mtls> {
-    let listeners = config["proxy"]["listeners"].as_array()?;
-    let inbound = listeners.iter().find(|one| one["direction"] == "inbound" && one["redirected"] == true)?;
+pub(crate) fn mtls(config: &Value) -> Option<Mtls> {
+    let inbound = config["proxy"]["listeners"].as_array()?.iter().find(|one| is_inbound(one))?;
     match inbound["tls"].as_object()?.get("mode").and_then(Value::as_str) {
         Some("permissive") => Some(Mtls::Permissive),
         None | Some("strict") => Some(Mtls::Strict),

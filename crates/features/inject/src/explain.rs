@@ -9,7 +9,7 @@ use std::sync::Arc;
 use outrigger_config::MASK;
 use serde_json::{Map, Value, json};
 
-use crate::annotations::{self, EFFECTIVE, PREFIX, STATUS};
+use crate::annotations::{self, EFFECTIVE, MTLS, PREFIX, STATUS};
 use crate::decide::Namespace;
 use crate::inject::{INSTALLATION, Outcome};
 use crate::layers::{Layer, Row, Step, rows};
@@ -153,6 +153,13 @@ fn differences(pod: &Value, fresh: &Value, has_sidecar: bool) -> Vec<String> {
             (Some(_), None) => all.push(format!("it has a container {name}, and would have none")),
             (None, Some(_)) => all.push(format!("it has no container {name}, and would have one")),
             (None, None) => {}
+        }
+    }
+    for key in [MTLS, "prometheus.io/port", "prometheus.io/path", "prometheus.io/scheme"] {
+        let of = |pod| shown(json::annotation(pod, key).map(Value::from).as_ref());
+        let (has, wants) = (of(pod), of(fresh));
+        if has != wants {
+            all.push(format!("annotation {key} is {has}, and would be {wants}"));
         }
     }
     let config =

@@ -19,6 +19,7 @@ mod record;
 mod refresh;
 mod settings;
 mod sidecar;
+mod transition;
 mod vault;
 mod workload;
 mod yaml;
@@ -32,10 +33,11 @@ pub use manifests::{Action, ManifestError, Manifests, Report, process};
 pub use profile::{
     API_VERSION, Judged, Mistake, Profile, ProfileKind, inject_with, judge, read_manifests, settings_for,
 };
-pub use refresh::{Refresh, refresh};
+pub use refresh::{Refresh, Telling, refresh};
 pub use settings::{
     ConfigMapKey, Interception, Mesh, MeshDiscovery, Mtls, Namespaces, PullPolicy, Redirect, Resources, Settings, Vault,
 };
+pub use transition::When;
 pub use workload::ObjectName;
 
 /// The sidecar's container.

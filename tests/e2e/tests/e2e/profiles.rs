@@ -14,6 +14,10 @@ use crate::controller::Cluster;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The installation's profile.
+const INSTALLED: &str = "image: registry.example/outrigger:7\nmesh: { trustDomain: shop.example, authority: 'a.example:15012', \
+                         audience: outrigger, trustBundle: bundle }\n";
+
 /// What `outrigger install` prints, but for what needs a Service that answers.
 fn definitions() -> String {
     let printed = outrigger_command().arg("install").output().expect("the executable can be started");
@@ -76,11 +80,12 @@ fn start(folder: &Path) -> (Cluster, outrigger_e2e::Outrigger) {
     cluster.configure(&[port], "Fail");
     cluster.api.apply(&judging(port));
     let file = folder.join("profile.yaml");
-    fs::write(&file, "image: registry.example/outrigger:7\n").unwrap();
+    fs::write(&file, INSTALLED).unwrap();
     let controller = cluster.controller("one", port, &format!(", profile: {}", file.display()), "  profiles: {}\n");
     cluster.wait_injecting(&controller);
     // What the installation keeps its profile in.
-    cluster.api.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: { name: outrigger-controller, namespace: outrigger-system }\ndata: { profile.yaml: 'image: registry.example/outrigger:7' }\n");
+    let profile = INSTALLED.replace('\'', "''").replace('\n', "\n\n    ");
+    cluster.api.apply(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: outrigger-controller, namespace: outrigger-system }}\ndata:\n  profile.yaml: '{profile}'\n"));
     (cluster, controller)
 }
 
@@ -193,6 +198,22 @@ fn pods_get_what_the_profiles_say_and_are_explained() {
         );
         Ok(())
     });
+    // What others are to send to it changes with what it takes, in steps; then it is as a pod that is made now.
+    let wait_mtls = |injection: &str, told: &str, takes: &str| {
+        api.apply(&web(&level("debug"), injection));
+        eventually_within(PATIENCE, "the pod's annotations", || {
+            let format = "--output=jsonpath={.metadata.annotations.outrigger\\.dev/mtls}|{.metadata.annotations.outrigger\\.dev/effective-config}";
+            let now = api.kubectl(&["get", "pod", "web-0", "--namespace=shop", format])?;
+            let mode = now.lines().find_map(|line| line.trim().strip_prefix("mode: ")).unwrap_or_default();
+            ensure!(now.starts_with(&format!("{told}|")) && mode == takes, "{now}");
+            Ok(())
+        });
+        let (code, said) = explained(api, "web-0", &[]);
+        assert!(code == 0, "{code}: {said}");
+    };
+    wait_mtls("injection: { mtls: disabled }, ", "", "");
+    wait_mtls("injection: { mtls: strict }, ", "strict", "strict");
+    wait_mtls("", "permissive", "permissive");
     // What counts when a pod is made waits for that.
     api.apply(&web(&level("debug"), "injection: { image: 'registry.example/outrigger:9' }, "));
     wait_for(api, "web", "registry.example/outrigger:9");

@@ -246,15 +246,17 @@ proptest! {
 
 #[test]
 fn running_pods_are_told_what_their_volumes_allow() {
-    use crate::refresh::{Refresh, refresh};
+    use crate::refresh::{Refresh, Telling, refresh};
     let of = |config: &str| [namespaced("web", &format!("{{ config: {config} }}"))];
     let running = injected(json!({}), &of("{ telemetry: { log: { level: warn } } }")).pod;
     let told = |profiles: &[Profile]| refresh(&running, &shop(), &Settings::default(), profiles);
     assert_eq!(told(&of("{ telemetry: { log: { level: warn } } }")), Refresh::Current);
-    assert!(
-        matches!(told(&of("{ telemetry: { log: { level: info } } }")), Refresh::Config(text) if text.contains("level: info"))
-    );
-    assert!(matches!(told(&[]), Refresh::Config(text) if !text.contains("level")), "a profile that is gone");
+    let config = |refresh| match refresh {
+        Refresh::Tell(Telling { config, last: true, annotations, .. }) if annotations.len() == 1 => config,
+        other => panic!("{other:?}"),
+    };
+    assert!(config(told(&of("{ telemetry: { log: { level: info } } }"))).contains("level: info"));
+    assert!(!config(told(&[])).contains("level"), "a profile that is gone");
     let log = "{ proxy: { accessLog: { path: /var/log/mesh/access.log } } }";
     assert_eq!(told(&of(log)), Refresh::Anew("it has no volume at /var/log/mesh".to_owned()));
     assert!(matches!(told(&of("{ runtime: { handover: { socket: /other/x.sock } } }")), Refresh::Anew(_)));
@@ -265,7 +267,69 @@ fn running_pods_are_told_what_their_volumes_allow() {
     // Told so, it is as it should be.
     let mut next = running.clone();
     let level = of("{ telemetry: { log: { level: info } } }");
-    let Refresh::Config(text) = told(&level) else { panic!() };
-    next["metadata"]["annotations"]["outrigger.dev/effective-config"] = json!(text);
+    next["metadata"]["annotations"]["outrigger.dev/effective-config"] = json!(config(told(&level)));
     assert_eq!(refresh(&next, &shop(), &Settings::default(), &level), Refresh::Current);
+}
+
+#[test]
+fn a_running_pod_changes_its_mtls_in_steps_and_its_other_words_with_them() {
+    use crate::refresh::{Refresh, refresh};
+    let mesh = "{ trustDomain: shop.example, authority: 'a:15012', audience: outrigger, trustBundle: bundle }";
+    let settings = Settings::from_yaml(&format!("mesh: {mesh}\n")).unwrap();
+    let of = |injection: &str| [namespaced("web", &format!("{{ injection: {injection} }}"))];
+    let mut pod = pod(json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "8080" }));
+    let Outcome::Injected(injected) = inject_with(&pod, &shop(), &settings, &of("{ mtls: disabled }")) else {
+        panic!()
+    };
+    pod = injected.pod;
+    let original = crate::uninject(&pod).unwrap();
+    let mut through = |profiles: &[Profile]| {
+        let mut steps = Vec::new();
+        loop {
+            let telling = match refresh(&pod, &shop(), &settings, profiles) {
+                Refresh::Current => break,
+                Refresh::Tell(telling) => telling,
+                other => panic!("{other:?}"),
+            };
+            assert!(steps.len() < 4, "it does not end: {steps:?}");
+            for (key, value) in telling.annotations {
+                let annotations = pod["metadata"]["annotations"].as_object_mut().unwrap();
+                match value {
+                    Some(value) => drop(annotations.insert(key.to_owned(), json!(value))),
+                    None => drop(annotations.shift_remove(key)),
+                }
+            }
+            let annotations = &pod["metadata"]["annotations"];
+            assert_eq!(annotations["outrigger.dev/effective-config"], telling.config.as_str());
+            let config = yaml::read(&telling.config, Dialect::Config).unwrap();
+            let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+            let takes = word(&config["proxy"]["listeners"][0]["tls"]["mode"]);
+            steps.push((takes, word(&annotations["outrigger.dev/mtls"]), telling.when));
+        }
+        // What is there is what a pod that is made now would have, and comes out as it went in.
+        let Outcome::Injected(now) = inject_with(&pod, &shop(), &settings, profiles) else { panic!() };
+        let noted = |pod: &Value| {
+            let mut annotations = pod["metadata"]["annotations"].clone();
+            let status = annotations["outrigger.dev/status"].as_str().unwrap().to_owned();
+            annotations["outrigger.dev/status"] = serde_json::from_str(&status).unwrap();
+            annotations
+        };
+        assert_eq!(noted(&now.pod), noted(&pod));
+        assert_eq!(crate::uninject(&pod).unwrap(), original);
+        let steps: Vec<String> = steps.iter().map(|(takes, told, when)| format!("{takes}/{told} {when:?}")).collect();
+        (steps.join(", "), pod["metadata"]["annotations"]["prometheus.io/port"].clone())
+    };
+    let strict = through(&of("{ mtls: strict }"));
+    assert_eq!(strict, ("permissive/- Now, permissive/strict Taken, strict/strict Heard".to_owned(), json!("15020")));
+    assert_eq!(through(&of("{ mtls: permissive }")).0, "permissive/permissive Now");
+    assert_eq!(through(&of("{ mtls: strict }")).0, "strict/strict Heard");
+    let plain = through(&of("{ mtls: disabled }")).0;
+    assert_eq!(plain, "permissive/strict Now, permissive/- Taken, -/- Heard");
+    // The application's metrics are no longer served with ours: whoever scrapes must know.
+    assert_eq!(through(&of("{ mtls: disabled, mergeMetrics: false }")), ("-/- Now".to_owned(), json!("8080")));
+    assert_eq!(through(&of("{ mtls: disabled }")), ("-/- Now".to_owned(), json!("15020")));
+    let other = of("{ mtls: strict, redirect: { excludeInboundPorts: ['9000'] } }");
+    assert!(
+        matches!(refresh(&pod, &shop(), &settings, &other), Refresh::Anew(why) if why.contains("redirected otherwise"))
+    );
 }
