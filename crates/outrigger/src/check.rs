@@ -56,10 +56,10 @@ impl Refusal {
     }
 }
 
-/// Asks each feature, as a start would, without starting anything.
+/// Asks each feature, as a start would, but for what only the place of that start has.
 fn refusals(loaded: &config::Loaded) -> Vec<Refusal> {
     let refuses = |component: &dyn outrigger_runtime::Component| {
-        let error = component.enabled(&loaded.config).then(|| component.check(None, &loaded.config).err())??;
+        let error = component.enabled(&loaded.config).then(|| component.judge(&loaded.config).err())??;
         let message = error.to_string();
         // Features begin with the config path of what they refuse.
         let about = message.split(": ").next().filter(|about| !about.contains(' ')).unwrap_or_default();

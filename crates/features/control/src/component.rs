@@ -68,6 +68,19 @@ impl Component for ControllerComponent {
         Ok(access(controller).map(drop)?)
     }
 
+    fn judge(&self, config: &Config) -> Result<(), BoxError> {
+        let Some(controller) = &config.controller else { return Ok(()) };
+        // What is here is looked at: the profile beside a config, say.
+        let profile = controller.webhook.as_ref().and_then(|webhook| webhook.profile.as_deref());
+        if profile.is_some_and(Path::exists) {
+            read_profile(&*self.profiles, profile, &never(controller))?;
+        }
+        if controller.kubernetes.kubeconfig.as_ref().is_some_and(|file| file.exists()) {
+            access(controller)?;
+        }
+        Ok(())
+    }
+
     fn run(&self, ctx: Context) -> BoxFuture<'_, Result<(), BoxError>> {
         Box::pin(self.serve(ctx))
     }

@@ -62,9 +62,9 @@ pub fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Outcom
         return Outcome::Refused(vec![format!("this is no pod: {why}")]);
     }
     // Injected before, perhaps by an older version: we begin anew from what it was.
-    let (original, before) = match record::undo(pod) {
-        Ok(None) => (pod.clone(), Vec::new()),
-        Ok(Some(undone)) => (undone.pod, undone.removed),
+    let (original, before, given_before) = match record::undo(pod) {
+        Ok(None) => (pod.clone(), Vec::new(), None),
+        Ok(Some(undone)) => (undone.pod, undone.removed, undone.given),
         Err(why) => return Outcome::Refused(vec![why]),
     };
     if let Some(why) = decide::malformed(&original) {
@@ -89,6 +89,7 @@ pub fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Outcom
     let change = Change {
         pod: original,
         before,
+        given_before,
         settings,
         record: Record::default(),
         reasons: Vec::new(),
@@ -113,6 +114,7 @@ pub fn uninject(pod: &Value) -> Result<Option<Value>, String> {
 struct Change {
     pod: Value,
     before: Vec<Value>,
+    given_before: Option<Vec<String>>,
     settings: Settings,
     record: Record,
     reasons: Vec<Reason>,
@@ -534,9 +536,13 @@ impl Change {
         let mut sidecar = sidecar::sidecar(&self.settings, &rewritten.asks, mounts);
         let mut init = (self.settings.interception == Interception::Init).then(|| sidecar::init(&self.settings));
         let volumes = json::items(json::spec(&self.pod), "volumes").to_vec();
+        self.record.given = Some(sidecar::given(&sidecar));
         for fresh in init.iter_mut().chain([&mut sidecar]) {
             if let Some(before) = self.before.iter().find(|before| json::name(before) == json::name(fresh)) {
                 sidecar::carry_over(fresh, before, &volumes);
+                if let Some(given) = &self.given_before {
+                    sidecar::carry_over_defaults(fresh, before, given);
+                }
             }
         }
         if init.is_some() || native {
@@ -608,7 +614,7 @@ impl Change {
             && resources.cpu_request == resources.cpu_limit
             && resources.memory_request == resources.memory_limit
             && resources.memory_limit.is_some();
-        if theirs && !(own && self.settings.interception == Interception::None) {
+        if theirs && !own {
             self.warnings.push("the pod's quality of service was Guaranteed and is Burstable now".to_owned());
         }
     }

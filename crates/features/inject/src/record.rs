@@ -28,6 +28,9 @@ pub(crate) struct Record {
     /// The socket where a keeper meets the sidecar, for who changes its image under the running application.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) handover: Option<String>,
+    /// What we said of the sidecar where admission plugins speak for who says nothing; absent in pods of versions before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) given: Option<Vec<String>>,
     /// Maps and lists that were not there at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) created: Vec<String>,
@@ -38,6 +41,8 @@ pub(crate) struct Undone {
     pub(crate) pod: Value,
     /// The containers of ours that were in it.
     pub(crate) removed: Vec<Value>,
+    /// What we said of them; nothing when that is not known.
+    pub(crate) given: Option<Vec<String>>,
 }
 
 impl Record {
@@ -79,7 +84,7 @@ pub(crate) fn undo(pod: &Value) -> Result<Option<Undone>, String> {
     for place in record.created.iter().rev() {
         remove_if_empty(&mut pod, place);
     }
-    Ok(Some(Undone { pod, removed }))
+    Ok(Some(Undone { pod, removed, given: record.given }))
 }
 
 fn restore_annotations(pod: &mut Value, record: &Record) {

@@ -19,10 +19,8 @@ pub(crate) const CONFIG_FOLDER: &str = "/etc/outrigger";
 pub(crate) fn init(settings: &Settings) -> Value {
     let mut container = base(INIT, settings);
     container.insert("args".to_owned(), json!(redirecting(settings)));
-    container.insert(
-        "resources".to_owned(),
-        json!({ "requests": { "cpu": "10m", "memory": "16Mi" }, "limits": { "memory": "64Mi" } }),
-    );
+    // As the sidecar's: what lets that in (a LimitRange, a ResourceQuota) lets this in, and it ends before that begins.
+    container.insert("resources".to_owned(), resources(&settings.resources));
     container.insert(
         "securityContext".to_owned(),
         json!({
@@ -132,6 +130,36 @@ fn resources(resources: &Resources) -> Value {
     Value::Object(all)
 }
 
+const KINDS: [&str; 2] = ["requests", "limits"];
+const PULL: &str = "imagePullPolicy";
+
+/// What we say of a container that admission plugins of the API server say where nobody does.
+pub(crate) fn given(container: &Value) -> Vec<String> {
+    let keys = |kind: &'static str| {
+        container["resources"][kind].as_object().into_iter().flatten().map(move |(key, _)| format!("{kind}.{key}"))
+    };
+    let policy = container.get(PULL).map(|_| PULL.to_owned());
+    KINDS.into_iter().flat_map(keys).chain(policy).collect()
+}
+
+/// Keeps what admission plugins said of a container (LimitRanger, AlwaysPullImages): they are not asked again after us.
+pub(crate) fn carry_over_defaults(fresh: &mut Value, before: &Value, given_before: &[String]) {
+    let ours = |key: &str| given_before.iter().any(|given| given == key);
+    for kind in KINDS {
+        let all = before["resources"][kind].as_object().into_iter().flatten();
+        for (key, value) in all.filter(|(key, _)| !ours(&format!("{kind}.{key}"))) {
+            let resources = crate::json::map_at(fresh, "resources").is_some().then(|| &mut fresh["resources"]);
+            if let Some(map) = resources.and_then(|resources| crate::json::map_at(resources, kind)) {
+                map.entry(key.as_str()).or_insert_with(|| value.clone());
+            }
+        }
+    }
+    let policy = before.get(PULL).filter(|_| !ours(PULL));
+    if let (Some(policy), Some(container)) = (policy, fresh.as_object_mut()) {
+        container.entry(PULL).or_insert_with(|| policy.clone());
+    }
+}
+
 /// Keeps what others added to a container of ours since: variables, and mounts of volumes that are there.
 pub(crate) fn carry_over(fresh: &mut Value, before: &Value, volumes: &[Value]) {
     let has = |list: &[Value], key: &str, item: &Value| list.iter().any(|one| one[key] == item[key]);
@@ -147,5 +175,27 @@ pub(crate) fn carry_over(fresh: &mut Value, before: &Value, volumes: &[Value]) {
         {
             own.extend(foreign);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_admission_plugins_said_stays_and_what_we_said_does_not() {
+        let fresh = || json!({ "name": "outrigger", "resources": { "requests": { "cpu": "10m" } } });
+        let before = json!({
+            "resources": { "requests": { "cpu": "20m", "memory": "1Mi" }, "limits": { "cpu": "1", "memory": "2Mi" } },
+            "imagePullPolicy": "Always",
+        });
+        let expected = json!({ "requests": { "cpu": "10m" }, "limits": { "cpu": "1" } });
+        let given = ["requests.cpu", "requests.memory", "limits.memory"].map(str::to_owned);
+        let mut container = fresh();
+        carry_over_defaults(&mut container, &before, &given);
+        assert_eq!((&container["resources"], &container["imagePullPolicy"]), (&expected, &json!("Always")));
+        let mut container = fresh();
+        carry_over_defaults(&mut container, &before, &super::given(&before));
+        assert_eq!(container, fresh(), "all of it was ours");
     }
 }

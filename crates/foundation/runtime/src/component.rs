@@ -49,6 +49,14 @@ pub trait Component: Send + Sync + 'static {
         Ok(())
     }
 
+    /// As `check`, of a config that is to run elsewhere, where files are that are not here.
+    ///
+    /// # Errors
+    /// Why a start would fail there, as far as the config itself tells.
+    fn judge(&self, config: &Config) -> Result<(), BoxError> {
+        self.check(None, config)
+    }
+
     /// Runs until `ctx.stop`, on the main thread's runtime. Called again after a failure: state that must survive lives in `self`.
     ///
     /// `Ok` is right only after the stop was requested and all stop work is done. An `Ok` before that, an `Err` and a

@@ -65,6 +65,13 @@ enum UpgradeCommand {
     Rollback(NamedArgs),
     /// Show how it goes
     Status(NamedArgs),
+    /// What an installation does now
+    #[command(hide = true)]
+    Setup {
+        /// Whatever it was called with.
+        #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
 }
 
 /// Which cluster is asked.
@@ -155,9 +162,15 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Does what is asked for; gives the exit code.
 pub(crate) fn upgrade(args: UpgradeArgs) -> anyhow::Result<u8> {
+    if let Some(UpgradeCommand::Setup { .. }) = args.command {
+        crate::output::error(&anyhow::anyhow!(
+            "there is no `upgrade setup` any more: what rollouts need comes with the installation, `outrigger install | kubectl apply -f -`"
+        ));
+        return Ok(2);
+    }
     let work = async {
         match args.command {
-            None => start(args.start).await,
+            None | Some(UpgradeCommand::Setup { .. }) => start(args.start).await,
             Some(UpgradeCommand::Pause(args)) => change(args, "pause").await,
             Some(UpgradeCommand::Resume(args)) => change(args, "resume").await,
             Some(UpgradeCommand::Rollback(args)) => change(args, "rollback").await,

@@ -114,9 +114,25 @@ fn validate_accepts_what_can_be_run() {
         (output.status.code(), &report["valid"], &report["file"]),
         (Some(0), &true.into(), &file.as_str().into())
     );
+    // A controller's is judged where no cluster is, nor the files beside it; a start there says what is missing.
+    let (_, controller) = write(folder.path(), "controller: { webhook: { profile: /etc/outrigger/nowhere.yaml } }\n");
+    assert_eq!(outrigger(&["validate", "-c", &controller]).status.code(), Some(0));
+    let started = outrigger(&["controller", "-c", &controller]);
+    let said = text(&started.stderr);
+    assert!(
+        started.status.code() == Some(1) && said.contains("cannot read the profile /etc/outrigger/nowhere.yaml"),
+        "{said}"
+    );
     // A file that says nothing means all defaults.
     let (_, file) = write(folder.path(), "");
     assert_eq!(outrigger(&["validate", "-c", &file]).status.code(), Some(0));
+}
+
+#[test]
+fn what_is_no_command_any_more_says_what_is() {
+    let output = outrigger(&["upgrade", "setup", "--namespace", "x"]);
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("`outrigger install | kubectl apply -f -`"), "{said}");
 }
 
 #[test]

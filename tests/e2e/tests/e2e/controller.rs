@@ -245,6 +245,84 @@ fn pods_are_injected_refused_or_left_alone_as_they_are_made() {
     });
 }
 
+/// What a namespace may use, and a service account for its pods.
+fn bounded(namespace: &str, bounds: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {namespace}, labels: {{ outrigger.dev/inject: enabled }} }}\n---\n\
+         apiVersion: v1\nkind: ServiceAccount\nmetadata: {{ name: default, namespace: {namespace} }}\n---\n\
+         apiVersion: v1\n{bounds}\n"
+    )
+}
+
+#[test]
+fn quotas_and_limits_let_the_sidecar_in_or_say_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(folder.path());
+    let (port, api) = (free_port(), &cluster.api);
+    cluster.configure(&[port], "Fail");
+    let quota = |name: &str| {
+        format!(
+            "kind: ResourceQuota\nmetadata: {{ name: all, namespace: {name} }}\nspec: {{ hard: {{ limits.cpu: '2', requests.cpu: '1', limits.memory: 1Gi, requests.memory: 500Mi }} }}"
+        )
+    };
+    let range = |name: &str, more: &str| {
+        format!(
+            "kind: LimitRange\nmetadata: {{ name: each, namespace: {name} }}\nspec: {{ limits: [{{ type: Container, {more} }}] }}"
+        )
+    };
+    let defaults = range("filled", "default: { cpu: 200m, memory: 96Mi }, defaultRequest: { cpu: 20m, memory: 24Mi }");
+    api.apply(&format!("{}---\napiVersion: v1\n{}\n", bounded("filled", &defaults), quota("filled")));
+    api.apply(&bounded("bare", &quota("bare")));
+    api.apply(&bounded("large", &range("large", "min: { memory: 48Mi }")));
+    api.apply(&bounded("small", &range("small", "max: { memory: 100Mi }")));
+    let controller = cluster.controller("one", port, "", "");
+    cluster.wait_injecting(&controller);
+    let resources = "resources: { requests: { cpu: 50m, memory: 60Mi }, limits: { cpu: 100m, memory: 60Mi } }";
+    let make = |namespace: &str, annotations: &str, resources: &str| {
+        let pod = pod(namespace, "web", annotations).replace("image: none", &format!("image: none, {resources}"));
+        api.create(&pod, &["--output=json"])
+    };
+    // Their status is written a moment after they were made.
+    for namespace in ["filled", "bare"] {
+        eventually_within(PATIENCE, "the quota", || {
+            let told = api.kubectl(&[
+                "get",
+                "resourcequota/all",
+                "--namespace",
+                namespace,
+                "--output=jsonpath={.status.hard}",
+            ])?;
+            ensure!(told.contains("limits.cpu"), "{told}");
+            Ok(())
+        });
+    }
+    // What nobody says is said by the LimitRange, of our containers, too, whoever of the two comes first.
+    let made: serde_json::Value = serde_json::from_str(&make("filled", "", "").unwrap()).unwrap();
+    for container in made["spec"]["initContainers"].as_array().unwrap() {
+        let expected = serde_json::json!({ "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "cpu": "200m", "memory": "128Mi" } });
+        assert_eq!(container["resources"], expected, "{container}");
+    }
+    // Refused with what is missing, and in with it.
+    for (namespace, told, mend) in [
+        ("bare", "must specify limits.cpu for: outrigger,outrigger-init", "outrigger.dev/cpu-limit: 100m"),
+        (
+            "large",
+            "minimum memory usage per Container is 48Mi, but request is 32Mi",
+            "outrigger.dev/memory-request: 48Mi",
+        ),
+        (
+            "small",
+            "maximum memory usage per Container is 100Mi, but limit is 128Mi",
+            "outrigger.dev/memory-limit: 64Mi",
+        ),
+    ] {
+        let refused = format!("{:#}", make(namespace, "", resources).unwrap_err());
+        assert!(refused.contains(told), "{namespace}: {refused}");
+        let made = make(namespace, mend, resources).unwrap();
+        assert!(is_injected(&made), "{namespace}: {made}");
+    }
+}
+
 /// Asks a webhook directly, as the API server reaches it by its Service; status and body.
 fn ask(folder: &Path, port: u16, arguments: &[&str]) -> String {
     let name = "outrigger-controller.outrigger-system.svc";

@@ -374,6 +374,8 @@ fn check_tells_what_a_cluster_lacks_and_what_was_changed() {
         ("service", "failed", "no controller stands behind it"),
         ("webhook certificate", "failed", "has no `caBundle`"),
         ("webhook", "failed", "without a sidecar"),
+        ("profiles' certificate", "failed", "has no `caBundle`"),
+        ("profiles' webhook", "failed", "cannot be made or changed"),
         ("leader", "failed", "no controller has taken the lease"),
         ("authority", "failed", "no roots yet"),
         ("trust bundles", "ok", "in all 0 namespaces"),

@@ -26,8 +26,11 @@ pub(crate) fn findings(facts: &After, settings: &Settings, version: &str) -> Vec
         objects(facts, version),
         controllers(facts, settings),
         service(&facts.slices),
-        bundle(facts),
-        trial(&facts.trial),
+        bundle(facts, "webhook certificate", "MutatingWebhookConfiguration"),
+        trial(&facts.trials),
+        limits(&facts.trials),
+        bundle(facts, "profiles' certificate", "ValidatingWebhookConfiguration"),
+        judging(&facts.judged),
         lease(facts),
     ];
     if settings.authority_secret.is_none() {
@@ -175,15 +178,15 @@ fn left(seconds: i64) -> String {
     }
 }
 
-fn bundle(facts: &After) -> Finding {
-    const WHAT: &str = "webhook certificate";
+/// Whom the API server trusts when it asks a webhook.
+fn bundle(facts: &After, what: &'static str, kind: &str) -> Finding {
     const MEND: &str =
         "the controllers write it: see whether one is ready, holds the lease, and may patch the webhook configuration";
-    let configuration = facts.objects.iter().find(|(object, _)| object.value["kind"] == "MutatingWebhookConfiguration");
+    let configuration = facts.objects.iter().find(|(object, _)| object.value["kind"] == kind);
     let found = match configuration.map(|(_, seen)| seen) {
         Some(Ok(Some(found))) => found,
-        Some(Err(why)) => return Finding::unknown(WHAT, why),
-        _ => return Finding::failed(WHAT, "there is no webhook configuration", "see `objects` above"),
+        Some(Err(why)) => return Finding::unknown(what, why),
+        _ => return Finding::failed(what, "there is no webhook configuration", "see `objects` above"),
     };
     let mut soonest = i64::MAX;
     for webhook in items(found, "/webhooks") {
@@ -191,36 +194,49 @@ fn bundle(facts: &After) -> Finding {
         let encoded = text(webhook, "/clientConfig/caBundle");
         if encoded.is_empty() {
             return Finding::failed(
-                WHAT,
+                what,
                 format!("`{whose}` has no `caBundle`, so the API server trusts no controller"),
                 MEND,
             );
         }
         // The API server takes whatever is written there.
         let Some(all) = base64(encoded).and_then(|pem| ends(&pem)) else {
-            return Finding::failed(WHAT, format!("`caBundle` of `{whose}` holds no certificates in PEM"), MEND);
+            return Finding::failed(what, format!("`caBundle` of `{whose}` holds no certificates in PEM"), MEND);
         };
         soonest = soonest.min(all.into_iter().max().unwrap_or_default());
     }
     match soonest - facts.now {
-        left if left <= 0 => Finding::failed(WHAT, "the authority that the API server trusts has ended", MEND),
+        left if left <= 0 => Finding::failed(what, "the authority that the API server trusts has ended", MEND),
         seconds if seconds < SOON => {
-            Finding::warning(WHAT, format!("the authority that the API server trusts ends in {}", left(seconds)), MEND)
+            Finding::warning(what, format!("the authority that the API server trusts ends in {}", left(seconds)), MEND)
         }
-        seconds => Finding::ok(WHAT, format!("the API server trusts it, for {} at least", left(seconds))),
+        seconds => Finding::ok(what, format!("the API server trusts it, for {} at least", left(seconds))),
     }
 }
 
-/// What the webhook did to a pod that was made for trial.
-fn trial(trial: &Trial) -> Finding {
+/// What the webhook did to pods that were made for trial; the worst of it.
+fn trial(trials: &[(String, Trial)]) -> Finding {
     const WHAT: &str = "webhook";
-    match trial {
+    let rank = |trial: &Trial| match trial {
+        Trial::Refused(why) if why.contains("failed calling webhook") => 0,
+        Trial::Made(pod) if annotation(pod, STATUS).is_none() => 1,
+        Trial::Refused(why) if is_limit(why) => 5,
+        Trial::Refused(_) => 2,
+        Trial::NotAllowed(_) => 3,
+        Trial::Made(_) => 4,
+    };
+    let Some((namespace, worst)) = trials.iter().min_by_key(|(_, trial)| rank(trial)) else {
+        return Finding::unknown(WHAT, "no pod was made for trial");
+    };
+    match worst {
         Trial::Made(pod) if annotation(pod, STATUS).is_some() => {
             Finding::ok(WHAT, "puts the sidecar into a pod made for trial")
         }
         Trial::Made(_) => Finding::failed(
             WHAT,
-            "a pod made for trial came back without a sidecar: the API server could not ask, and `Ignore` let it pass",
+            format!(
+                "a pod made for trial in `{namespace}` came back without a sidecar: the API server could not ask, and `Ignore` let it pass"
+            ),
             "see `controllers`, `service` and `webhook certificate` above; the API server's log says why it could not ask. A firewall \
              between it and the nodes must let port 15017 pass",
         ),
@@ -229,11 +245,55 @@ fn trial(trial: &Trial) -> Finding {
             why.clone(),
             "see `controllers`, `service` and `webhook certificate` above. A firewall between the API server and the nodes must let port 15017 pass",
         ),
+        // Who refuses comes after it was asked.
+        Trial::Refused(why) if is_limit(why) => {
+            Finding::ok(WHAT, "was asked; see `quotas and limits` for what refused the pod")
+        }
         Trial::Refused(why) => Finding::bad(
             WHAT,
             State::Unknown,
-            format!("a pod made for trial was refused: {why}"),
-            "see what refuses it; other webhooks and quotas do",
+            format!("a pod made for trial in `{namespace}` was refused: {why}"),
+            "see what refuses it; other webhooks and policies do",
+        ),
+        Trial::NotAllowed(why) => Finding::unknown(WHAT, why),
+    }
+}
+
+/// Whether a ResourceQuota or a LimitRange says so.
+fn is_limit(why: &str) -> bool {
+    ["exceeded quota", "failed quota", " usage per Container ", " usage per Pod ", " limit to request ratio "]
+        .iter()
+        .any(|words| why.contains(words))
+}
+
+/// Namespaces whose quotas and limits let no pod with a sidecar in.
+fn limits(trials: &[(String, Trial)]) -> Finding {
+    const WHAT: &str = "quotas and limits";
+    let refused = trials.iter().filter_map(|(namespace, trial)| match trial {
+        Trial::Refused(why) if is_limit(why) => Some(format!("{namespace}: {why}")),
+        _ => None,
+    });
+    match refused.collect::<Vec<_>>().as_slice() {
+        [] => Finding::ok(WHAT, "let a pod with a sidecar in"),
+        refused => Finding::warning(
+            WHAT,
+            format!("a small pod with a sidecar would be refused: {}", some_of(refused)),
+            "give sidecars there what is asked for, by a SidecarProfile of the namespace (`injection.resources`: cpuRequest, cpuLimit, \
+             memoryRequest, memoryLimit) or annotations (`outrigger.dev/cpu-limit` and so on), or raise the quota",
+        ),
+    }
+}
+
+/// What became of a profile that was made for trial.
+fn judging(trial: &Trial) -> Finding {
+    const WHAT: &str = "profiles' webhook";
+    match trial {
+        Trial::Made(_) => Finding::ok(WHAT, "judges a profile made for trial"),
+        Trial::Refused(why) => Finding::failed(
+            WHAT,
+            format!("profiles cannot be made or changed: {why}"),
+            "see `controllers`, `service` and `profiles' certificate` above. Whichever controller leads writes a `caBundle` that is old \
+             anew, within seconds: its status says what keeps it",
         ),
         Trial::NotAllowed(why) => Finding::unknown(WHAT, why),
     }
@@ -408,7 +468,7 @@ mod tests {
     fn facts(settings: &Settings) -> After {
         let objects = crate::objects(settings).into_iter().map(|object| {
             let mut found = object.value.clone();
-            if found["kind"] == "MutatingWebhookConfiguration" {
+            if object.value["kind"].as_str().is_some_and(|kind| kind.ends_with("WebhookConfiguration")) {
                 for webhook in found["webhooks"].as_array_mut().unwrap() {
                     webhook["clientConfig"]["caBundle"] = json!(encoded(LONG));
                 }
@@ -429,7 +489,8 @@ mod tests {
                 json!({ "metadata": { "name": "shop", "labels": { "outrigger.dev/inject": "enabled" } } }),
             ]),
             pods: Ok(vec![injected("web", env!("CARGO_PKG_VERSION"))]),
-            trial: Trial::Made(injected("trial", "x")),
+            trials: vec![("shop".to_owned(), Trial::Made(injected("trial", "x")))],
+            judged: Trial::Made(json!({})),
             now: NOW,
         }
     }
@@ -444,7 +505,7 @@ mod tests {
         let settings = Settings::default();
         let all = findings(&facts(&settings), &settings, env!("CARGO_PKG_VERSION"));
         assert!(all.iter().all(|finding| finding.state == State::Ok), "{all:#?}");
-        assert_eq!(all.len(), 13);
+        assert_eq!(all.len(), 16);
     }
 
     #[test]
@@ -480,11 +541,25 @@ mod tests {
             ("webhook certificate", State::Failed, "holds no certificates", |f| {
                 found(f, "MutatingWebhookConfiguration")["webhooks"][0]["clientConfig"]["caBundle"] = json!("QUJD");
             }),
-            ("webhook", State::Failed, "without a sidecar", |f| f.trial = Trial::Made(json!({}))),
-            ("webhook", State::Failed, "connection refused", |f| {
-                f.trial = Trial::Refused("failed calling webhook \"x\": connection refused".to_owned());
+            ("profiles' certificate", State::Failed, "has no `caBundle`", |f| {
+                found(f, "ValidatingWebhookConfiguration")["webhooks"][0]["clientConfig"]["caBundle"] = json!("");
             }),
-            ("webhook", State::Unknown, "exceeded quota", |f| f.trial = Trial::Refused("exceeded quota".to_owned())),
+            ("profiles' webhook", State::Failed, "cannot be made or changed: failed calling webhook", |f| {
+                f.judged = Trial::Refused("failed calling webhook \"x\": x509".to_owned());
+            }),
+            ("profiles' webhook", State::Unknown, "forbidden", |f| {
+                f.judged = Trial::NotAllowed("forbidden".to_owned())
+            }),
+            ("webhook", State::Failed, "without a sidecar", |f| f.trials[0].1 = Trial::Made(json!({}))),
+            ("webhook", State::Failed, "connection refused", |f| {
+                f.trials[0].1 = Trial::Refused("failed calling webhook \"x\": connection refused".to_owned());
+            }),
+            ("webhook", State::Unknown, "no privileged pods", |f| {
+                f.trials[0].1 = Trial::Refused("no privileged pods".to_owned());
+            }),
+            ("quotas and limits", State::Warning, "refused: shop: exceeded quota: q", |f| {
+                f.trials[0].1 = Trial::Refused("exceeded quota: q".to_owned());
+            }),
             ("leader", State::Failed, "`c-1` has not renewed its lease for 100 s", |f| {
                 f.lease.as_mut().unwrap().as_mut().unwrap()["spec"]["renewTime"] = json!("2027-01-15T07:58:20.000000Z");
             }),
@@ -521,7 +596,7 @@ mod tests {
         let end = ends(LONG.as_bytes()).unwrap()[0];
         for (now, state) in [(end - SOON - 60, State::Ok), (end - 86_400, State::Warning), (end + 1, State::Failed)] {
             facts.now = now;
-            assert_eq!(bundle(&facts).state, state);
+            assert_eq!(bundle(&facts, "x", "MutatingWebhookConfiguration").state, state);
             assert_eq!(roots(&facts).state, state);
         }
         assert_eq!((left(3 * 86_400).as_str(), left(7300).as_str(), left(90).as_str()), ("3 days", "2 hours", "1 min"));
@@ -539,6 +614,6 @@ mod tests {
         ] {
             assert_eq!(missed(&Ok(vec![more.clone()])).state == State::Warning, missed_one, "{more}");
         }
-        assert_eq!(trial(&Trial::NotAllowed("no".to_owned())).state, State::Unknown);
+        assert_eq!(trial(&[("shop".to_owned(), Trial::NotAllowed("no".to_owned()))]).state, State::Unknown);
     }
 }

@@ -1,13 +1,14 @@
 //! Asks the API server for what the checks judge.
 //!
-//! In: a client, settings. Out: a report. Promise: nothing is changed (the pod made for trial is a dry run); what may not be read
+//! In: a client, settings. Out: a report. Promise: nothing is changed (what is made for trial is a dry run); what may not be read
 //! is told so, line by line; only a server that gives no answer at all is an error.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use outrigger_kubernetes::resources::{
-    self, ACCESS_REVIEWS, CONFIG_MAPS, ENDPOINT_SLICES, LEASES, MUTATING_WEBHOOKS, NAMESPACES, NODES, PODS, SECRETS,
+    self, ACCESS_REVIEWS, CLUSTER_SIDECAR_PROFILES, CONFIG_MAPS, ENDPOINT_SLICES, LEASES, MUTATING_WEBHOOKS,
+    NAMESPACES, NODES, PODS, SECRETS,
 };
 use outrigger_kubernetes::{ApiError, Client, Path, Resource, Selection, Write};
 use serde_json::{Map, Value, json};
@@ -180,7 +181,8 @@ async fn facts_after(client: &Client, settings: &Settings) -> After {
         roots: seen(client.find(SECRETS.named(home, names::ROOTS_SECRET)).await),
         bundles: seen(client.list(CONFIG_MAPS.all(), &bundles).await),
         pods: pods(client, &namespaces).await,
-        trial: trial(client, &namespaces).await,
+        trials: trials(client, &namespaces).await,
+        judged: judged(client).await,
         namespaces,
         now: i64::try_from(now).unwrap_or(i64::MAX),
     }
@@ -219,11 +221,37 @@ fn slim(pod: &Value) -> Value {
     })
 }
 
-/// Has the API server say what would become of a pod: in a namespace that opted in, where a webhook that fails is an error,
-/// else of one that opts in by itself.
-async fn trial(client: &Client, namespaces: &Seen<Vec<Value>>) -> Trial {
-    let namespace = injected_namespaces(namespaces).next().map_or("default", name);
-    let pod = json!({
+/// In so many namespaces at most a pod is made for trial.
+const TRIALS: usize = 100;
+
+/// Has the API server say what would become of a pod: in each namespace that opted in, where a webhook that fails is an error, and
+/// quotas and limits may be; without such a one of a pod that opts in by itself.
+async fn trials(client: &Client, namespaces: &Seen<Vec<Value>>) -> Vec<(String, Trial)> {
+    let mut all = Vec::new();
+    for namespace in injected_namespaces(namespaces).take(TRIALS) {
+        all.push((name(namespace).to_owned(), trial(client, name(namespace)).await));
+    }
+    if all.is_empty() {
+        all.push(("default".to_owned(), trial(client, "default").await));
+    }
+    all
+}
+
+/// Its own container is not to be what is refused: a quota may want it to say what it needs, a limit may not let it.
+async fn trial(client: &Client, namespace: &str) -> Trial {
+    let small = json!({ "cpu": "1m", "memory": "1Mi" });
+    let first =
+        tried(client, PODS.within(namespace), &pod(namespace, json!({ "requests": small, "limits": small }))).await;
+    let Trial::Refused(why) = &first else { return first };
+    match tried(client, PODS.within(namespace), &pod(namespace, json!({}))).await {
+        // It says more of the trial's own container.
+        Trial::Refused(other) if other.len() >= why.len() => first,
+        second => second,
+    }
+}
+
+fn pod(namespace: &str, resources: Value) -> Value {
+    json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -239,12 +267,26 @@ async fn trial(client: &Client, namespaces: &Seen<Vec<Value>>) -> Trial {
             "containers": [{
                 "name": "trial",
                 "image": "trial",
-                "resources": { "requests": { "cpu": "1m", "memory": "1Mi" }, "limits": { "cpu": "1m", "memory": "1Mi" } },
+                "resources": resources,
                 "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
             }],
         },
+    })
+}
+
+/// Has the API server say what would become of a profile that says nothing.
+async fn judged(client: &Client) -> Trial {
+    let profile = json!({
+        "apiVersion": CLUSTER_SIDECAR_PROFILES.api_version(),
+        "kind": CLUSTER_SIDECAR_PROFILES.kind,
+        "metadata": { "name": "outrigger-check" },
+        "spec": {},
     });
-    match client.create(PODS.within(namespace), &pod, Write::DryRun).await {
+    tried(client, CLUSTER_SIDECAR_PROFILES.all(), &profile).await
+}
+
+async fn tried(client: &Client, path: Path<'_>, object: &Value) -> Trial {
+    match client.create(path, object, Write::DryRun).await {
         Ok(made) => Trial::Made(made),
         Err(error) if error.status().is_some_and(|status| status.forbidden().is_some()) => {
             Trial::NotAllowed(error.to_string())

@@ -39,13 +39,15 @@ pub(crate) struct After {
     pub(crate) namespaces: Seen<Vec<Value>>,
     /// Pods of namespaces that opted in.
     pub(crate) pods: Seen<Vec<Value>>,
-    /// A pod that was made for trial, as it would have become.
-    pub(crate) trial: Trial,
+    /// Pods that were made for trial, as they would have become, each with its namespace.
+    pub(crate) trials: Vec<(String, Trial)>,
+    /// A profile that was made for trial.
+    pub(crate) judged: Trial,
     /// Seconds since the epoch.
     pub(crate) now: i64,
 }
 
-/// What became of a pod that was made for trial.
+/// What became of an object that was made for trial.
 #[derive(Debug, Clone)]
 pub(crate) enum Trial {
     /// What came back, and whether somebody who does not answer would have been noticed by an error.
