@@ -29,6 +29,12 @@ def table(title: str, head: list[str], rows: list[list[str]], notes: list[str] =
     return "\n".join([f"## {title}", "", line(head), rule, *map(line, rows), "", *[f"{note}\n" for note in notes]])
 
 
+def quartiles(values) -> str:
+    """Where the middle half of many values lies."""
+    ordered = sorted(values)
+    return f"{ordered[len(ordered) // 4]:.0f} to {ordered[len(ordered) * 3 // 4]:.0f}"
+
+
 def spread(values) -> str:
     """The lowest and highest round, as a share of the median."""
     middle = median(values)
