@@ -132,7 +132,10 @@ impl Election {
     async fn round(&self, seen: &mut Option<Seen>) {
         let result = match timeout(self.options.renew_deadline, self.acquire_or_renew(seen)).await {
             Ok(result) => result.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("the API server did not answer within {:?}", self.options.renew_deadline)),
+            Err(_) => Err(format!(
+                "no answer of the API server within {:?}: it is away, or too busy",
+                self.options.renew_deadline
+            )),
         };
         let mut state = self.shared.state.lock();
         match result {

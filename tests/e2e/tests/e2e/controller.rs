@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use outrigger_e2e::{ApiServer, Outrigger, eventually, eventually_within, free_port, run, start_outrigger_with, tool};
 
+use crate::kubernetes::Busy;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 const SYSTEM: &str = "outrigger-system";
 
@@ -508,6 +510,21 @@ fn rights_that_are_missing_are_named_and_the_api_server_may_go_and_come_back() {
         .unwrap();
     status("may not `patch` `mutatingwebhookconfigurations.admissionregistration.k8s.io` in the whole cluster");
     cluster.api.apply(OBJECTS);
+    cluster.wait_injecting(&controller);
+
+    // An API server that is too busy for it says so by 429: reviews are answered by what is known, everything else is made up for.
+    let busy = Busy::start(&cluster.api, SYSTEM, "outrigger-controller");
+    eventually_within(PATIENCE, "429", || {
+        ensure!(controller.get("/metrics")?.body.contains("code=\"429\""), "it was not told yet");
+        Ok(())
+    });
+    let made = cluster.api.create(&pod("shop", "meanwhile", ""), &["--dry-run=server", "--output=json"]).unwrap();
+    assert!(is_injected(&made), "{made}");
+    cluster
+        .api
+        .kubectl(&["patch", "mutatingwebhookconfiguration", "outrigger-injector", "--type=json", "--patch", broken])
+        .unwrap();
+    busy.end();
     cluster.wait_injecting(&controller);
 
     cluster.api.stop_api();

@@ -4,19 +4,25 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use outrigger_e2e::ApiServer;
+use outrigger_config::MetricsRegistry;
+use outrigger_e2e::{ApiServer, tool};
 use outrigger_http::Resolver;
 use outrigger_kubernetes::resources::{CONFIG_MAPS, LEASES, NAMESPACES, PODS};
 use outrigger_kubernetes::{
     Access, ApiError, Client, Election, ElectionOptions, Event, Key, Leadership, Options, Patch, Recorder, Regarding,
-    Selection, Store, Write, informer, resources,
+    Resource, Selection, Store, Write, informer, resources,
 };
 use outrigger_runtime::Stop;
+use outrigger_telemetry::{Format, Registry};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -30,7 +36,11 @@ fn run_async(work: impl Future<Output = ()>) {
 }
 
 fn client(access: Access) -> Client {
-    Client::new(access, Resolver::from_system(), Options { timeout: Duration::from_secs(20), ..Options::default() })
+    client_with(access, Options { timeout: Duration::from_secs(20), ..Options::default() })
+}
+
+fn client_with(access: Access, options: Options) -> Client {
+    Client::new(access, Resolver::from_system(), options)
 }
 
 fn admin(api: &ApiServer) -> Client {
@@ -335,6 +345,176 @@ fn a_version_that_is_forgotten_and_a_missing_right_are_told() {
         })
         .await;
         assert!(!store.is_synced());
+    });
+}
+
+/// An API server that is too busy for one service account, by its own priority and fairness: what it may do at once for that account
+/// is taken by one request after the other that waits for a webhook, which never answers.
+pub(crate) struct Busy<'a> {
+    api: &'a ApiServer,
+    over: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl<'a> Busy<'a> {
+    pub(crate) fn start(api: &'a ApiServer, namespace: &str, account: &str) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        api.apply(
+            &BUSY.replace("NAMESPACE", namespace).replace("ACCOUNT", account).replace("ADDRESS", &address.to_string()),
+        );
+        let over = Arc::new(AtomicBool::new(false));
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let silent = std::thread::spawn({
+            let over = Arc::clone(&over);
+            move || {
+                let mut connections = Vec::new();
+                while !over.load(Relaxed) {
+                    match listener.accept() {
+                        Ok((connection, _)) => {
+                            connections.push(connection);
+                            let _ = waits.send(());
+                        }
+                        Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                    }
+                }
+            }
+        });
+        let lease = format!(
+            "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {{ name: hold, namespace: {namespace}, labels: {{ hold: 'yes' }} }}\n"
+        );
+        let (user, config) = (format!("--as=system:serviceaccount:{namespace}:{account}"), api.kubeconfig());
+        let asking = std::thread::spawn({
+            let over = Arc::clone(&over);
+            move || {
+                while !over.load(Relaxed) {
+                    let mut kubectl = tool("kubectl");
+                    kubectl.env("KUBECONFIG", &config).args(["create", "--dry-run=server", "--filename=-", &user]);
+                    kubectl.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+                    let mut child = kubectl.spawn().unwrap();
+                    let _ = child.stdin.take().unwrap().write_all(lease.as_bytes());
+                    let _ = child.wait();
+                }
+            }
+        });
+        waiting.recv_timeout(PATIENCE).expect("a request that waits");
+        Self { api, over, threads: vec![silent, asking] }
+    }
+
+    pub(crate) fn end(self) {
+        self.over.store(true, Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        self.api.kubectl(&["delete", "flowschema/busy", "validatingwebhookconfiguration/busy"]).unwrap();
+    }
+}
+
+const BUSY: &str = "
+apiVersion: flowcontrol.apiserver.k8s.io/v1
+kind: PriorityLevelConfiguration
+metadata: { name: nothing }
+spec: { type: Limited, limited: { nominalConcurrencyShares: 0, lendablePercent: 0, borrowingLimitPercent: 0, limitResponse: { type: Reject } } }
+---
+apiVersion: flowcontrol.apiserver.k8s.io/v1
+kind: FlowSchema
+metadata: { name: busy }
+spec:
+  priorityLevelConfiguration: { name: nothing }
+  matchingPrecedence: 2
+  rules:
+  - subjects: [{ kind: ServiceAccount, serviceAccount: { name: ACCOUNT, namespace: NAMESPACE } }]
+    resourceRules: [{ verbs: ['*'], apiGroups: ['*'], resources: ['*'], namespaces: ['*'], clusterScope: true }]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: { name: busy }
+webhooks:
+- name: busy.example.com
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  failurePolicy: Ignore
+  timeoutSeconds: 30
+  clientConfig: { url: 'https://ADDRESS/' }
+  objectSelector: { matchLabels: { hold: 'yes' } }
+  rules: [{ apiGroups: [coordination.k8s.io], apiVersions: [v1], operations: [CREATE], resources: [leases] }]
+";
+
+/// A program behind the API server that is not there.
+const AWAY: &str = "
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: { name: v1.away.example }
+spec: { group: away.example, version: v1, groupPriorityMinimum: 1, versionPriority: 1, insecureSkipTLSVerify: true, service: { name: away, namespace: shop } }
+";
+
+#[test]
+fn an_api_server_that_is_too_busy_is_asked_again_and_one_that_fails_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let api = start(folder.path());
+    run_async(async {
+        let admin = admin(&api);
+        let (path, relay) = (CONFIG_MAPS.within("shop"), Relay::to(&api.server()).await);
+        admin.create(path, &map("before", "1"), Write::Real).await.unwrap();
+        let project = |map: &Value| Some(map["data"]["value"].as_str()?.to_owned());
+        let selection = Selection::labels("test=yes");
+        let (informer, store) = informer(client(relay.access(folder.path())), path, selection, project);
+        let mut running = JoinSet::new();
+        running.spawn(async move { informer.run().await });
+        store.synced().await;
+
+        api.apply(AWAY);
+        let busy = Busy::start(&api, "shop", "reader");
+        let access =
+            || Access::with_files(api.server(), folder.path().join("api-ca.pem"), folder.path().join("api-token"));
+        let hasty = client_with(access(), Options { retries: 0, ..Options::default() });
+        eventually("429", async || match hasty.get(CONFIG_MAPS.named("shop", "before")).await {
+            Ok(_) => false,
+            Err(error) => {
+                let status = error.status().unwrap_or_else(|| panic!("{error}"));
+                assert_eq!(status.code, 429, "{error}");
+                assert!(status.retry_after.is_some_and(|wait| !wait.is_zero()), "{status:?}");
+                assert!(error.is_too_many() && error.may_pass(), "{error}");
+                true
+            }
+        })
+        .await;
+        // The watch that is under way is cut, and cannot begin anew.
+        relay.open.send_replace(false);
+        admin.create(path, &map("meanwhile", "1"), Write::Real).await.unwrap();
+        admin.delete(CONFIG_MAPS.named("shop", "before"), None, Write::Real).await.unwrap();
+        relay.open.send_replace(true);
+        let registry = Registry::new(&MetricsRegistry::default(), 1);
+        let options = Options { retries: 1000, ..Options::default() };
+        let patient = Client::counted(access(), Resolver::from_system(), options, &registry);
+        let mut asking = JoinSet::new();
+        asking.spawn(async move { patient.get(CONFIG_MAPS.named("shop", "meanwhile")).await });
+        eventually("it to have been asked again", async || {
+            let mut text = Vec::new();
+            registry.encode(Format::Text, &mut text);
+            let text = String::from_utf8(text).unwrap();
+            let series = "outrigger_kubernetes_requests_total{verb=\"get\",resource=\"configmaps\",code=\"429\"} ";
+            let count = text.lines().find_map(|line| line.strip_prefix(series)?.parse::<f64>().ok());
+            count.is_some_and(|count| count >= 2.0)
+        })
+        .await;
+        assert!(store.get(&Key::new("shop", "before")).is_some(), "what is known stays until more is");
+        busy.end();
+        let answered = tokio::time::timeout(PATIENCE, asking.join_next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(answered.unwrap()["data"]["value"], "1");
+        eventually("what was missed", async || agree(&admin, &store).await && store.problem().is_none()).await;
+
+        // What another program serves through the API server is away: 503, which may pass, and is told at once.
+        let thing =
+            Resource { group: "away.example", version: "v1", plural: "things", kind: "Thing", namespaced: true };
+        eventually("503", async || match admin.get(thing.named("shop", "one")).await {
+            Ok(_) => false,
+            Err(error) => {
+                let code = error.status().map(|status| status.code);
+                assert!(error.is_not_found() || (code == Some(503) && error.may_pass()), "{error}");
+                code == Some(503)
+            }
+        })
+        .await;
     });
 }
 
