@@ -98,7 +98,12 @@ pub fn process(source: &str, text: &str, namespace: &str, action: Action<'_>) ->
         return Err(error(1, format!("the input has more than {MOST_BYTES} bytes; split it")));
     }
     let documents = if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
-        split_json(text).map_err(|(document, problem)| error(document, problem))?
+        match split_json(text) {
+            Ok(documents) => documents,
+            // A map in braces is YAML, too.
+            Err(_) if is_yaml(text) => split_yaml(text),
+            Err((document, problem)) => return Err(error(document, problem)),
+        }
     } else {
         split_yaml(text)
     };
@@ -124,9 +129,19 @@ pub fn process(source: &str, text: &str, namespace: &str, action: Action<'_>) ->
     let mut out = Manifests::default();
     for (index, (document, mut value)) in documents.iter().zip(values).enumerate() {
         let mut changed = false;
-        let mut each = |object: &mut Value, item: Option<usize>| -> Result<(), ManifestError> {
-            let Some(path) = workload::pod_path(object) else { return Ok(()) };
-            let name = ObjectName::of(object);
+        let mut each = |object: &mut Value,
+                        of: Option<(&str, &str)>,
+                        item: Option<usize>|
+         -> Result<(), ManifestError> {
+            let name = ObjectName::of(object, of);
+            let Some(path) = workload::pod_path(workload::kind(object, of)) else {
+                if workload::looks_like_a_workload(object) {
+                    let why = "it is of a kind that is not known here; if it makes pods, these are injected as they are made, by the webhook";
+                    let outcome = Outcome::Left(why.to_owned());
+                    out.reports.push(Report { document: index + 1, object: name, item, outcome });
+                }
+                return Ok(());
+            };
             let problem = |problem: String| ManifestError {
                 object: format!(" ({}/{})", name.kind, name.name),
                 ..error(index + 1, problem)
@@ -155,14 +170,7 @@ pub fn process(source: &str, text: &str, namespace: &str, action: Action<'_>) ->
             out.reports.push(Report { document: index + 1, object: name, item, outcome });
             Ok(())
         };
-        if workload::is_list(&value) {
-            let items = value.get_mut("items").and_then(Value::as_array_mut);
-            for (item, object) in items.into_iter().flatten().enumerate() {
-                each(object, Some(item))?;
-            }
-        } else {
-            each(&mut value, None)?;
-        }
+        for_each(&mut value, None, None, &mut each)?;
         if changed {
             document.rewrite(&value, &mut out.text);
             if document.has_comments() {
@@ -175,6 +183,29 @@ pub fn process(source: &str, text: &str, namespace: &str, action: Action<'_>) ->
     Ok(out)
 }
 
+/// An object, or each in a list, which may be one of lists: what it is of, if it does not say so itself, and where it stands in the outermost.
+fn for_each<E>(
+    object: &mut Value,
+    of: Option<(&str, &str)>,
+    item: Option<usize>,
+    each: &mut impl FnMut(&mut Value, Option<(&str, &str)>, Option<usize>) -> Result<(), E>,
+) -> Result<(), E> {
+    if !workload::is_list(object) {
+        return each(object, of, item);
+    }
+    let (version, kind) = (json::text(object, "apiVersion").to_owned(), json::text(object, "kind").to_owned());
+    let items = object.get_mut("items").and_then(Value::as_array_mut);
+    for (at, one) in items.into_iter().flatten().enumerate() {
+        for_each(one, Some((&version, &kind)), item.or(Some(at)), each)?;
+    }
+    Ok(())
+}
+
+/// Whether all of an input is YAML.
+fn is_yaml(text: &str) -> bool {
+    split_yaml(text).iter().all(|document| yaml::read(&document.raw[document.body..], Dialect::Kubernetes).is_ok())
+}
+
 /// Namespaces that the input itself describes.
 fn namespaces(values: &[Value]) -> BTreeMap<String, Namespace> {
     let lists = values.iter().filter(|value| workload::is_list(value)).flat_map(|list| json::items(list, "items"));
@@ -183,7 +214,7 @@ fn namespaces(values: &[Value]) -> BTreeMap<String, Namespace> {
         .chain(lists)
         .filter(|value| json::text(value, "kind") == "Namespace" && json::text(value, "apiVersion") == "v1");
     all.map(|value| {
-        let name = ObjectName::of(value).name;
+        let name = ObjectName::of(value, None).name;
         let labels = value["metadata"]["labels"].as_object().into_iter().flatten();
         let labels = labels.filter_map(|(key, label)| Some((key.clone(), label.as_str()?.to_owned())));
         (name.clone(), Namespace { name, labels: labels.collect() })
@@ -221,7 +252,7 @@ impl Document<'_> {
         let mut at = 0;
         for line in self.raw.split_inclusive('\n') {
             let bare = line.trim();
-            let separator = at == 0 && self.body > 0 && line.starts_with("---") && is_bare(bare);
+            let separator = at + 3 == self.body && line.starts_with("---") && is_bare(bare);
             if !separator && !bare.is_empty() && !bare.starts_with('#') {
                 break;
             }

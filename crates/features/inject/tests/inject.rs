@@ -285,6 +285,51 @@ fn documents_without_pods_come_out_byte_for_byte() {
 }
 
 #[test]
+fn pods_are_found_wherever_they_stand() {
+    let pod = "{metadata: {name: p}, spec: {containers: [{name: a, image: a}]}}";
+    let whole = format!("{{apiVersion: v1, kind: Pod, {}", &pod[1..]);
+    for (name, text, kinds) in [
+        ("a map in braces", format!("{whole}\n"), vec!["Pod"]),
+        ("a list of its kind", format!("apiVersion: v1\nkind: PodList\nitems: [{pod}, {pod}]\n"), vec!["Pod", "Pod"]),
+        (
+            "of lists",
+            format!("apiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: List, items: [{whole}]}}\n"),
+            vec!["Pod"],
+        ),
+        (
+            "after comments",
+            format!(
+                "# a\n---\n# b\napiVersion: v1\nkind: Pod\n{}\n",
+                &pod[1..pod.len() - 1].replace(", spec", "\nspec")
+            ),
+            vec!["Pod"],
+        ),
+    ] {
+        let done = process("x", &text, "shop", Action::Inject(&settings(), &[])).unwrap();
+        let found: Vec<&str> = done.reports.iter().map(|report| report.object.kind.as_str()).collect();
+        assert_eq!(found, kinds, "{name}");
+        assert!(done.reports.iter().all(|report| matches!(report.outcome, Outcome::Injected(_))), "{name}");
+        assert_eq!(
+            done.text.matches("kind: Pod\n").count() + done.text.matches("kind: PodList").count(),
+            1,
+            "{name}: {}",
+            done.text
+        );
+        assert_eq!(done.text.starts_with("# a\n---\n# b\n"), text.starts_with('#'), "{name}: {}", done.text);
+        let again = process("x", &done.text, "shop", Action::Inject(&settings(), &[])).unwrap();
+        assert_eq!(again.text, done.text, "{name}");
+    }
+    // What nobody here knows, and looks as if it made pods, is told.
+    let text = format!("apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nspec: {{template: {pod}}}\n");
+    let done = process("x", &text, "shop", Action::Inject(&settings(), &[])).unwrap();
+    assert_eq!(done.text, text);
+    assert!(matches!(&done.reports[0].outcome, Outcome::Left(why) if why.contains("not known here")));
+    // Neither JSON nor YAML.
+    let error = process("x", "{\"a\": 1} }", "shop", Action::Inject(&settings(), &[])).unwrap_err().to_string();
+    assert!(error.contains("this is no JSON"), "{error}");
+}
+
+#[test]
 fn mistakes_are_told_with_document_line_and_name() {
     for (text, expected) in [
         ("a: 1\n---\nb: [\n", "x: document 2 (line "),

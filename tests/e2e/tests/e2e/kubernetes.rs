@@ -365,7 +365,7 @@ impl<'a> Busy<'a> {
             &BUSY.replace("NAMESPACE", namespace).replace("ACCOUNT", account).replace("ADDRESS", &address.to_string()),
         );
         let over = Arc::new(AtomicBool::new(false));
-        let (waits, waiting) = std::sync::mpsc::channel();
+        let (waits, waiting) = std::sync::mpsc::sync_channel(1);
         let silent = std::thread::spawn({
             let over = Arc::clone(&over);
             move || {
@@ -374,7 +374,7 @@ impl<'a> Busy<'a> {
                     match listener.accept() {
                         Ok((connection, _)) => {
                             connections.push(connection);
-                            let _ = waits.send(());
+                            let _ = waits.try_send(());
                         }
                         Err(_) => std::thread::sleep(Duration::from_millis(20)),
                     }

@@ -92,8 +92,10 @@ impl<'a> Reader<'a> {
             Event::Scalar(text, style, anchor, tag) => {
                 let value = match tag {
                     None => scalar(&text, style, self.dialect),
-                    // `!!str 5`, and nothing else is in use.
                     Some(tag) if tag.suffix() == "str" => Value::String(text.into_owned()),
+                    Some(tag) if self.dialect == Dialect::Kubernetes => tagged(tag.suffix(), &text)
+                        .ok_or_else(|| mistake(at, "what has the tag `!!binary` is no base64, or no text"))?,
+                    // `!!str 5`, and nothing else is in use.
                     Some(_) => {
                         return Err(mistake(at, "tags such as `!!int` are not understood; write the plain value"));
                     }
@@ -151,7 +153,8 @@ impl<'a> Reader<'a> {
             let (event, at) = self.next()?;
             let (key, plain) = match event {
                 Event::MappingEnd => break,
-                Event::Scalar(text, style, ..) => (text.into_owned(), style == ScalarStyle::Plain),
+                Event::Scalar(text, ScalarStyle::Plain, ..) => (plain_key(&text, self.dialect), true),
+                Event::Scalar(text, ..) => (text.into_owned(), false),
                 _ => return Err(mistake(&at, "a key is a list or a map; it must be a text")),
             };
             let (event, value_at) = self.next()?;
@@ -182,6 +185,29 @@ fn mistake(at: &Span, problem: &str) -> Mistake {
 
 fn scalar(text: &str, style: ScalarStyle, dialect: Dialect) -> Value {
     if style == ScalarStyle::Plain { resolve(text, dialect) } else { Value::String(text.to_owned()) }
+}
+
+/// A key without quotes: what it stands for, as a text.
+fn plain_key(text: &str, dialect: Dialect) -> String {
+    match resolve(text, dialect) {
+        Value::Bool(is) if dialect == Dialect::Kubernetes => is.to_string(),
+        Value::Number(number) if dialect == Dialect::Kubernetes && !number.is_f64() => number.to_string(),
+        _ => text.to_owned(),
+    }
+}
+
+/// What a scalar with a tag stands for, as kubectl has it: of a tag that nobody knows, its text.
+fn tagged(tag: &str, text: &str) -> Option<Value> {
+    match tag {
+        "int" | "float" | "bool" | "null" => Some(resolve(text, Dialect::Kubernetes)),
+        "binary" => {
+            use base64::Engine;
+            let plain: String = text.split_whitespace().collect();
+            let bytes = base64::engine::general_purpose::STANDARD.decode(plain).ok()?;
+            String::from_utf8(bytes).ok().map(Value::String)
+        }
+        _ => Some(Value::String(text.to_owned())),
+    }
 }
 
 /// What a scalar without quotes stands for.
@@ -284,6 +310,14 @@ mod tests {
             assert_eq!(read(text, Dialect::Config).unwrap(), config, "{text}");
         }
         assert_eq!(read("a: '0644'", Dialect::Kubernetes).unwrap(), json!({ "a": "0644" }));
+        for (text, expected) in [
+            ("{yes: 1, 010: 2, '010': 3, 1.5: 4}", json!({ "true": 1, "8": 2, "010": 3, "1.5": 4 })),
+            ("[!!int '5', !!binary aGk=, !Ref a, !!null '', !!str 7]", json!([5, "hi", "a", null, "7"])),
+        ] {
+            assert_eq!(read(text, Dialect::Kubernetes).unwrap(), expected, "{text}");
+        }
+        assert!(read("a: !!binary '%'", Dialect::Kubernetes).unwrap_err().problem.contains("base64"));
+        assert!(read("a: !!int '5'", Dialect::Config).is_err());
     }
 
     #[test]
