@@ -214,7 +214,10 @@ impl Notebook {
         }
         inner.find();
         drop(inner);
-        self.wants();
+        // Endpoints alone change nothing of what is asked for; a cluster found has endpoints to be asked for.
+        if response.type_url != xds::ASSIGNMENT {
+            self.wants();
+        }
         self.finds();
         Ok(())
     }
