@@ -8,6 +8,7 @@
 
 mod client;
 mod connect;
+mod connection;
 mod error;
 mod grpc;
 mod https;

@@ -126,7 +126,7 @@ impl GrpcReceiver {
         if !head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
             return Err(self.failed(Failure::after_sending(Stage::Receive, "the server does not speak gRPC", false)));
         }
-        Ok(GrpcMessages::new(body, self.limit))
+        Ok(GrpcMessages::of_answer(body, self.limit))
     }
 
     fn end(&self) -> Result<Option<Bytes>, GrpcError> {

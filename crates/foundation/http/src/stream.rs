@@ -6,19 +6,19 @@
 //! not copied for each.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::RecvStream;
 use http::HeaderMap;
-use http::header::HeaderValue;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Incoming};
 use outrigger_config::SpiffeId;
 
-use crate::grpc::{GRPC_STATUS, PREFIX};
-use crate::server::{Busy, GrpcCode, GrpcStatus, put_status};
+use crate::connection::silent;
+use crate::grpc::PREFIX;
+use crate::server::{GrpcCode, GrpcStatus};
 
 /// Parts of a message that are smaller are copied together; larger ones go as they are.
 const COPIED: usize = 8 << 10;
@@ -33,7 +33,7 @@ pub struct GrpcOpened {
     pub peer: SocketAddr,
     /// The SPIFFE ID in its certificate.
     pub identity: Option<SpiffeId>,
-    /// What it sends.
+    /// What it sends. To be polled from within [`GrpcAnswers::poll_next`]: nobody else is woken when something comes.
     pub messages: GrpcMessages,
 }
 
@@ -45,16 +45,53 @@ pub trait GrpcAnswers: Send {
 
 /// The messages of one direction of a call.
 pub struct GrpcMessages {
-    body: Incoming,
+    coming: Coming,
     read: BytesMut,
     limit: usize,
-    trailers: Option<HeaderMap>,
     ended: bool,
 }
 
+/// Where messages come from.
+enum Coming {
+    /// A client's, with what came behind the last message.
+    Answer(Incoming, Option<HeaderMap>),
+    /// A server's.
+    Call(RecvStream),
+}
+
+impl Coming {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>> {
+        match self {
+            Self::Answer(body, trailers) => loop {
+                match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => return Poll::Ready(Some(Ok(data))),
+                        Err(frame) => *trailers = frame.into_trailers().ok(),
+                    },
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error.to_string()))),
+                    None => return Poll::Ready(None),
+                }
+            },
+            Self::Call(body) => Poll::Ready(match ready!(body.poll_data(&mut silent())) {
+                Some(Ok(data)) => {
+                    // What it is made room for is bounded by the messages' size.
+                    let _ = body.flow_control().release_capacity(data.len());
+                    Some(Ok(data))
+                }
+                Some(Err(error)) => Some(Err(error.to_string())),
+                None => None,
+            }),
+        }
+    }
+}
+
 impl GrpcMessages {
-    pub(crate) fn new(body: Incoming, limit: usize) -> Self {
-        Self { body, read: BytesMut::new(), limit, trailers: None, ended: false }
+    pub(crate) fn of_answer(body: Incoming, limit: usize) -> Self {
+        Self { coming: Coming::Answer(body, None), read: BytesMut::new(), limit, ended: false }
+    }
+
+    pub(crate) fn of_call(body: RecvStream, limit: usize) -> Self {
+        Self { coming: Coming::Call(body), read: BytesMut::new(), limit, ended: false }
     }
 
     /// The next message; `None` when the sender has ended. After an error there is nothing more.
@@ -78,15 +115,12 @@ impl GrpcMessages {
             if self.ended {
                 return Poll::Ready(None);
             }
-            match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.read.extend_from_slice(&data),
-                    Err(frame) => self.trailers = frame.into_trailers().ok(),
-                },
+            match ready!(self.coming.poll_data(cx)) {
+                Some(Ok(data)) => self.read.extend_from_slice(&data),
                 Some(Err(error)) => {
                     self.ended = true;
                     self.read = BytesMut::new();
-                    return Poll::Ready(Some(Err(GrpcStatus::new(GrpcCode::Unavailable, error.to_string()))));
+                    return Poll::Ready(Some(Err(GrpcStatus::new(GrpcCode::Unavailable, error))));
                 }
                 None => {
                     self.ended = true;
@@ -102,7 +136,10 @@ impl GrpcMessages {
 
     /// What came behind the last message.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
-        self.trailers.as_ref()
+        match &self.coming {
+            Coming::Answer(_, trailers) => trailers.as_ref(),
+            Coming::Call(_) => None,
+        }
     }
 }
 
@@ -139,63 +176,6 @@ pub(crate) fn framed(parts: Vec<Bytes>, out: &mut VecDeque<Bytes>) {
         out.push_back(part);
     }
     out.extend((!run.is_empty()).then(|| run.freeze()));
-}
-
-/// Resolves when the connection is to end.
-pub(crate) type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// The body of a stream's response.
-pub(crate) struct Answering {
-    answers: Option<Box<dyn GrpcAnswers>>,
-    queue: VecDeque<Bytes>,
-    ending: Ending,
-    trailers: Option<HeaderMap>,
-    /// The connection is in use as long as this is.
-    _busy: Busy,
-}
-
-impl Answering {
-    pub(crate) fn new(answers: Box<dyn GrpcAnswers>, ending: Ending, busy: Busy) -> Self {
-        Self { answers: Some(answers), queue: VecDeque::new(), ending, trailers: None, _busy: busy }
-    }
-
-    fn end(&mut self, status: Option<&GrpcStatus>) {
-        self.answers = None;
-        let mut trailers = HeaderMap::new();
-        match status {
-            Some(status) => put_status(status, &mut trailers),
-            None => drop(trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"))),
-        }
-        self.trailers = Some(trailers);
-    }
-}
-
-impl Body for Answering {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = &mut *self;
-        loop {
-            if let Some(bytes) = this.queue.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
-            }
-            if let Some(trailers) = this.trailers.take() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            }
-            let Some(answers) = &mut this.answers else { return Poll::Ready(None) };
-            if this.ending.as_mut().poll(cx).is_ready() {
-                let status = GrpcStatus::new(GrpcCode::Unavailable, "this connection has had its time; connect again");
-                this.end(Some(&status));
-                continue;
-            }
-            match std::task::ready!(answers.poll_next(cx)) {
-                Some(Ok(parts)) => framed(parts, &mut this.queue),
-                Some(Err(status)) => this.end(Some(&status)),
-                None => this.end(None),
-            }
-        }
-    }
 }
 
 #[cfg(test)]

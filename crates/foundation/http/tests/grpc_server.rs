@@ -4,14 +4,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use http::HeaderMap;
 use http::header::HeaderValue;
 use outrigger_http::{
-    GrpcAnswer, GrpcCall, GrpcClient, GrpcCode, GrpcError, GrpcOptions, GrpcServerOptions, GrpcService, GrpcStatus,
-    Resolver, serve_grpc,
+    GrpcAnswer, GrpcAnswers, GrpcCall, GrpcClient, GrpcCode, GrpcError, GrpcMessages, GrpcOpened, GrpcOptions,
+    GrpcServerOptions, GrpcService, GrpcStatus, Resolver, serve_grpc,
 };
 use outrigger_identity::{client_config_with_roots, server_config_with_key, write_pem};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -20,12 +22,47 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Repeats what it gets, and does as the method says.
 #[derive(Default)]
 struct Echo {
     begun: AtomicUsize,
+    under_way: Arc<AtomicUsize>,
     go: Notify,
+}
+
+/// Counts a call for as long as there is something of it.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream of what comes, until the client says that it is over.
+struct Repeated {
+    messages: GrpcMessages,
+    _counted: Counted,
+}
+
+impl GrpcAnswers for Repeated {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Vec<Bytes>, GrpcStatus>>> {
+        Poll::Ready(ready!(self.messages.poll_next(cx)).map(|message| match message? {
+            over if over == "over" => Err(GrpcStatus::new(GrpcCode::PermissionDenied, "as was said")),
+            message => Ok(vec![message]),
+        }))
+    }
 }
 
 impl GrpcService for Echo {
@@ -39,12 +76,26 @@ impl GrpcService for Echo {
                     Ok([call.peer.ip().to_string().into_bytes(), said].concat().into())
                 }
                 "/test/Wait" => {
+                    let _counted = Counted::new(&self.under_way);
                     self.go.notified().await;
                     Ok(Bytes::from_static(b"waited"))
                 }
                 _ => Err(GrpcStatus::new(GrpcCode::Unimplemented, "no € of it,\n100% sure")),
             }
         })
+    }
+
+    fn streams(&self, method: &str) -> bool {
+        ["/test/Repeat", "/test/Never"].contains(&method)
+    }
+
+    fn open(&self, opened: GrpcOpened) -> Result<Box<dyn GrpcAnswers>, GrpcStatus> {
+        match opened.method.as_str() {
+            "/test/Repeat" => {
+                Ok(Box::new(Repeated { messages: opened.messages, _counted: Counted::new(&self.under_way) }))
+            }
+            _ => Err(GrpcStatus::new(GrpcCode::PermissionDenied, "never")),
+        }
     }
 }
 
@@ -99,6 +150,39 @@ impl Server {
         let url = format!("https://127.0.0.1:{}", self.port).parse().unwrap();
         GrpcClient::new(url, options, Resolver::from_system())
     }
+
+    /// A client that does as the test says, and its connection, which goes on only while it is polled.
+    async fn client_by_hand(&self) -> (SendRequest<Bytes>, impl Future<Output = Result<(), h2::Error>> + Send + use<>) {
+        let mut config = (*self.trust).clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let name = "127.0.0.1".try_into().unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        h2::client::handshake(stream).await.unwrap()
+    }
+
+    fn request(&self, method: &str) -> http::Request<()> {
+        let request = http::Request::post(format!("https://127.0.0.1:{}{method}", self.port));
+        request.header("content-type", "application/grpc").body(()).unwrap()
+    }
+
+    /// Waits until so many calls are under way.
+    async fn until_under_way(&self, count: usize) {
+        let holds = async {
+            while self.service.under_way.load(Ordering::Relaxed) != count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(
+            timeout(PATIENCE, holds).await.is_ok(),
+            "{} are under way",
+            self.service.under_way.load(Ordering::Relaxed)
+        );
+    }
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat().into()
 }
 
 async fn call(client: &GrpcClient, method: &str, message: &[u8]) -> Result<Bytes, GrpcError> {
@@ -200,6 +284,113 @@ async fn what_is_not_grpc_gets_an_answer_of_http() {
     }
     assert_eq!(server.service.begun.load(Ordering::Relaxed), 0);
     driver.abort();
+}
+
+#[tokio::test]
+async fn streams_go_both_ways_and_end_as_the_service_says() {
+    let server = Server::start(|options| options.max_request = 200_000).await;
+    let client = server.client();
+    for (last, status) in [(None, None), (Some("over"), Some(7))] {
+        let (sender, mut receiver) = client.open("/test/Repeat", &HeaderMap::new()).await.unwrap();
+        // Larger than a frame, than a stream's window, and than a connection's.
+        for length in [0, 1, 20_000, 100_000, 200_000] {
+            sender.send(&vec![7; length]).await.unwrap();
+            assert_eq!(timeout(PATIENCE, receiver.next()).await.unwrap().unwrap().unwrap(), vec![7; length]);
+        }
+        if let Some(last) = last {
+            sender.send(last.as_bytes()).await.unwrap();
+        } else {
+            drop(sender);
+        }
+        match (timeout(PATIENCE, receiver.next()).await.unwrap(), status) {
+            (Ok(None), None) => {}
+            (Err(GrpcError::Status { code, .. }), Some(status)) => assert_eq!(code, status),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    server.until_under_way(0).await;
+}
+
+#[tokio::test]
+async fn calls_answered_before_they_were_read_leave_their_connection_whole() {
+    let server = Server::start(|options| options.max_request = 1000).await;
+    let (mut sender, connection) = server.client_by_hand().await;
+    let calls = async {
+        // Together many times what a connection may send before it is asked for.
+        for round in 0..20 {
+            for (method, status) in [("/test/Never", "7"), ("/test/Echo", "8")] {
+                sender = sender.ready().await.unwrap();
+                let (response, mut body) = sender.send_request(server.request(method), false).unwrap();
+                body.send_data(framed(&[7; 100_000]), true).unwrap();
+                let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+                assert_eq!(response.headers()["grpc-status"], status, "{method} {round}");
+            }
+        }
+        let (response, mut body) = sender.send_request(server.request("/test/Echo"), false).unwrap();
+        body.send_data(framed(b"whole"), true).unwrap();
+        let mut body = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), framed(b"whole"));
+    };
+    tokio::select! {
+        () = calls => {}
+        ended = connection => panic!("{ended:?}"),
+    }
+}
+
+#[tokio::test]
+async fn calls_of_clients_that_gave_up_or_vanished_are_dropped() {
+    let server = Server::start(|options| {
+        options.handshake_timeout = Duration::from_secs(2);
+        options.idle_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let (mut sender, connection) = server.client_by_hand().await;
+    let mut connection = Box::pin(connection);
+    let calls = async {
+        for method in ["/test/Wait", "/test/Repeat"] {
+            let (_response, mut body) = sender.send_request(server.request(method), false).unwrap();
+            body.send_data(framed(b"x"), method == "/test/Wait").unwrap();
+            server.until_under_way(1).await;
+            body.send_reset(h2::Reason::CANCEL);
+            server.until_under_way(0).await;
+        }
+        let opened = sender.send_request(server.request("/test/Repeat"), false).unwrap();
+        server.until_under_way(1).await;
+        opened
+    };
+    let _opened = tokio::select! {
+        opened = calls => opened,
+        ended = connection.as_mut() => panic!("{ended:?}"),
+    };
+    // From here on it answers no ping.
+    server.until_under_way(0).await;
+}
+
+#[tokio::test]
+async fn streams_end_when_their_connection_is_old_and_at_the_stop() {
+    let server = Server::start(|options| options.max_age = Duration::from_secs(1)).await;
+    let said = async {
+        loop {
+            // It may be too old already.
+            let client = server.client();
+            let Ok((_sender, mut receiver)) = client.open("/test/Repeat", &HeaderMap::new()).await else {
+                continue;
+            };
+            if let Err(GrpcError::Status { code, message, .. }) = receiver.next().await {
+                return (code, message);
+            }
+        }
+    };
+    let (number, text) = timeout(PATIENCE, said).await.unwrap();
+    assert!(number == 14 && text.contains("connect again"), "{number} {text}");
+
+    let mut server = Server::start(|_| {}).await;
+    let client = server.client();
+    let (_sender, mut receiver) = client.open("/test/Repeat", &HeaderMap::new()).await.unwrap();
+    server.until_under_way(1).await;
+    server.stop.take().unwrap().send(()).unwrap();
+    assert!(matches!(timeout(PATIENCE, receiver.next()).await.unwrap(), Err(GrpcError::Status { code: 14, .. })));
+    timeout(PATIENCE, server.task).await.unwrap().unwrap();
 }
 
 #[tokio::test]
