@@ -89,3 +89,10 @@ def compiled(source: Path) -> Path:
         report.progress(f"building {source.name}")
         subprocess.run(["rustc", "--edition", "2024", "-O", "-o", program, source], check=True)
     return program
+
+
+def example(package: str, name: str) -> Path:
+    """An example of one of our crates, built as the release is, and with its features, for what they share is compiled once then."""
+    report.progress(f"building the example {name}")
+    subprocess.run(["cargo", "build", "--release", "--quiet", "-p", "outrigger", "-p", package, "--example", name], cwd=ROOT, check=True)
+    return ROOT / "target" / host_tuple() / "release" / "examples" / name

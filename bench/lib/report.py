@@ -1,5 +1,6 @@
 """Tables of medians and ratios."""
 
+import re
 import statistics
 import sys
 import time
@@ -41,3 +42,20 @@ def spread(values) -> str:
     if not middle:
         return "-"
     return f"-{100 * (1 - min(values) / middle):.0f}/+{100 * (max(values) / middle - 1):.0f} %"
+
+
+def merged(results: str, sections: list[str]) -> str:
+    """Earlier results with these sections in place of those with the same titles, or at their end; each says when it was measured. A scenario that
+    failed replaces nothing."""
+    parts = re.split(r"^(?=## )", results, flags=re.M)
+    measured = sections[0].splitlines()[0]
+    for section in re.split(r"^(?=## )", "\n".join(sections[1:]), flags=re.M):
+        title = section.partition("\n")[0]
+        if not title.startswith("## ") or section.rstrip().endswith("This scenario failed."):
+            continue
+        # The last one ends with no empty line of its own.
+        parts[-1] = parts[-1].rstrip() + "\n\n"
+        at = next((number for number, part in enumerate(parts) if part.partition("\n")[0] == title), None)
+        section = f"{section.rstrip()}\n\n{measured}\n\n"
+        parts[at if at is not None else len(parts):at + 1 if at is not None else len(parts)] = [section]
+    return "".join(parts).rstrip() + "\n"

@@ -2,7 +2,8 @@
 //! many streams, each a connection of its own with mTLS and the client's own code, waits between tries included.
 //!
 //! The first service is followed by all; others are spread. A line says whenever all know what they follow and are connected, or no
-//! longer: `all SECONDS` since the start, or `some SECONDS COUNT`. `bench/run fleet` drives it.
+//! longer: `all SECONDS CONNECTIONS` since the start, with the connections made since the last line, or `some SECONDS COUNT`.
+//! `bench/run fleet` drives it.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -19,8 +20,9 @@ use tokio::task::JoinSet;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How often it is looked at who is connected.
+/// How often it is looked at who is connected, and how often while all are: to look takes time of the core that the clients need.
 const LOOK: Duration = Duration::from_millis(100);
+const LOOK_WHILE_ALL: Duration = Duration::from_millis(500);
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,14 +56,16 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             let (resolver, registry) = (resolver.clone(), registry.clone());
             tasks.spawn(async move { follow_always(&section, &identities, &resolver, &notebook, &registry).await });
         }
-        let (begun, mut before) = (Instant::now(), None);
+        let help = "Connections made to discovery servers.";
+        let made = registry.counter("outrigger_discovery_client_connections_total", help, &[]).with(&[]);
+        let (begun, mut before, mut counted) = (Instant::now(), None, 0);
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(if before == Some(notebooks.len()) { LOOK_WHILE_ALL } else { LOOK }).await;
             let good = notebooks.iter().filter(|(notebook, _)| notebook.is_current()).count();
             if before != Some(good) && (good == notebooks.len() || before == Some(notebooks.len())) {
                 let seconds = begun.elapsed().as_secs_f64();
                 match good == notebooks.len() {
-                    true => println!("all {seconds}"),
+                    true => println!("all {seconds} {}", made.value() - std::mem::replace(&mut counted, made.value())),
                     false => println!("some {seconds} {good}"),
                 }
             }
