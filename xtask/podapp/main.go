@@ -35,6 +35,9 @@ import (
 // opened, and those that come later get no request.
 const reuse = 20
 
+// How long an answer is waited for. A sidecar that is replaced on a busy machine takes some seconds; that is told, and no failure.
+const patience = 20 * time.Second
+
 func main() {
 	verbs := map[string]func([]string){"serve": serve, "get": get, "load": load}
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
@@ -57,7 +60,7 @@ func serve(args []string) {
 	calls := f.String("calls", "", "what /chain asks in turn")
 	f.Parse(args)
 	time.Sleep(*startup)
-	client := &http.Client{Timeout: 5 * time.Second}
+	client := &http.Client{Timeout: patience}
 	var called atomic.Uint64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s\n", *name, release()) })
@@ -198,7 +201,7 @@ func load(args []string) {
 		go func() {
 			defer done.Done()
 			// A pool of its own: in a shared one the connection that was used last is used next, and the others rest.
-			client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+			client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
 			sent := 0
 			for range ticks {
 				one(client)

@@ -7,6 +7,8 @@
 mod api;
 #[path = "cluster/injected.rs"]
 mod injected;
+#[path = "cluster/installation.rs"]
+mod installation;
 #[path = "cluster/installed.rs"]
 mod installed;
 #[path = "cluster/manifest.rs"]

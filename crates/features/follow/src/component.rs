@@ -91,11 +91,12 @@ async fn run(component: &FollowComponent, ctx: Context) -> Result<(), BoxError> 
             ctx.stop.requested().await;
             return Ok(());
         };
-        component.notebook.allow(section);
+        // Before anybody is told that nothing is known.
         if restored != section.state_directory {
             restored.clone_from(&section.state_directory);
             restore(component, section).await;
         }
+        component.notebook.allow(section);
         let reported = config.clone();
         let watching = Watching { component, ctx: &ctx, section, metrics: &metrics };
         let stopping = tokio::select! {

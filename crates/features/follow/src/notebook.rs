@@ -50,6 +50,8 @@ struct Inner {
     unknown: VecDeque<(Instant, SocketAddr)>,
     found: Arc<[FoundService]>,
     on_demand: Option<OnDemand>,
+    /// The config was heard of, and what a process before us kept is here.
+    begun: bool,
     most_bytes: usize,
     connected: bool,
     problem: Option<Arc<str>>,
@@ -95,6 +97,7 @@ impl Notebook {
         let mut inner = self.0.inner.lock();
         inner.most_bytes = section.max_bytes.as_usize();
         inner.on_demand.clone_from(&section.on_demand);
+        inner.begun = true;
         if inner.on_demand.is_none() {
             let gone: Vec<SocketAddr> = inner.addresses.keys().copied().collect();
             gone.into_iter().for_each(|address| inner.forget(address));
@@ -111,6 +114,10 @@ impl Notebook {
     /// Whether an address was found, asked for or neither; asks for it when nothing is known.
     pub fn ask(&self, address: SocketAddr, now: Instant) -> Known {
         let mut inner = self.0.inner.lock();
+        if !inner.begun {
+            // Listeners may be quicker than we are.
+            return Known::Asked;
+        }
         let Some(on_demand) = inner.on_demand.clone() else { return Known::Not };
         inner.forget_unknown(&on_demand, now);
         match inner.addresses.get(&address) {
@@ -126,7 +133,7 @@ impl Notebook {
             None => {}
         }
         let asked = inner.addresses.len() - inner.unknown.len();
-        if !inner.connected || asked >= on_demand.max_services as usize {
+        if !inner.is_hopeful() || asked >= on_demand.max_services as usize {
             return Known::Not;
         }
         inner.addresses.insert(address, Address::Asked);
@@ -309,7 +316,12 @@ impl Notebook {
 impl Inner {
     /// What to say of an address that was asked for.
     fn awaited(&self) -> Known {
-        if self.connected { Known::Asked } else { Known::Not }
+        if self.is_hopeful() { Known::Asked } else { Known::Not }
+    }
+
+    /// Whether an answer may come: a server is connected, or the first one is being connected to.
+    fn is_hopeful(&self) -> bool {
+        self.connected || self.problem.is_none()
     }
 
     fn assignment(&mut self, service: &str) -> &mut Assignment {
@@ -470,7 +482,8 @@ impl Inner {
             self.remembered.keys().filter_map(|key| key.strip_prefix(&prefix)?.parse().ok()).take(most).collect();
         for address in addresses {
             let kept = self.remembered.remove(&format!("{prefix}{address}"));
-            if let Some(kept) = kept.filter(|_| !self.addresses.contains_key(&address)) {
+            let known = matches!(self.addresses.get(&address), Some(Address::Cluster { .. }));
+            if let Some(kept) = kept.filter(|_| !known) {
                 self.put_cluster(address, kept);
             }
         }

@@ -16,6 +16,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::listener::LocalListener;
 
+/// How long it may take to reach an endpoint of a service that was found, its TLS handshake included: as for those that nobody told
+/// us of. One whose sidecar is being replaced takes a connection at once, and lets it wait until the next one is there; of one that
+/// does not answer at all others are tried long before.
+const REACH_SECONDS: u64 = 10;
 /// The longest name of a cluster.
 const LONGEST_NAME: usize = 63;
 
@@ -76,6 +80,7 @@ fn cluster(proxy: &Proxy, found: &FoundService) -> Result<ClusterConfig, String>
     let configured: Vec<_> = configured.copied().collect();
     let mut cluster = ClusterConfig::new(name(proxy, &found.name), Vec::new());
     cluster.discovery = Some(ClusterDiscovery { service });
+    cluster.connect_timeout = outrigger_config::Duration::from_secs(REACH_SECONDS);
     cluster.virtual_addresses = found.addresses.iter().filter(|one| !configured.contains(one)).copied().collect();
     if !found.spiffe_ids.is_empty() {
         let ids: Result<Vec<_>, _> = found.spiffe_ids.iter().map(|id| id.parse()).collect();

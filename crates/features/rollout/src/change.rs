@@ -3,15 +3,11 @@
 //! Promise: each patch names the version of the pod that was looked at, so that one who looked at an old one changes
 //! nothing; an image and what is noted of it are changed together; a keeper has no privilege, and runs as the sidecar does.
 
+use outrigger_kubernetes::names::{KEEPER_IDLE, KEEPER_WAIT, SIDECAR};
 use serde_json::{Value, json};
 
 use crate::pod::Pod;
 use crate::record::{ANNOTATION, Record};
-
-/// How long a keeper waits to be given sockets, in seconds. It ends by itself, for nobody can remove it.
-pub(crate) const KEEPER_IDLE: u64 = 90;
-/// How long it holds sockets for the next sidecar, in seconds.
-const KEEPER_WAIT: u64 = 180;
 
 /// A change to one pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,7 +78,7 @@ fn image(pod: &Pod, record: &Record) -> Value {
         { "op": "test", "path": "/metadata/uid", "value": pod.uid },
         // Of an older one it is a conflict.
         { "op": "replace", "path": "/metadata/resourceVersion", "value": pod.version },
-        { "op": "test", "path": format!("{place}/name"), "value": crate::pod::SIDECAR },
+        { "op": "test", "path": format!("{place}/name"), "value": SIDECAR },
         { "op": "replace", "path": format!("{place}/image"), "value": record.goal() },
         { "op": "add", "path": format!("/metadata/annotations/{key}"), "value": note },
     ])

@@ -5,7 +5,9 @@
 //! on its way back. Promise: what is changed first is told first: when the direction turns, the status is written before
 //! any pod is touched.
 
-use crate::change::{Action, Do, KEEPER_IDLE};
+use outrigger_kubernetes::names::KEEPER_IDLE;
+
+use crate::change::{Action, Do};
 use crate::gate::{Gate, gate, is_hopeless, told};
 use crate::moment::Moment;
 use crate::order::meant;
@@ -202,6 +204,10 @@ impl<'a> Planner<'a> {
             Gate::Well => noted(Record { stage: Stage::Done, at: self.now, ..record.clone() }),
             Gate::NotYet(what) => Standing::UnderWay(Step::Wait(what)),
             Gate::Broken(why) if record.back => Standing::Stuck(why),
+            // It serves, though not well, and can hand over as any other.
+            Gate::Broken(_) if self.back && pod.sidecar.state.ready => {
+                Standing::UnderWay(Step::Act(self.claim(pod, true)))
+            }
             // Its keeper may still hold the sockets; another one would have nobody to take them from.
             Gate::Broken(_) if self.back => {
                 let record = Record { back: true, keeper: None, ..record.clone() };

@@ -5,16 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use outrigger_kubernetes::names::{KEEPER, SIDECAR};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::moment::Moment;
 use crate::record::{ANNOTATION, Record};
 
-/// The sidecar's container.
-pub(crate) const SIDECAR: &str = "outrigger";
-/// What the names of keepers begin with; a number follows.
-pub(crate) const KEEPER: &str = "outrigger-keeper-";
 /// What the injector did.
 const INJECTED: &str = "outrigger.dev/status";
 

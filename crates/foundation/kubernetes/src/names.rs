@@ -25,6 +25,14 @@ pub const TRUST_BUNDLE: &str = "outrigger-ca-root-cert";
 pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// The label of namespaces and pods that asks for injection, with the value `enabled`.
 pub const INJECT_LABEL: &str = "outrigger.dev/inject";
+/// The sidecar's container.
+pub const SIDECAR: &str = "outrigger";
+/// What the names of ephemeral containers begin with that keep a sidecar's sockets while it is replaced; a number follows.
+pub const KEEPER: &str = "outrigger-keeper-";
+/// How long a keeper waits to be given sockets, in seconds. It ends by itself, for nobody can remove it.
+pub const KEEPER_IDLE: u64 = 90;
+/// How long it holds sockets for the next sidecar, in seconds.
+pub const KEEPER_WAIT: u64 = 180;
 /// What injected pods are annotated with.
 pub const STATUS_ANNOTATION: &str = "outrigger.dev/status";
 /// Where the controller judges profiles that are made or changed.

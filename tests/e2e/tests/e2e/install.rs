@@ -402,6 +402,11 @@ fn check_tells_what_a_cluster_lacks_and_what_was_changed() {
     kubectl(&["patch", "clusterrole/outrigger-controller", "--type=json", "-p", rule]);
     kubectl(&["create", "namespace", "shop"]);
     kubectl(&["label", "namespace", "shop", "outrigger.dev/inject=enabled"]);
+    // One that is on its way out, and cannot go yet, is nobody's concern.
+    let gone = "apiVersion: v1\nkind: Namespace\nmetadata: { name: gone, labels: { outrigger.dev/inject: enabled } }\n---\n\
+                apiVersion: v1\nkind: ConfigMap\nmetadata: { name: stays, namespace: gone, finalizers: [test.example/stays] }\n";
+    cluster.with(&["create"], gone).unwrap();
+    kubectl(&["delete", "namespace", "gone", "--wait=false"]);
     let (_, report) = check(&admin, &json);
     let (state, told) = finding(&report, "objects");
     let places = [

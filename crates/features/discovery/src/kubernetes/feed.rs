@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use outrigger_config::DiscoveryKubernetes;
@@ -76,8 +76,9 @@ impl ClusterFeed {
         while let Some(keys) = self.slices.next().now_or_never() {
             each(&self.slices, keys, |name, now| self.index.slice(name, now));
         }
+        self.index.expire(Instant::now());
         while let Some(keys) = self.pods.next().now_or_never() {
-            each(&self.pods, keys, |name, now| self.index.pod(name, now));
+            each(&self.pods, keys, |name, now| self.index.pod(name, now, Instant::now()));
         }
     }
 
@@ -86,7 +87,7 @@ impl ClusterFeed {
         tokio::select! {
             keys = self.services.next() => each(&self.services, keys, |name, now| self.index.service(name, now)),
             keys = self.slices.next() => each(&self.slices, keys, |name, now| self.index.slice(name, now)),
-            keys = self.pods.next() => each(&self.pods, keys, |name, now| self.index.pod(name, now)),
+            keys = self.pods.next() => each(&self.pods, keys, |name, now| self.index.pod(name, now, Instant::now())),
             () = tokio::time::sleep(LOOK) => {}
         }
     }

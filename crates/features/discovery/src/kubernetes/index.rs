@@ -4,9 +4,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use outrigger_kubernetes::names::{KEEPER_IDLE, KEEPER_WAIT};
+
+use super::handover::{Application, HandOver, Stage};
 use super::projection::{KeptPod, KeptService, KeptSlice, project};
 use crate::feed::Change;
+
+/// No keeper lives longer. Of one that seems to, the node has not been heard of since.
+const KEPT_FOR: Duration = Duration::from_secs(KEEPER_IDLE + KEEPER_WAIT);
+/// How long the kubelet may take to find out that a sidecar is ready that has said so.
+const TAKEN_FOR: Duration = Duration::from_secs(30);
 
 /// A namespace and a name.
 pub type ObjectName = (String, String);
@@ -19,6 +28,8 @@ pub struct Index {
     services: HashMap<ObjectName, Arc<KeptService>>,
     slices: HashMap<ObjectName, Arc<KeptSlice>>,
     pods: HashMap<ObjectName, Arc<KeptPod>>,
+    /// Until when the hand-over of a pod is believed.
+    handing_over: HashMap<ObjectName, Instant>,
     /// The slices of each Service, whether there is such a one or not.
     of_service: HashMap<ObjectName, BTreeSet<String>>,
     /// The slices that name a pod.
@@ -38,6 +49,7 @@ impl Index {
             services: HashMap::new(),
             slices: HashMap::new(),
             pods: HashMap::new(),
+            handing_over: HashMap::new(),
             of_service: HashMap::new(),
             naming: HashMap::new(),
             told: HashMap::new(),
@@ -72,9 +84,45 @@ impl Index {
         self.slices.insert(name.clone(), now);
     }
 
-    /// A pod as it is now.
-    pub fn pod(&mut self, name: &ObjectName, now: Option<Arc<KeptPod>>) {
+    /// A pod as it is now, `at` this time.
+    pub fn pod(&mut self, name: &ObjectName, now: Option<Arc<KeptPod>>, at: Instant) {
+        self.hand_over(name, now.as_ref().and_then(|pod| pod.hand_over.as_deref()), at);
         put(&mut self.pods, name, now);
+        self.touch(name);
+    }
+
+    /// Hand-overs that have lasted too long are believed no more.
+    pub fn expire(&mut self, now: Instant) {
+        let over: Vec<ObjectName> =
+            self.handing_over.extract_if(|_, until| *until <= now).map(|(name, _)| name).collect();
+        over.iter().for_each(|name| self.touch(name));
+    }
+
+    /// Notes until when a hand-over is believed: from when it was first seen, so that no clocks are compared.
+    fn hand_over(&mut self, name: &ObjectName, now: Option<&HandOver>, at: Instant) {
+        let before = self.pods.get(name).and_then(|pod| pod.hand_over.as_deref());
+        let Some(now) = now else {
+            self.handing_over.remove(name);
+            return;
+        };
+        let same = before.is_some_and(|before| before.keeper == now.keeper);
+        if same && before.is_some_and(|before| before.stage == now.stage) {
+            return;
+        }
+        let lasts = match now.stage {
+            Stage::Kept => KEPT_FOR,
+            Stage::Taken => TAKEN_FOR,
+        };
+        // It begins with an application that is ready, and goes on with the same.
+        if now.application == Application::Ready || (same && self.handing_over.contains_key(name)) {
+            self.handing_over.insert(name.clone(), at + lasts);
+        } else {
+            self.handing_over.remove(name);
+        }
+    }
+
+    /// Services with a pod are to be looked at again.
+    fn touch(&mut self, name: &ObjectName) {
         for slice in self.naming.get(name).into_iter().flatten() {
             if let Some(slice) = self.slices.get(&(name.0.clone(), slice.clone())) {
                 self.touched.insert((name.0.clone(), slice.service.clone()));
@@ -88,7 +136,11 @@ impl Index {
         for name in std::mem::take(&mut self.touched) {
             let slices = self.of_service.get(&name).into_iter().flatten();
             let slices = slices.filter_map(|slice| self.slices.get(&(name.0.clone(), slice.clone())).map(Arc::as_ref));
-            let pod = |pod: &str| self.pods.get(&(name.0.clone(), pod.to_owned())).map(Arc::as_ref);
+            let pod = |pod: &str| {
+                let (name, kept) = self.pods.get_key_value(&(name.0.clone(), pod.to_owned()))?;
+                let serves = kept.hand_over.as_ref().is_some_and(|one| one.application != Application::Away);
+                Some((kept.as_ref(), serves && self.handing_over.contains_key(name)))
+            };
             let service = self.services.get(&name).map(Arc::as_ref);
             let slices: Vec<&KeptSlice> = slices.collect();
             let now = project((&name.0, &name.1), service, &slices, pod, (&self.domain, &self.trust_domain));

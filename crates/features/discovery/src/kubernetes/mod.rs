@@ -5,6 +5,7 @@
 //! pod that comes later than the slice that names it is not missed.
 
 mod feed;
+mod handover;
 mod index;
 mod projection;
 #[cfg(test)]

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_kubernetes::names::MTLS_ANNOTATION;
+use outrigger_kubernetes::names::{MTLS_ANNOTATION, SIDECAR};
 use serde_json::Value;
 
+use super::handover::{HandOver, Stage};
 use crate::feed::{Service, ServiceEndpoint};
 
 /// The label by which a slice names its service.
@@ -52,10 +53,12 @@ pub(crate) struct KeptEndpoint {
     pub(crate) serving: bool,
 }
 
-/// What is kept of a pod whose sidecar takes mTLS.
+/// What is kept of a pod whose sidecar takes mTLS, or is being replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeptPod {
-    pub(crate) service_account: String,
+    /// Whose identity its sidecar shows; none where it takes no mTLS.
+    pub(crate) service_account: Option<String>,
+    pub(crate) hand_over: Option<Box<HandOver>>,
     /// The ports that it sees; absent means all.
     pub(crate) seen: Option<Box<Seen>>,
 }
@@ -72,7 +75,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
@@ -118,7 +121,9 @@ impl KeptSlice {
                 serving: condition("serving", ready),
             }
         });
-        let endpoints = endpoints.filter(|one| one.address.is_some() && (one.ready || one.serving)).collect();
+        // Of one that is not ready its pod may say why.
+        let of_use = |one: &KeptEndpoint| one.ready || one.serving || !one.pod.is_empty();
+        let endpoints = endpoints.filter(|one| one.address.is_some() && of_use(one)).collect();
         Some(Self { service, ports: list(&object["ports"]).iter().filter_map(port).collect(), endpoints })
     }
 
@@ -129,14 +134,17 @@ impl KeptSlice {
 }
 
 impl KeptPod {
-    /// What to keep of a pod; nothing of one without a sidecar of ours that takes mTLS.
+    /// What to keep of a pod; nothing of one without a sidecar of ours.
     pub fn of(object: &Value) -> Option<Self> {
-        let annotation = |key: &str| object["metadata"]["annotations"][key].as_str();
-        if !matches!(annotation(MTLS_ANNOTATION), Some("permissive" | "strict")) {
+        let mut containers = list(&object["spec"]["initContainers"]).iter().chain(list(&object["spec"]["containers"]));
+        if !containers.any(|container| container["name"] == SIDECAR) {
             return None;
         }
-        let containers = list(&object["spec"]["initContainers"]).iter().chain(list(&object["spec"]["containers"]));
-        let has_sidecar = containers.clone().any(|container| container["name"] == "outrigger");
+        let hand_over = HandOver::of(object).map(Box::new);
+        let annotation = |key: &str| object["metadata"]["annotations"][key].as_str();
+        if !matches!(annotation(MTLS_ANNOTATION), Some("permissive" | "strict")) {
+            return hand_over.is_some().then(|| Self { hand_over, ..Self::default() });
+        }
         let service_account = match object["spec"]["serviceAccountName"].as_str() {
             Some(name) if !name.is_empty() => name.to_owned(),
             _ => "default".to_owned(),
@@ -147,7 +155,7 @@ impl KeptPod {
             never: ranges("outrigger.dev/exclude-inbound-ports"),
         };
         let seen = (seen != Seen::default()).then(|| Box::new(seen));
-        has_sidecar.then_some(Self { service_account, seen })
+        Some(Self { service_account: Some(service_account), hand_over, seen })
     }
 
     /// Whether its sidecar takes mTLS at a port.
@@ -171,12 +179,12 @@ fn ranges(text: &str) -> Vec<(u16, u16)> {
 }
 
 /// The services that a Service stands for, one for each port; none when there is no such Service. `pod` finds what is kept of a pod of
-/// its namespace.
+/// its namespace, and whether its hand-over is believed.
 pub(crate) fn project<'a>(
     (namespace, name): (&str, &str),
     service: Option<&KeptService>,
     slices: &[&KeptSlice],
-    pod: impl Fn(&str) -> Option<&'a KeptPod>,
+    pod: impl Fn(&str) -> Option<(&'a KeptPod, bool)>,
     (domain, trust_domain): (&str, &str),
 ) -> Vec<Service> {
     let Some(service) = service else { return Vec::new() };
@@ -188,12 +196,21 @@ pub(crate) fn project<'a>(
             let Some(target) = slice.ports.iter().find(|one| one.name == of.name) else { continue };
             for one in &slice.endpoints {
                 let Some(ip) = one.address else { continue };
-                let identity = pod(&one.pod)
-                    .filter(|pod| pod.sees(target.port))
-                    .map(|pod| format!("spiffe://{trust_domain}/ns/{namespace}/sa/{}", pod.service_account));
+                let pod = pod(&one.pod);
+                let stage = pod.filter(|(_, believed)| *believed).and_then(|(pod, _)| pod.hand_over.as_ref());
+                let stage = stage.map(|hand_over| hand_over.stage);
+                if !one.ready && !one.serving && stage.is_none() {
+                    continue;
+                }
+                let identity = pod
+                    .filter(|(pod, _)| pod.sees(target.port))
+                    .and_then(|(pod, _)| pod.service_account.as_ref())
+                    .map(|account| format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}"));
                 let told = ServiceEndpoint {
                     zone: one.zone.clone(),
-                    healthy: one.ready,
+                    // While a sidecar is replaced others are called, as long as there are enough of them: it would answer, but only
+                    // when the next one is there.
+                    healthy: one.ready && stage != Some(Stage::Kept),
                     identity: identity.unwrap_or_default(),
                     ..ServiceEndpoint::new(SocketAddr::new(ip, target.port))
                 };

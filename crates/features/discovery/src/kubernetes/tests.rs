@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ fn take(index: &mut Index, of: Of, at: &ObjectName, object: Option<&Value>) {
     match of {
         Of::Service => index.service(at, object.and_then(KeptService::of).map(Arc::new)),
         Of::Slice => index.slice(at, object.and_then(KeptSlice::of).map(Arc::new)),
-        Of::Pod => index.pod(at, object.and_then(KeptPod::of).map(Arc::new)),
+        Of::Pod => index.pod(at, object.and_then(KeptPod::of).map(Arc::new), Instant::now()),
     }
 }
 
@@ -217,5 +218,111 @@ proptest! {
         let mut rest = made(&objects);
         follow(&mut rest, &mut index);
         prop_assert!(rest.is_empty());
+    }
+}
+
+/// A pod with a keeper that is so, a sidecar and an application.
+fn rolled(keeper: &str, sidecar: bool, application: &str) -> Value {
+    let state = match keeper {
+        "none" => Value::Null,
+        "kept" => json!([{ "name": "outrigger-keeper-1", "state": { "running": {} } }]),
+        "taken" => json!([{ "name": "outrigger-keeper-1", "state": { "terminated": { "exitCode": 0 } } }]),
+        _ => json!([{ "name": "outrigger-keeper-1", "state": { "terminated": { "exitCode": 3 } } }]),
+    };
+    let of_application = match application {
+        "ended" => json!({ "terminated": { "exitCode": 1 } }),
+        _ => json!({ "running": {} }),
+    };
+    json!({
+        "metadata": { "annotations": { "outrigger.dev/mtls": "strict" } },
+        "spec": { "initContainers": [{ "name": "outrigger" }], "containers": [{ "name": "app" }] },
+        "status": {
+            "phase": "Running",
+            "initContainerStatuses": [{ "name": "outrigger", "ready": sidecar, "state": { "running": {} } }],
+            "containerStatuses": [{ "name": "app", "ready": application == "ready", "state": of_application }],
+            "ephemeralContainerStatuses": state,
+        },
+    })
+}
+
+fn of_one(ready: bool) -> Value {
+    let endpoint = json!({ "addresses": ["10.0.0.1"], "conditions": { "ready": ready },
+        "targetRef": { "kind": "Pod", "name": "p" } });
+    slice("x", json!([{ "port": 8080 }]), json!([endpoint]))
+}
+
+/// The only endpoint, and whether it is told as healthy.
+fn told(index: &mut Index, services: &mut BTreeMap<String, Service>) -> Option<bool> {
+    follow(services, index);
+    let endpoints = &services["x.shop.svc.cluster.local:80"].endpoints;
+    assert!(endpoints.iter().all(|one| one.identity == "spiffe://d.test/ns/shop/sa/default"), "{endpoints:?}");
+    endpoints.first().map(|one| one.healthy)
+}
+
+fn with_service() -> (Index, BTreeMap<String, Service>) {
+    let mut index = Index::new("cluster.local", "d.test");
+    let service = json!({ "spec": { "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] } });
+    take(&mut index, Of::Service, &name("x"), Some(&service));
+    (index, BTreeMap::new())
+}
+
+#[test]
+fn an_endpoint_stays_while_its_sidecar_is_replaced() {
+    let (mut index, mut services) = with_service();
+    let begun = Instant::now();
+    for (what, after, keeper, sidecar, application, ready, expected) in [
+        ("it serves", 0, "none", true, "ready", true, Some(true)),
+        ("its turn has come: others are called, if there are any", 1, "kept", true, "ready", true, Some(false)),
+        ("its sidecar has ended", 2, "kept", false, "ready", false, Some(false)),
+        ("so its application's probes fail", 3, "kept", false, "unready", false, Some(false)),
+        ("the next one is there", 4, "taken", false, "unready", false, Some(false)),
+        ("and ready", 5, "taken", true, "ready", false, Some(false)),
+        ("as is the pod", 6, "taken", true, "ready", true, Some(true)),
+        ("later it is unready again", 60, "taken", true, "ready", false, None),
+    ] {
+        let now = begun + Duration::from_secs(after);
+        take(&mut index, Of::Slice, &name("x-1"), Some(&of_one(ready)));
+        index.pod(&name("p"), KeptPod::of(&rolled(keeper, sidecar, application)).map(Arc::new), now);
+        index.expire(now);
+        assert_eq!(told(&mut index, &mut services), expected, "{what}");
+    }
+}
+
+proptest! {
+    /// An endpoint that Kubernetes calls unready is told of for a time that has a bound, and only while its application runs.
+    #[test]
+    fn a_hand_over_is_believed_for_a_while_and_never_without_its_application(
+        steps in prop::collection::vec(
+            (prop::sample::select(vec!["none", "kept", "kept", "taken", "lost"]), any::<bool>(),
+             prop::sample::select(vec!["ready", "ready", "unready", "ended"]), any::<bool>(), 0_u64..200),
+            1..30,
+        )
+    ) {
+        let (mut index, mut services) = with_service();
+        let mut now = Instant::now();
+        // Since when the keeper is as it is.
+        let mut since = (now, "none");
+        for (keeper, sidecar, application, ready, passed) in steps {
+            now += Duration::from_secs(passed);
+            if keeper != since.1 {
+                since = (now, keeper);
+            }
+            take(&mut index, Of::Slice, &name("x-1"), Some(&of_one(ready)));
+            index.pod(&name("p"), KeptPod::of(&rolled(keeper, sidecar, application)).map(Arc::new), now);
+            index.expire(now);
+            let (told, age) = (told(&mut index, &mut services), now.duration_since(since.0).as_secs());
+            let most = match keeper { "kept" => 270, "taken" => 30, _ => 0 };
+            if ready {
+                prop_assert!(told.is_some(), "{keeper}");
+                prop_assert!(told == Some(true) || keeper == "kept" && age < most, "{keeper} for {age} s");
+            } else {
+                prop_assert_ne!(told, Some(true));
+                prop_assert!(told.is_none() || (application != "ended" && age < most), "{keeper} for {age} s, {application}");
+            }
+        }
+        // Nobody says anything any more, as of a node that is gone.
+        index.expire(now + Duration::from_secs(270));
+        take(&mut index, Of::Slice, &name("x-1"), Some(&of_one(false)));
+        prop_assert_eq!(told(&mut index, &mut services), None);
     }
 }

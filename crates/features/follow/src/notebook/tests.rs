@@ -112,8 +112,35 @@ fn no_more_is_asked_for_than_may_be_and_nothing_without_a_server() {
     notebook.connected(Ok(()));
     assert_eq!(notebook.ask(address(1), now), Known::Asked);
     let off = Notebook::default();
+    off.allow(&section(""));
     off.connected(Ok(()));
     assert_eq!(off.ask(address(1), now), Known::Not, "not asked for by the config");
+}
+
+#[test]
+fn nobody_is_told_that_nothing_is_known_before_that_is_so() {
+    let (notebook, now) = (Notebook::default(), Instant::now());
+    assert_eq!(notebook.ask(address(1), now), Known::Asked, "the config was not heard of");
+    let before = on_demand("");
+    for last in [1, 2] {
+        before.ask(address(last), now);
+        let service = format!("s{last}:80");
+        told(&before, xds::CLUSTER, &[cluster(&address(last).to_string(), &service)], &[]).unwrap();
+        told(&before, xds::ASSIGNMENT, &[assignment(&service, "1", &[1])], &[]).unwrap();
+    }
+    notebook.remember(&before.written());
+    notebook.allow(&section(", onDemand: { }"));
+    let known = [1, 2, 3].map(|last| notebook.ask(address(last), now));
+    assert_eq!(known, [Known::Found, Known::Found, Known::Asked], "a server is being connected to");
+    notebook.connected(Err("away".to_owned()));
+    let known = [1, 2, 3].map(|last| notebook.ask(address(last), now));
+    assert_eq!(known, [Known::Found, Known::Found, Known::Not]);
+    // Asked for before what was kept could be read.
+    let late = Notebook::default();
+    late.allow(&section(", onDemand: { }"));
+    assert_eq!(late.ask(address(1), now), Known::Asked);
+    late.remember(&before.written());
+    assert_eq!(late.ask(address(1), now), Known::Found);
 }
 
 #[test]

@@ -170,12 +170,12 @@ async fn facts_after(client: &Client, settings: &Settings) -> After {
     ));
     let behind = Selection::labels(format!("kubernetes.io/service-name={}", names::CONTROLLER));
     let bundles = Selection::fields(format!("metadata.name={}", names::TRUST_BUNDLE));
-    let namespaces = seen(client.list(NAMESPACES.all(), &Selection::default()).await);
+    // Nothing can be made in one that is on its way out, and what is missing there is nobody's fault.
+    let namespaces = seen(client.list(NAMESPACES.all(), &Selection::default()).await).map(those_that_stay);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     After {
         objects: all,
-        controllers: seen(client.list(PODS.within(home), &ours).await)
-            .map(|pods| pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect()),
+        controllers: seen(client.list(PODS.within(home), &ours).await).map(those_that_stay),
         slices: seen(client.list(ENDPOINT_SLICES.within(home), &behind).await),
         lease: seen(client.find(LEASES.named(home, names::CONTROLLER)).await),
         roots: seen(client.find(SECRETS.named(home, names::ROOTS_SECRET)).await),
@@ -186,6 +186,11 @@ async fn facts_after(client: &Client, settings: &Settings) -> After {
         namespaces,
         now: i64::try_from(now).unwrap_or(i64::MAX),
     }
+}
+
+/// Objects without those that are on their way out.
+fn those_that_stay(objects: Vec<Value>) -> Vec<Value> {
+    objects.into_iter().filter(|one| one["metadata"]["deletionTimestamp"].is_null()).collect()
 }
 
 fn injected_namespaces(namespaces: &Seen<Vec<Value>>) -> impl Iterator<Item = &Value> {

@@ -25,8 +25,8 @@ pub struct DiscoverySource {
     /// The longest wait between two tries to connect. Waits grow up to it, and are spread by chance.
     #[serde(default = "default_backoff")]
     pub max_backoff: Duration,
-    /// A folder that keeps what was told, so that a restart while no server answers finds it; such as an `emptyDir` with
-    /// `medium: Memory`. Absent means that it is kept nowhere.
+    /// A folder that keeps what was told, so that a restart finds it before a server answers; below an `emptyDir` with
+    /// `medium: Memory`, for example. It is made where it is missing. Absent means that it is kept nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "path"))]
     pub state_directory: Option<PathBuf>,
@@ -43,7 +43,7 @@ pub struct DiscoverySource {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OnDemand {
-    /// How long a connection waits for the answer. After it, and while no server is connected, the listener's
+    /// How long a connection waits for the answer. After it, and while no server can be reached, the listener's
     /// `unknownDestinations` holds.
     pub wait: Duration,
     /// Services that are known at once; beyond it `unknownDestinations` holds for further ones.
