@@ -28,6 +28,11 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: { name: orders }
 ---
+apiVersion: v1
+kind: Service
+metadata: { name: orders-pods }
+spec: { clusterIP: None, selector: { app: orders }, ports: [{ port: 8080 }] }
+---
 apiVersion: apps/v1
 kind: Deployment
 metadata: { name: orders }
@@ -80,23 +85,29 @@ fn a_label_brings_the_sidecar_and_nothing_else_does() {
     shop.apply(&service("shop", 8080));
     shop.apply(&format!("{ORDERS}---\n{}", service("orders", 8080)));
     shop.wait_for("deployment/orders", "Available");
-    let get = |namespace: &KubeNamespace, from: &str, url: &str| {
-        let url = format!("http://{url}.{}/chain", shop.name);
+    let get = |namespace: &KubeNamespace, from: &str, to: &str| {
+        let url = format!("http://{to}/chain");
         namespace.exec(&format!("{from} -c app"), &["/app", "get", "-for", "3s", &url])
     };
     let of = |account: &str| format!("spiffe://cluster.local/ns/{}/sa/{account}", shop.name);
     let expected = format!("orders {}\nshop {}\n", of("default"), of("orders"));
     shop.eventually("calls by mTLS in both directions", || {
-        let answer = get(&shop, &pod, "orders-service")?;
+        let answer = get(&shop, &pod, &format!("orders-service.{}", shop.name))?;
+        ensure!(answer == expected, "{answer}");
+        Ok(())
+    });
+    // Headless: the name stands for the pod's own address.
+    shop.eventually("mTLS to a pod by its own address", || {
+        let answer = get(&shop, &pod, &format!("orders-pods.{}:8080", shop.name))?;
         ensure!(answer == expected, "{answer}");
         Ok(())
     });
     shop.eventually("plain text to be let in where that is allowed", || {
-        let answer = get(&other, "backend", "shop-service")?;
+        let answer = get(&other, "backend", &format!("shop-service.{}", shop.name))?;
         ensure!(answer == "shop nobody\n", "{answer}");
         Ok(())
     });
-    let refused = get(&other, "backend", "orders-service");
+    let refused = get(&other, "backend", &format!("orders-service.{}", shop.name));
     assert!(refused.is_err(), "plain text where mTLS is asked for: {refused:?}");
     let bundle = |namespace: &KubeNamespace| namespace.get("configmap/outrigger-ca-root-cert", "{.data.ca\\.crt}");
     assert!(bundle(&shop).unwrap().contains("BEGIN CERTIFICATE") && bundle(&other).is_err());

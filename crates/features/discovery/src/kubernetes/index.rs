@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_kubernetes::names::{KEEPER_IDLE, KEEPER_WAIT};
 
+use super::alone::Alone;
 use super::handover::{Application, HandOver, Stage};
 use super::projection::{KeptPod, KeptService, KeptSlice, project};
 use crate::feed::Change;
@@ -36,6 +37,8 @@ pub struct Index {
     naming: HashMap<ObjectName, BTreeSet<String>>,
     /// What was told of each Service, by name.
     told: HashMap<ObjectName, Vec<String>>,
+    /// Pods that are called by their own address.
+    alone: Alone,
     /// Services to look at again.
     touched: BTreeSet<ObjectName>,
 }
@@ -53,6 +56,7 @@ impl Index {
             of_service: HashMap::new(),
             naming: HashMap::new(),
             told: HashMap::new(),
+            alone: Alone::default(),
             touched: BTreeSet::new(),
         }
     }
@@ -144,6 +148,7 @@ impl Index {
             let service = self.services.get(&name).map(Arc::as_ref);
             let slices: Vec<&KeptSlice> = slices.collect();
             let now = project((&name.0, &name.1), service, &slices, pod, (&self.domain, &self.trust_domain));
+            self.alone.take(&name, &now, &self.domain, &mut changes);
             let names: Vec<String> = now.iter().map(|service| service.name.clone()).collect();
             let before = match names.is_empty() {
                 true => self.told.remove(&name),

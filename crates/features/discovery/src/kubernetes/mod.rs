@@ -4,6 +4,7 @@
 //! whatever order objects come in, the same objects make the same services; of each object only what is needed is kept; a
 //! pod that comes later than the slice that names it is not missed.
 
+mod alone;
 mod feed;
 mod handover;
 mod index;

@@ -152,13 +152,52 @@ fn what_is_no_service_for_proxies_is_none() {
     assert!(services["x.shop.svc.cluster.local:80"].virtual_addresses.is_empty());
 }
 
+#[test]
+fn pods_of_headless_services_are_found_by_their_own_address() {
+    let headless = |port: &str| json!({ "spec": { "clusterIP": "None", "ports": [{ "name": port, "port": 5432 }] } });
+    let endpoints = json!([
+        { "addresses": ["10.0.0.7"], "targetRef": { "kind": "Pod", "name": "db-0" } },
+        { "addresses": ["10.0.0.8"], "targetRef": { "kind": "Pod", "name": "db-1" } } ]);
+    let slice = |of: &str, port: &str| slice(of, json!([{ "name": port, "port": 5432 }]), endpoints.clone());
+    let pod = json!({ "metadata": { "annotations": { "outrigger.dev/mtls": "strict" } }, "spec": { "serviceAccountName": "db", "initContainers": [{ "name": "outrigger" }] } });
+    let (mut index, mut services) = (Index::new("cluster.local", "d.test"), BTreeMap::new());
+    let all = [
+        (Of::Service, "db", headless("tcp")),
+        (Of::Slice, "db-x", slice("db", "tcp")),
+        // Another one of the same pods, and a pod without a sidecar.
+        (Of::Service, "replicas", headless("grpc")),
+        (Of::Slice, "replicas-x", slice("replicas", "grpc")),
+        (Of::Pod, "db-0", pod),
+    ];
+    for (of, at, object) in &all {
+        take(&mut index, *of, &name(at), Some(object));
+    }
+    follow(&mut services, &mut index);
+    let alone = "10-0-0-7.shop.pod.cluster.local:5432";
+    let names = ["db.shop.svc.cluster.local:5432", "replicas.shop.svc.cluster.local:5432"];
+    assert_eq!(services.keys().map(String::as_str).collect::<Vec<_>>(), [alone, names[0], names[1]]);
+    let one = services[alone].clone();
+    assert_eq!(one.virtual_addresses, ["10.0.0.7:5432".parse().unwrap()]);
+    assert_eq!((one.endpoints.len(), one.endpoints[0].identity.as_str()), (1, "spiffe://d.test/ns/shop/sa/db"));
+    assert!(!one.http2, "the first Service by its name says");
+    // It stays as long as one has it, and is gone with the sidecar's word.
+    take(&mut index, Of::Service, &name("db"), None);
+    follow(&mut services, &mut index);
+    assert!(services[alone].http2);
+    take(&mut index, Of::Pod, &name("db-0"), None);
+    follow(&mut services, &mut index);
+    assert!(!services.contains_key(alone), "{services:?}");
+}
+
 fn object() -> impl Strategy<Value = (Of, String, Value)> {
     let service = (0_u8..3, 1_u16..4, any::<bool>()).prop_map(|(at, port, two)| {
         let mut ports = vec![json!({ "name": "a", "port": port })];
         if two {
             ports.push(json!({ "name": "b", "port": 100 + port }));
         }
-        (Of::Service, format!("s{at}"), json!({ "spec": { "clusterIP": format!("10.96.0.{at}"), "ports": ports } }))
+        // One of them stands for its own address, the others are headless.
+        let address = if at == 0 { "10.96.0.1" } else { "None" };
+        (Of::Service, format!("s{at}"), json!({ "spec": { "clusterIP": address, "ports": ports } }))
     });
     let slice = (0_u8..4, 0_u8..3, prop::collection::vec((0_u8..5, 0_u8..4, any::<bool>()), 0..4)).prop_map(
         |(at, of, endpoints)| {
