@@ -38,9 +38,10 @@ const AROUND: Duration = Duration::from_secs(3);
 /// A pod may take so long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// An application and whom it calls, as its developers would write it.
-const APPLICATIONS: &[(&str, Option<&str>)] =
-    &[("frontend", Some("orders")), ("orders", Some("payments")), ("payments", None)];
+/// An application, its replicas, and whom it calls, as its developers would write it. The last one is alone: no other pod can stand in
+/// for it while its sidecar is replaced.
+const APPLICATIONS: &[(&str, u32, Option<&str>)] =
+    &[("frontend", 2, Some("orders")), ("orders", 2, Some("payments")), ("payments", 1, None)];
 
 pub(crate) fn verb(args: &mut Args) -> Result<()> {
     let variant = if args.flag("--debug") { image::Variant::Debug } else { image::Variant::Release };
@@ -248,12 +249,12 @@ fn output_with(mut command: Command, input: &str) -> Result<String> {
 /// Plain HTTP applications, each with an account, a Deployment and a Service; and a visitor who calls them.
 fn shop() -> String {
     let mut text = String::new();
-    for (name, calls) in APPLICATIONS {
+    for (name, replicas, calls) in APPLICATIONS {
         let calls = calls.map(|next| format!(", -calls, \"http://{next}/chain\"")).unwrap_or_default();
         text += &format!(
             "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\nspec:\n  selector: {{ app: {name} }}\n  \
              ports: [{{ port: 80, targetPort: 8080 }}]\n{}",
-            deployment(name, 2, &format!("args: [serve, -name, {name}{calls}]"))
+            deployment(name, *replicas, &format!("args: [serve, -name, {name}{calls}]"))
         );
     }
     text += &deployment("visitor", 1, "command: [sleep, \"3600\"]");
