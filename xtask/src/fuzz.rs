@@ -24,10 +24,6 @@ const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-saniti
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks -Ccodegen-units=1";
 
-/// Profiles of `fuzz/Cargo.toml`: inputs in great numbers want fast code, a few seeds want it compiled soon.
-const FUZZING: &str = "release";
-const SEEDS: &str = "seeds";
-
 pub(crate) fn verb(args: &mut Args) -> Result<()> {
     let known = targets()?;
     if args.flag("--list") {
@@ -48,11 +44,10 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
     if find_program("c++").is_none() {
         bail!("a C++ compiler is missing (libFuzzer is written in C++): install Debian's g++");
     }
+    ui::step("fuzz: build the targets", build)?;
     if only_seeds {
-        ui::step("fuzz: build the targets", || build(SEEDS))?;
         return ui::step("fuzz: the seeds", || chosen.iter().try_for_each(|target| run_seeds(target)));
     }
-    ui::step("fuzz: build the targets", || build(FUZZING))?;
     for target in chosen {
         ui::step(&format!("fuzz: {target} for {seconds} s"), || run(&target, seconds, &passed))?;
     }
@@ -61,7 +56,7 @@ pub(crate) fn verb(args: &mut Args) -> Result<()> {
 
 /// Runs every target on its seeds, none of which may fail.
 pub(crate) fn seeds() -> Result<()> {
-    ui::step("fuzz: build the targets", || build(SEEDS))?;
+    ui::step("fuzz: build the targets", build)?;
     ui::step("fuzz: the seeds", || targets()?.iter().try_for_each(|target| run_seeds(target)))
 }
 
@@ -70,20 +65,16 @@ fn run_seeds(target: &str) -> Result<()> {
     if fs::read_dir(&seeds).map_or(0, Iterator::count) == 0 {
         bail!("{target} has no seeds; put an input or two into {seeds}");
     }
-    Cmd::new(executable(SEEDS, target))
-        .args(["-runs=0", &seeds])
-        .run()
-        .with_context(|| format!("{target}: a seed fails"))
+    Cmd::new(executable(target)).args(["-runs=0", &seeds]).run().with_context(|| format!("{target}: a seed fails"))
 }
 
-fn executable(profile: &str, target: &str) -> String {
-    format!("fuzz/target/{}-unknown-linux-gnu/{profile}/{target}", std::env::consts::ARCH)
+fn executable(target: &str) -> String {
+    format!("fuzz/target/{}-unknown-linux-gnu/release/{target}", std::env::consts::ARCH)
 }
 
-fn build(profile: &str) -> Result<()> {
+fn build() -> Result<()> {
     cargo("build")
-        .args(["--profile", profile, "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "fuzz/target"])
-        .args(["--bins", "--locked"])
+        .args(["--release", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "fuzz/target", "--bins", "--locked"])
         .env("RUSTFLAGS", COVERAGE)
         .run()
 }
@@ -94,7 +85,7 @@ fn run(target: &str, seconds: u64, passed: &[String]) -> Result<()> {
     for folder in [&corpus, &artifacts] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {folder}"))?;
     }
-    let mut fuzzer = Cmd::new(executable(FUZZING, target))
+    let mut fuzzer = Cmd::new(executable(target))
         .arg(format!("-artifact_prefix={artifacts}"))
         .arg(format!("-max_total_time={seconds}"))
         .args(["-max_len=65536", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]);
