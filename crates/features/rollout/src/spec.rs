@@ -96,7 +96,7 @@ impl std::str::FromStr for Share {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is neither a number such as `2` nor a share such as `5%`");
+        let wrong = || format!("`{text}` is neither a number such as `2` nor a share such as `5%` (0% to 100%)");
         let share = match text.strip_suffix('%') {
             Some(percent) => Self::Percent(percent.parse().ok().filter(|percent| *percent <= 100).ok_or_else(wrong)?),
             None => Self::Number(text.parse().map_err(|_| wrong())?),
@@ -179,7 +179,8 @@ mod tests {
             assert_eq!(serde_json::from_value::<Share>(json).unwrap(), share);
         }
         for text in ["", "%", "-1", "101%", "5 %", "half"] {
-            assert!(text.parse::<Share>().is_err(), "{text}");
+            let why = text.parse::<Share>().unwrap_err();
+            assert!(why.contains(&format!("`{text}`")) && why.ends_with("(0% to 100%)"), "{why}");
         }
     }
 
