@@ -46,6 +46,8 @@ pub(crate) struct Cluster {
     /// How many requests may wait for it at once.
     pub(crate) adaptive: Option<AdaptiveLimit>,
     terms: ArcSwap<Terms>,
+    /// The terms have names or services to resolve. Not asked of them again: that would parse thousands of addresses.
+    named: AtomicBool,
     current: ArcSwap<Members>,
     /// Held while `current` is made anew.
     renewing: Mutex<()>,
@@ -105,16 +107,36 @@ impl Terms {
         (terms, fixed)
     }
 
-    fn has_names(&self) -> bool {
-        self.srv.is_some()
-            || self.service.is_some()
-            || self.endpoints.iter().any(|endpoint| endpoint.address.host.parse::<IpAddr>().is_err())
-    }
-
     /// The endpoints that need no resolving; `None` when there are others.
     fn literal(&self) -> Option<Vec<Endpoint>> {
-        let listed = self.selected().map(|endpoint| Some(Endpoint::of(endpoint, endpoint.address.host.parse().ok()?)));
-        if self.srv.is_none() && self.service.is_none() { listed.collect() } else { None }
+        if self.srv.is_some() || self.service.is_some() {
+            return None;
+        }
+        let mut listed = Vec::with_capacity(self.endpoints.len());
+        for endpoint in self.selected() {
+            let address: IpAddr = endpoint.address.host.parse().ok()?;
+            listed.push(Endpoint::of(endpoint, address));
+        }
+        Some(listed)
+    }
+
+    /// What is listed otherwise than before, by its place, when all that is different of two lists of addresses is what is
+    /// said of some of them.
+    fn revised(&self, before: &Self) -> Option<Vec<(usize, &outrigger_config::Endpoint)>> {
+        let is_list = |one: &Self| one.srv.is_none() && one.service.is_none() && one.balancing.subset.is_empty();
+        if !is_list(self) || !is_list(before) || self.endpoints.len() != before.endpoints.len() {
+            return None;
+        }
+        let mut revised = Vec::new();
+        for (place, (new, old)) in self.endpoints.iter().zip(before.endpoints.iter()).enumerate() {
+            if !new.is_same(old) {
+                if new.address != old.address {
+                    return None;
+                }
+                revised.push((place, new));
+            }
+        }
+        Some(revised)
     }
 
     /// The endpoints that have the labels asked for.
@@ -137,6 +159,7 @@ impl Cluster {
             retry_budget,
             adaptive,
             terms: ArcSwap::default(),
+            named: AtomicBool::new(false),
             current: ArcSwap::default(),
             renewing: Mutex::default(),
             pools: AtomicUsize::new(0),
@@ -157,10 +180,19 @@ impl Cluster {
 
     /// Takes on new terms, under the connections there are.
     fn take_on(&self, terms: Terms) {
-        if **self.terms.load() == terms && self.resolution.borrow().is_some() {
+        let before = self.terms.load_full();
+        let is_resolved = self.resolution.borrow().is_some();
+        if *before == terms && is_resolved {
+            return;
+        }
+        if is_resolved && !self.has_names() && self.revise(&before, &terms) {
+            self.terms.store(Arc::new(terms));
+            self.plan();
+            self.tell();
             return;
         }
         let literal = terms.literal();
+        self.named.store(literal.is_none(), Relaxed);
         self.terms.store(Arc::new(terms));
         match literal {
             Some(list) => {
@@ -169,6 +201,25 @@ impl Cluster {
             }
             None => self.plan(),
         }
+        self.tell();
+    }
+
+    /// Takes on what is said otherwise of the endpoints that there are; false when others are listed.
+    fn revise(&self, before: &Terms, terms: &Terms) -> bool {
+        let _renewing = self.renewing();
+        let peers = Arc::clone(&self.current.load().peers);
+        // As many as are listed: none was left out, so each has the place that it has in the list.
+        let Some(revised) = terms.revised(before).filter(|_| peers.len() == terms.endpoints.len()) else {
+            return false;
+        };
+        for (place, endpoint) in revised {
+            peers[place].take(Endpoint::of(endpoint, peers[place].address.ip()));
+        }
+        true
+    }
+
+    /// Tells of new terms.
+    fn tell(&self) {
         self.changed.notify_waiters();
         self.changed.notify_one();
         self.alarm.notify_one();
@@ -285,7 +336,7 @@ impl Cluster {
 
     /// Whether there are names to resolve.
     pub(crate) fn has_names(&self) -> bool {
-        self.terms.load().has_names()
+        self.named.load(Relaxed)
     }
 
     /// Whether more is to be done for it, as time goes on, than a request does.
@@ -417,6 +468,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use outrigger_traffic::endpoints::NextUpdate;
+    use proptest::strategy::Strategy;
 
     use super::*;
 
@@ -437,6 +489,40 @@ mod tests {
     fn told(cluster: &Cluster) -> Vec<(u16, u32, bool)> {
         let members = cluster.members();
         members.peers.iter().map(|peer| (peer.address.port(), peer.weight(), peer.is_usable())).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_config_taken_on_is_as_one_begun_with(lists in proptest::collection::vec(lists(), 1..5)) {
+            let (clusters, mut kept) = (Clusters::default(), Vec::new());
+            for (endpoints, subset) in lists {
+                let mut config = ClusterConfig::new("listed".parse().unwrap(), vec![]);
+                config.endpoints = endpoints.into_iter().collect();
+                config.load_balancing.subset = subset.then(|| ("a".to_owned(), "b".to_owned())).into_iter().collect();
+                kept.push(clusters.obtain(&config));
+                let fresh = Clusters::default().obtain(&config);
+                let all = |cluster: &Cluster| -> Vec<_> {
+                    let members = cluster.members();
+                    members.peers.iter().map(|peer| (peer.address, peer.weight(), peer.priority(), peer.zone())).collect()
+                };
+                let kept = &kept[kept.len() - 1];
+                proptest::prop_assert_eq!(all(kept), all(&fresh));
+                proptest::prop_assert_eq!(kept.has_names(), fresh.has_names());
+            }
+        }
+    }
+
+    /// Few addresses, so that lists have many in common; and whether a subset is asked for.
+    fn lists() -> impl Strategy<Value = (Vec<outrigger_config::Endpoint>, bool)> {
+        let endpoint = (1..5_u16, 1..3_u32, 0..2_u32, proptest::option::of("[ab]"), proptest::bool::ANY);
+        let endpoint = endpoint.prop_map(|(port, weight, priority, zone, labelled)| outrigger_config::Endpoint {
+            weight,
+            priority,
+            zone: zone.map(|zone| zone.parse().unwrap()),
+            labels: labelled.then(|| ("a".to_owned(), "b".to_owned())).into_iter().collect(),
+            ..format!("127.0.0.1:{port}").parse::<outrigger_config::HostPort>().unwrap().into()
+        });
+        (proptest::collection::vec(endpoint, 0..5), proptest::bool::weighted(0.2))
     }
 
     #[tokio::test]

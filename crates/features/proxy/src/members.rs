@@ -68,7 +68,7 @@ impl Peer {
     }
 
     /// Takes on what is listed of it now; whether that is something else.
-    fn take(&self, listed: Endpoint) -> bool {
+    pub(crate) fn take(&self, listed: Endpoint) -> bool {
         let Endpoint { weight, priority, zone, healthy, .. } = listed;
         let mut changed = self.is_told_unhealthy() == healthy;
         self.set(TOLD, !healthy);

@@ -20,6 +20,7 @@ use outrigger_traffic::session::Persistence;
 
 use crate::cluster::{Cluster, PASSTHROUGH};
 use crate::global_limit::GlobalLimit;
+use crate::members::Peer;
 use crate::mirror::Mirror;
 use crate::resilience::{Limiter, Resilience};
 
@@ -135,9 +136,17 @@ pub(crate) struct RouteTable {
     /// Clusters that may be called by the addresses of their endpoints, and their routes for that, in the file's order.
     direct: Vec<(Arc<Cluster>, u32)>,
     /// Routes of redirected connections by where they wanted to go, as the clusters' endpoints are now.
-    destinations: ArcSwap<HashMap<SocketAddr, u32>>,
+    destinations: ArcSwap<Destinations>,
     /// The route of redirected connections that no other one takes; `None` refuses them.
     unknown: Option<u32>,
+}
+
+/// Routes by destination.
+#[derive(Default)]
+struct Destinations {
+    known: HashMap<SocketAddr, u32>,
+    /// The endpoints that were looked at, by cluster: while they stay there is nothing to be found anew.
+    of: Option<Vec<Arc<[Arc<Peer>]>>>,
 }
 
 /// A route of CONNECT.
@@ -303,27 +312,32 @@ impl RouteTable {
 
     /// The number of the route of a virtual address, or of an endpoint's.
     fn known(&self, destination: Option<SocketAddr>) -> Option<u32> {
-        self.destinations.load().get(&destination?).copied()
+        self.destinations.load().known.get(&destination?).copied()
     }
 
     /// Whether redirected connections to an address have a route of its own.
     pub(crate) fn knows(&self, address: SocketAddr) -> bool {
-        self.destinations.load().contains_key(&address)
+        self.destinations.load().known.contains_key(&address)
     }
 
     /// Takes on the clusters' endpoints as they are now.
     pub(crate) fn find_destinations(&self) {
-        let mut known = HashMap::new();
-        for (cluster, number) in &self.direct {
-            for peer in cluster.members().peers.iter() {
+        let of: Vec<Arc<[Arc<Peer>]>> =
+            self.direct.iter().map(|(cluster, _)| Arc::clone(&cluster.members().peers)).collect();
+        let is_known =
+            |before: &Vec<Arc<[Arc<Peer>]>>| before.iter().zip(&of).all(|(one, other)| Arc::ptr_eq(one, other));
+        if self.destinations.load().of.as_ref().is_some_and(is_known) {
+            return;
+        }
+        let mut known = HashMap::with_capacity(of.iter().map(|peers| peers.len()).sum());
+        for (peers, (_, number)) in of.iter().zip(&self.direct) {
+            for peer in peers.iter() {
                 known.entry(peer.address).or_insert(*number);
             }
         }
         // What a config says in so many words comes first.
         known.extend(&self.virtuals);
-        if **self.destinations.load() != known {
-            self.destinations.store(Arc::new(known));
-        }
+        self.destinations.store(Arc::new(Destinations { known, of: Some(of) }));
     }
 
     /// Whether any CONNECT is taken.

@@ -90,20 +90,29 @@ fn take_long_lists(old: &mut Config, new: &mut Config) -> Vec<Change> {
         let (these, those) = (std::mem::take(&mut cluster.endpoints), std::mem::take(&mut other.endpoints));
         if these != those {
             let path = ConfigPath::from("proxy.clusters").item(&cluster.name).key("endpoints");
-            changes.push(long_list(path, [these.len(), those.len()], only(&these, &those), only(&those, &these)));
+            let [gone, came] = apart(&these, &those);
+            changes.push(long_list(path, [these.len(), those.len()], gone, came));
         }
     }
     changes
 }
 
-/// Endpoints of one list that the other lacks. Most stand where they stood, and none is in a list twice: only the rest of
-/// both are looked at.
-fn only<'e>(these: &'e Endpoints, others: &'e Endpoints) -> Vec<impl Serialize + use<'e>> {
-    let rest = |of: &'e Endpoints, beside: &'e Endpoints| {
-        of.iter().enumerate().filter(move |(place, one)| beside.get(*place) != Some(*one)).map(|(_, one)| one)
+/// Endpoints that only the old list has, and those that only the new one has. Most stand where they stood, and none is in a
+/// list twice: only the rest of both are looked at.
+fn apart<'e>(old: &'e Endpoints, new: &'e Endpoints) -> [Vec<impl Serialize + use<'e>>; 2] {
+    let (mut gone, mut came): (Vec<&Endpoint>, Vec<&Endpoint>) = (Vec::new(), Vec::new());
+    for (before, after) in old.iter().zip(new.iter()).filter(|(before, after)| !before.is_same(after)) {
+        gone.push(before);
+        came.push(after);
+    }
+    let both = old.len().min(new.len());
+    gone.extend(&old[both..]);
+    came.extend(&new[both..]);
+    let only = |these: &[&'e Endpoint], others: &[&'e Endpoint]| {
+        let others: HashSet<&Endpoint> = others.iter().copied().collect();
+        these.iter().copied().filter(|one| !others.contains(one)).map(Endpoint::written).collect()
     };
-    let known: HashSet<&Endpoint> = rest(others, these).collect();
-    rest(these, others).filter(|one| !known.contains(one)).map(Endpoint::written).collect()
+    [only(&gone, &came), only(&came, &gone)]
 }
 
 fn compare(path: &ConfigPath, old: &Json, new: &Json, changes: &mut Vec<Change>) {

@@ -24,9 +24,11 @@ pub fn config_mark(text: &[u8]) -> String {
 
 /// The mark of a file, as it is now; empty when it has none.
 pub(crate) fn of(path: &Path) -> String {
+    let Ok(file) = File::open(path) else { return String::new() };
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut text));
-    if read.is_ok() && text.len() as u64 <= MOST_BYTES { config_mark(&text) } else { String::new() }
+    let fits = file.metadata().is_ok_and(|metadata| metadata.len() <= MOST_BYTES);
+    let read = fits && file.take(MOST_BYTES + 1).read_to_end(&mut text).is_ok();
+    if read && text.len() as u64 <= MOST_BYTES { config_mark(&text) } else { String::new() }
 }
 
 #[cfg(test)]

@@ -46,20 +46,16 @@ impl Shortened {
             from = behind;
             let Some(column) = column_of_key(file, key) else { continue };
             let mut lines = Lines { text: file.as_bytes(), at: behind };
-            let Some(Rows { endpoints, span, nodes, end }) = lines.rows(file, column) else { continue };
+            // Lists of a file are often of one length, and room for that is not copied into more.
+            let room = lists.last().map_or(0, |list: &List| list.endpoints.len());
+            let Some(Rows { endpoints, span, nodes, end }) = lines.rows(file, column, room) else { continue };
             if endpoints.len() < SHORTEST {
                 continue;
             }
             text.push_str(&file[copied..behind]);
             let marker = text.len() + 1;
             text.push_str(MARKER);
-            lists.push(List {
-                marker,
-                ends: (end, text.len()),
-                span,
-                endpoints: endpoints.into_iter().collect(),
-                nodes,
-            });
+            lists.push(List { marker, ends: (end, text.len()), span, endpoints: endpoints.into(), nodes });
             (copied, from) = (end, end);
         }
         if lists.is_empty() {
@@ -108,10 +104,11 @@ struct Lines<'t> {
 }
 
 impl<'t> Lines<'t> {
-    /// The rows below a key in `column`, from behind the key on; `None` when any of them is not plain.
-    fn rows(&mut self, file: &'t str, column: usize) -> Option<Rows> {
+    /// The rows below a key in `column`, from behind the key on, perhaps as many as there is to be `room` for; `None` when any
+    /// of them is not plain.
+    fn rows(&mut self, file: &'t str, column: usize, room: usize) -> Option<Rows> {
         self.end_of_line()?;
-        let mut rows = Rows { endpoints: Vec::new(), span: Span::default(), nodes: 1, end: 0 };
+        let mut rows = Rows { endpoints: Vec::with_capacity(room), span: Span::default(), nodes: 1, end: 0 };
         let (mut start, mut last, mut own_column) = (None, 0, None);
         loop {
             let line = self.at;

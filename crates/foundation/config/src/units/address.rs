@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use smol_str::SmolStr;
+
 use super::{InvalidScalar, string_scalar};
 
 /// The longest path of a unix socket on Linux (`sun_path` less its closing NUL).
@@ -74,8 +76,8 @@ string_scalar!(
 /// A peer to connect to: `HOST:PORT`, where the host is a DNS name or an IP address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
-    /// DNS name or IP address, without brackets.
-    pub host: String,
+    /// DNS name or IP address, without brackets. There may be thousands of them, so addresses take no room elsewhere.
+    pub host: SmolStr,
     /// TCP port, 1 to 65535.
     pub port: u16,
 }
@@ -88,6 +90,9 @@ impl FromStr for HostPort {
             let help = "write `HOST:PORT` such as `backend.shop:8080`, `10.0.0.7:80` or `[::1]:80`";
             InvalidScalar::new(text, problem, help)
         };
+        if let Some((host, port)) = plain_v4(text) {
+            return Ok(Self { host: host.into(), port });
+        }
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         if digits(text.trim_start_matches(':')) {
             return Err(invalid("has no host"));
@@ -104,9 +109,37 @@ impl FromStr for HostPort {
             Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
             None => is_host(host),
         };
-        let host = bracketed.unwrap_or(host).to_owned();
+        let host = bracketed.unwrap_or(host).into();
         if valid { Ok(Self { host, port }) } else { Err(invalid("is not an endpoint")) }
     }
+}
+
+/// Host and port of `1.2.3.4:80`, which lists of many thousands consist of; `None` where there is more to think about.
+fn plain_v4(text: &str) -> Option<(&str, u16)> {
+    let (mut octets, mut number, mut digits) = (0, 0_u32, 0);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            // No leading zeros, and no more digits than an octet or a port has.
+            b'0'..=b'9' if digits < 5 && (digits == 0 || number > 0) => {
+                number = number * 10 + u32::from(byte - b'0');
+                digits += 1;
+            }
+            b'.' | b':' if digits > 0 && number <= 255 && octets < 4 && (byte == b':') == (octets == 3) => {
+                octets += 1;
+                (number, digits) = (0, 0);
+                if octets == 4 {
+                    let port = text[at + 1..].bytes().enumerate().try_fold(0_u32, |port, (place, byte)| {
+                        let digit = byte.is_ascii_digit() && place < 5 && (place == 0 || port > 0);
+                        digit.then(|| port * 10 + u32::from(byte - b'0'))
+                    });
+                    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)?;
+                    return Some((&text[..at], port));
+                }
+            }
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Whether it is an IPv4 address or a DNS name (underscores are allowed, for they are in use). All digits and dots must be an address.
@@ -227,6 +260,17 @@ mod tests {
         }
         for near in ["/run/agent.sock", "unix:/run/agent.sock"] {
             assert!(near.parse::<WorkloadEndpoint>().unwrap_err().help.contains("`unix:///run/agent.sock`"), "{near}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn plain_endpoints_are_those_that_the_library_reads(text in "(0|[1-9][0-9]{0,3}|[0-9]{1,3})([.:][0-9]{1,3}){2,3}[.:]?(:[0-9]{1,6})?") {
+            let read = text.parse::<std::net::SocketAddrV4>().ok().filter(|address| address.port() > 0);
+            // Zeros before a port are left to the other way.
+            let read = read.filter(|address| text.ends_with(&format!(":{}", address.port())));
+            let plain = plain_v4(&text).map(|(host, port)| (host.to_owned(), port));
+            proptest::prop_assert_eq!(plain, read.map(|address| (address.ip().to_string(), address.port())));
         }
     }
 

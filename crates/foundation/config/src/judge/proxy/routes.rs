@@ -203,12 +203,14 @@ fn backend_rules(
 fn sends_to_itself(proxy: &Proxy, listener: &Listener, cluster: &str, at: &ConfigPath, judge: &mut Judge<'_>) {
     let here = listener.address;
     let meets = |endpoint: &HostPort| {
+        if endpoint.port != here.port() {
+            return false;
+        }
         let ip = match endpoint.host.as_str() {
             "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
             host => host.parse().ok(),
         };
-        endpoint.port == here.port()
-            && ip.is_some_and(|ip: IpAddr| ip == here.ip() || here.ip().is_unspecified() && ip.is_loopback())
+        ip.is_some_and(|ip: IpAddr| ip == here.ip() || here.ip().is_unspecified() && ip.is_loopback())
     };
     let index = proxy.clusters.iter().position(|candidate| candidate.name.as_str() == cluster);
     let Some((index, cluster)) = index.map(|index| (index, &proxy.clusters[index])) else { return };

@@ -45,6 +45,15 @@ impl Endpoint {
     pub(crate) const MOST_WEIGHT: u32 = 10_000;
     pub(crate) const LAST_PRIORITY: u32 = 127;
 
+    /// Whether they are equal; what differs most often is looked at first, and labels only where there are any.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let numbers = |one: &Self| (one.weight, one.priority, one.address.port);
+        numbers(self) == numbers(other)
+            && self.address.host == other.address.host
+            && self.zone == other.zone
+            && (self.labels.is_empty() && other.labels.is_empty() || self.labels == other.labels)
+    }
+
     /// As a file would write it.
     pub(crate) fn written(&self) -> impl Serialize + use<'_> {
         Written(self)
@@ -63,7 +72,7 @@ fn is_zero(number: &u32) -> bool {
 
 /// All endpoints of a cluster. There may be thousands, so copies of a config share them.
 #[derive(Debug, Clone, Default)]
-pub struct Endpoints(Arc<[Endpoint]>);
+pub struct Endpoints(Arc<Vec<Endpoint>>);
 
 impl Endpoints {
     /// Whether both are the very same list.
@@ -74,7 +83,15 @@ impl Endpoints {
 
 impl FromIterator<Endpoint> for Endpoints {
     fn from_iter<I: IntoIterator<Item = Endpoint>>(endpoints: I) -> Self {
-        Self(endpoints.into_iter().collect())
+        endpoints.into_iter().collect::<Vec<_>>().into()
+    }
+}
+
+impl From<Vec<Endpoint>> for Endpoints {
+    /// Without a copy of them, where there is no room to spare.
+    fn from(mut endpoints: Vec<Endpoint>) -> Self {
+        endpoints.shrink_to_fit();
+        Self(Arc::new(endpoints))
     }
 }
 
@@ -87,7 +104,8 @@ impl Deref for Endpoints {
 
 impl PartialEq for Endpoints {
     fn eq(&self, other: &Self) -> bool {
-        self.is_same(other) || self.0 == other.0
+        let same = |(one, another): (&Endpoint, &Endpoint)| one.is_same(another);
+        self.is_same(other) || (self.len() == other.len() && self.iter().zip(other.iter()).all(same))
     }
 }
 
