@@ -94,6 +94,12 @@ def configure(api, name: str, port: int, ca: bytes = b"") -> None:
     })
 
 
+def trusted(api, name: str) -> bytes:
+    """The certificates by which the API server trusts a webhook that keeps its own."""
+    asked = api.ask("GET", f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}")
+    return base64.b64decode(asked["webhooks"][0]["clientConfig"]["caBundle"])
+
+
 def wait_injecting(api, controller: Controller, pod: dict) -> None:
     """Waits until the API server gets pods injected, which needs the webhook's certificate and its own trust in it."""
     until = time.monotonic() + PATIENCE

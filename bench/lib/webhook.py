@@ -1,36 +1,35 @@
 """Scenario: the admission webhook under an API server's load, and the memory of a controller that rests.
 
 The reviews are a real API server's: it is made to send them to a recorder first, for a pod that the ReplicaSet controller made and for one of 1 MiB.
-Then they are sent to the controller at a fixed rate, over TLS and as many connections as an API server keeps (`reviews.py`).
+Then they are sent to the controller at a fixed rate, over TLS and as many connections as an API server keeps, by the example `reviews`.
 """
 
 import http.server
 import json
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 from . import controller as control
-from . import load, report
+from . import load, machine, report
 from .apiserver import ApiServer
 from .process import LOAD_CORE, free_ports
 
 RATE, CONNECTIONS, LARGE = 200, 25, 1 << 20
 SETTLE_SECONDS = 10
-SENDER = Path(__file__).with_name("reviews.py")
 
 
 def measure(peers, arguments) -> str:
     """Rounds of ordinary pods, and rounds in which every fiftieth has 1 MiB."""
+    sender = machine.example("outrigger-control", "reviews")
     with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as name, ApiServer(Path(name)) as api:
-        return inside(peers, arguments, Path(name), api)
+        return inside(peers, arguments, Path(name), api, sender)
 
 
-def inside(peers, arguments, folder: Path, api: ApiServer) -> str:
+def inside(peers, arguments, folder: Path, api: ApiServer, sender: Path) -> str:
     report.progress("reviews of a real API server")
     control.prepare(api)
     api.make("/api/v1/namespaces", [{"metadata": {"name": "shop", "labels": {"outrigger.dev/inject": "enabled"}}}])
@@ -42,6 +41,7 @@ def inside(peers, arguments, folder: Path, api: ApiServer) -> str:
         controller.wait_ready()
         control.configure(api, "outrigger-injector", controller.webhook)
         control.wait_injecting(api, controller, pod("probe"))
+        (folder / "ca.crt").write_bytes(control.trusted(api, "outrigger-injector"))
         api.pin()
         time.sleep(SETTLE_SECONDS)
         idle = controller.process.rss_bytes()
@@ -50,7 +50,7 @@ def inside(peers, arguments, folder: Path, api: ApiServer) -> str:
             for number in range(arguments.rounds):
                 report.progress(f"{title}: round {number + 1}/{arguments.rounds}")
                 cpu, began = controller.process.cpu_seconds(), time.monotonic()
-                out = load.run(["taskset", "-c", LOAD_CORE, sys.executable, SENDER, controller.webhook, folder, RATE, CONNECTIONS,
+                out = load.run(["taskset", "-c", LOAD_CORE, sender, controller.webhook, folder / "ca.crt", folder, RATE, CONNECTIONS,
                                 max(arguments.seconds, 10), share])
                 busy = (controller.process.cpu_seconds() - cpu) / (time.monotonic() - began)
                 taken.append((*map(float, out.split()), busy))

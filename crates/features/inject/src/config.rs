@@ -175,7 +175,11 @@ pub(crate) fn checked(value: Value, settings: &Settings) -> Result<Effective, Ve
         );
         return Err(vec![problem]);
     }
-    let loaded = parsed(&text).map_err(|diagnostics| {
+    let key = (settings.interception.redirects(), text.into_boxed_str());
+    if settings.known_good.knows(&key) {
+        return Ok(Effective { text: key.1.into(), value });
+    }
+    let loaded = parsed(&key.1).map_err(|diagnostics| {
         let told = diagnostics.iter().filter(|one| one.severity == outrigger_config::Severity::Error);
         let told = told.map(|one| {
             let help = one.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
@@ -189,6 +193,8 @@ pub(crate) fn checked(value: Value, settings: &Settings) -> Result<Effective, Ve
     if !problems.is_empty() {
         return Err(problems);
     }
+    let text = key.1.to_string();
+    settings.known_good.remember(key);
     Ok(Effective { text, value })
 }
 
@@ -347,6 +353,17 @@ mod tests {
         let mut config = foundation(&settings, None);
         config["proxy"]["zone"] = json!("${POD_IP}-${NODE_NAME}");
         assert!(checked(config, &settings).is_ok(), "variables of the pod are known");
+    }
+
+    #[test]
+    fn what_was_found_good_is_good_for_pods_of_its_kind_alone() {
+        let unredirected = Settings { interception: Interception::None, ..Settings::default() };
+        let config = || json!({ "metrics": {} });
+        for _ in 0..2 {
+            assert_eq!(checked(config(), &unredirected).map(|good| good.text).unwrap_or_default(), "metrics: {}\n");
+        }
+        let redirected = Settings { interception: Interception::Init, ..unredirected };
+        assert!(checked(config(), &redirected).is_err(), "nobody listens where connections are redirected");
     }
 
     #[test]

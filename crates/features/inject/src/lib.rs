@@ -11,6 +11,7 @@ mod decide;
 mod explain;
 mod inject;
 mod json;
+mod known_good;
 mod layers;
 mod manifests;
 mod probes;
@@ -28,6 +29,7 @@ pub use annotations::{ANNOTATIONS, Annotation, annotations_reference};
 pub use decide::Namespace;
 pub use explain::{Explained, explain};
 pub use inject::{Injected, Outcome, Reason, inject, uninject};
+pub use known_good::KnownGood;
 pub use layers::{Layer, Row, Step, rows};
 pub use manifests::{Action, ManifestError, Manifests, Report, process};
 pub use profile::{

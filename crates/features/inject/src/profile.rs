@@ -321,9 +321,11 @@ impl Settings {
         };
         if !spec.injection.is_empty() {
             let (config, layers) = (self.config.take(), std::mem::take(&mut self.layers));
+            let known_good = self.known_good.clone();
             let base = serde_json::to_value(&self).map_err(|error| error.to_string())?;
             let all = merged(base, &Value::Object(spec.injection.clone()));
             self = serde_json::from_value(all).map_err(|error| format!("{}: {error}", profile.origin()))?;
+            self.known_good = known_good;
             if !spec.injection.contains_key("configMap") {
                 (self.config, self.layers) = (config, layers);
             }

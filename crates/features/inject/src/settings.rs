@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::known_good::KnownGood;
 use crate::layers::Layer;
 use crate::yaml::{self, Dialect};
 
@@ -64,6 +65,9 @@ pub struct Settings {
     /// What refines `config`: profiles of the cluster, then the pod's annotation.
     #[serde(skip)]
     pub layers: Vec<Layer>,
+    /// Configs that need no second look.
+    #[serde(skip)]
+    pub known_good: KnownGood,
 }
 
 impl Default for Settings {
@@ -95,6 +99,7 @@ impl Default for Settings {
             namespaces: Namespaces::All,
             excluded_namespaces: vec!["outrigger-system".to_owned()],
             layers: Vec::new(),
+            known_good: KnownGood::default(),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! One client's connection to a gRPC server: its calls, and when it ends.
 //!
 //! In: a connection after its TLS handshake, a service. Out: answers. Promise: all of it is one task, so a stream that rests costs its state and
-//! no more, and a look at the connection is one write; a client that vanished is found out by pings; a connection that is too old, or in which
-//! nothing was called for long, ends after the calls under way, and at last by force.
+//! no more, and a look at the connection is one write; a call that panics fails alone; a client that vanished is found out by pings; a connection
+//! that is too old, or in which nothing was called for long, ends after the calls under way, and at last by force.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -138,7 +139,8 @@ impl Caller {
         }
         let messages = GrpcMessages::of_call(body, self.options.max_request);
         let (metadata, identity) = (head.headers, self.identity.clone());
-        match self.service.open(GrpcOpened { method, metadata, peer: self.peer, identity, messages }) {
+        let opened = GrpcOpened { method, metadata, peer: self.peer, identity, messages };
+        match guarded(|| self.service.open(opened)).flatten() {
             Ok(answers) => {
                 // The client has gone if this fails.
                 let out = respond.send_response(grpc(), false).ok()?;
@@ -196,10 +198,10 @@ fn poll_one(answering: &mut Answering, respond: &mut SendResponse<Bytes>, cx: &m
     if respond.poll_reset(&mut silent()).is_ready() {
         return Step::Over;
     }
-    match answering.as_mut().poll(cx) {
-        Poll::Pending => return Step::Waits,
-        Poll::Ready(Ok(message)) => answer_message(respond, &message),
-        Poll::Ready(Err(status)) => answer_status(respond, &status),
+    match guarded(|| answering.as_mut().poll(cx)) {
+        Ok(Poll::Pending) => return Step::Waits,
+        Ok(Poll::Ready(Ok(message))) => answer_message(respond, &message),
+        Ok(Poll::Ready(Err(status))) | Err(status) => answer_status(respond, &status),
     }
     Step::Over
 }
@@ -231,11 +233,11 @@ impl Stream {
                 step = Step::Said;
                 continue;
             }
-            match self.answers.poll_next(cx) {
-                Poll::Pending => return step,
-                Poll::Ready(Some(Ok(parts))) => framed(parts, &mut self.queue),
-                Poll::Ready(Some(Err(status))) => return self.end(Some(&status)),
-                Poll::Ready(None) => return self.end(None),
+            match guarded(|| self.answers.poll_next(cx)) {
+                Ok(Poll::Pending) => return step,
+                Ok(Poll::Ready(Some(Ok(parts)))) => framed(parts, &mut self.queue),
+                Ok(Poll::Ready(Some(Err(status)))) | Err(status) => return self.end(Some(&status)),
+                Ok(Poll::Ready(None)) => return self.end(None),
             }
         }
     }
@@ -250,6 +252,12 @@ impl Stream {
         let _ = self.out.send_trailers(trailers);
         Step::Over
     }
+}
+
+/// What the service does for one call. Its panic, which the process's own log tells of, is that call's status, and the others go on.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, GrpcStatus> {
+    let fault = |_| GrpcStatus::new(GrpcCode::Internal, "a fault of the server, which its log tells of");
+    catch_unwind(AssertUnwindSafe(work)).map_err(fault)
 }
 
 /// For what only changes while the connection is looked at: the calls are looked at after that in any case, and to wake the task that does both, while

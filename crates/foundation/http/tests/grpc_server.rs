@@ -59,6 +59,7 @@ struct Repeated {
 impl GrpcAnswers for Repeated {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Vec<Bytes>, GrpcStatus>>> {
         Poll::Ready(ready!(self.messages.poll_next(cx)).map(|message| match message? {
+            panics if panics == "panic" => panic!("as was asked for"),
             over if over == "over" => Err(GrpcStatus::new(GrpcCode::PermissionDenied, "as was said")),
             message => Ok(vec![message]),
         }))
@@ -75,6 +76,7 @@ impl GrpcService for Echo {
                     let said = call.metadata.get("x-who").map(|who| who.as_bytes().to_vec()).unwrap_or_default();
                     Ok([call.peer.ip().to_string().into_bytes(), said].concat().into())
                 }
+                "/test/Panic" => panic!("as was asked for"),
                 "/test/Wait" => {
                     let _counted = Counted::new(&self.under_way);
                     self.go.notified().await;
@@ -86,7 +88,7 @@ impl GrpcService for Echo {
     }
 
     fn streams(&self, method: &str) -> bool {
-        ["/test/Repeat", "/test/Never"].contains(&method)
+        ["/test/Repeat", "/test/Never", "/test/PanicAtOnce"].contains(&method)
     }
 
     fn open(&self, opened: GrpcOpened) -> Result<Box<dyn GrpcAnswers>, GrpcStatus> {
@@ -94,6 +96,7 @@ impl GrpcService for Echo {
             "/test/Repeat" => {
                 Ok(Box::new(Repeated { messages: opened.messages, _counted: Counted::new(&self.under_way) }))
             }
+            "/test/PanicAtOnce" => panic!("as was asked for"),
             _ => Err(GrpcStatus::new(GrpcCode::PermissionDenied, "never")),
         }
     }
@@ -330,6 +333,43 @@ async fn calls_answered_before_they_were_read_leave_their_connection_whole() {
         body.send_data(framed(b"whole"), true).unwrap();
         let mut body = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
         assert_eq!(body.data().await.unwrap().unwrap(), framed(b"whole"));
+    };
+    tokio::select! {
+        () = calls => {}
+        ended = connection => panic!("{ended:?}"),
+    }
+}
+
+#[tokio::test]
+async fn calls_that_panic_fail_alone() {
+    let server = Server::start(|_| {}).await;
+    let (mut sender, connection) = server.client_by_hand().await;
+    let calls = async {
+        let open =
+            |sender: &mut SendRequest<Bytes>| sender.send_request(server.request("/test/Repeat"), false).unwrap();
+        let repeated = async |out: &mut h2::SendStream<Bytes>, back: &mut h2::RecvStream, message: &[u8]| {
+            out.send_data(framed(message), false).unwrap();
+            let seen = timeout(PATIENCE, back.data()).await.unwrap().map(Result::unwrap);
+            seen.inspect(|data| back.flow_control().release_capacity(data.len()).unwrap())
+        };
+        // Two streams that are there before, and go on.
+        let (response, mut out) = open(&mut sender);
+        let mut back = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+        let (response, mut faulty) = open(&mut sender);
+        let mut broken = timeout(PATIENCE, response).await.unwrap().unwrap().into_body();
+        assert_eq!(repeated(&mut faulty, &mut broken, b"well").await.unwrap(), framed(b"well"));
+        for method in ["/test/Panic", "/test/PanicAtOnce"] {
+            sender = sender.ready().await.unwrap();
+            let (response, mut body) = sender.send_request(server.request(method), false).unwrap();
+            body.send_data(framed(b""), true).unwrap();
+            let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+            assert_eq!(response.headers()["grpc-status"], "13", "{method}");
+            assert_eq!(repeated(&mut out, &mut back, b"on it goes").await.unwrap(), framed(b"on it goes"), "{method}");
+        }
+        assert_eq!(repeated(&mut faulty, &mut broken, b"panic").await, None, "its end");
+        let trailers = timeout(PATIENCE, broken.trailers()).await.unwrap().unwrap().unwrap();
+        assert_eq!(trailers["grpc-status"], "13");
+        assert_eq!(repeated(&mut out, &mut back, b"to the end").await.unwrap(), framed(b"to the end"));
     };
     tokio::select! {
         () = calls => {}

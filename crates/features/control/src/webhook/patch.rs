@@ -5,6 +5,8 @@
 //!
 //! [RFC 6902]: https://www.rfc-editor.org/rfc/rfc6902
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 /// The operations that make `to` of `from`.
@@ -16,7 +18,7 @@ pub fn difference(from: &Value, to: &Value) -> Vec<Value> {
 
 fn walk(path: &mut String, from: &Value, to: &Value, out: &mut Vec<Value>) {
     match (from, to) {
-        _ if from == to => {}
+        // Lists and maps are gone through once, not compared as a whole at each depth.
         (Value::Object(before), Value::Object(after)) => {
             for key in before.keys().filter(|key| !after.contains_key(*key)) {
                 below(path, &escaped(key), |path| out.push(json!({ "op": "remove", "path": path })));
@@ -29,6 +31,7 @@ fn walk(path: &mut String, from: &Value, to: &Value, out: &mut Vec<Value>) {
             }
         }
         (Value::Array(before), Value::Array(after)) => list(path, before, after, out),
+        _ if from == to => {}
         _ => out.push(json!({ "op": "replace", "path": path, "value": to })),
     }
 }
@@ -86,8 +89,8 @@ fn below<T>(path: &mut String, segment: &str, work: impl FnOnce(&mut String) -> 
 /// A key as a JSON Pointer ([RFC 6901]) has it.
 ///
 /// [RFC 6901]: https://www.rfc-editor.org/rfc/rfc6901
-fn escaped(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
+fn escaped(key: &str) -> Cow<'_, str> {
+    if key.contains(['~', '/']) { key.replace('~', "~0").replace('/', "~1").into() } else { key.into() }
 }
 
 #[cfg(test)]

@@ -193,7 +193,7 @@ impl Answer {
             response["status"] = json!({ "code": 422, "reason": "Invalid", "message": message });
         } else if !self.patch.is_empty() {
             response["patchType"] = json!("JSONPatch");
-            response["patch"] = Value::String(STANDARD.encode(json!(self.patch).to_string()));
+            response["patch"] = Value::String(STANDARD.encode(serde_json::to_vec(&self.patch).unwrap_or_default()));
         }
         if !self.warnings.is_empty() {
             let warnings = self.warnings.iter().take(MOST_WARNINGS);
