@@ -109,13 +109,36 @@ pub(super) fn start_time(id: u32) -> Option<u64> {
     // The name, in brackets, may hold anything.
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ');
-    let state = fields.next()?;
-    (state != "Z" && state != "X").then(|| fields.nth(18)?.parse().ok())?
+    let has_ended = matches!(fields.next()?, "Z" | "X") && !has_threads(id);
+    if has_ended { None } else { fields.nth(18)?.parse().ok() }
+}
+
+/// Whether a process has threads beside its first. That one may have ended before the others, and until they have, too, the
+/// process has its sockets.
+fn has_threads(id: u32) -> bool {
+    fs::read_dir(format!("/proc/{id}/task")).is_ok_and(|threads| threads.count() > 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_still_there() {
+        let script = "import ctypes, platform, threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n\
+                      ctypes.CDLL(None).syscall(60 if platform.machine() == 'x86_64' else 93, 0)";
+        let mut child = Command::new("python3").args(["-c", script]).spawn().unwrap();
+        let begun = Instant::now();
+        let is_zombie = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap().contains(") Z ");
+        while !is_zombie() {
+            assert!(begun.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(start_time(child.id()).is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(start_time(child.id()), None);
+    }
 
     #[test]
     fn a_process_is_known_by_its_start() {
