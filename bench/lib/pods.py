@@ -9,7 +9,9 @@ import re
 import subprocess
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
+from statistics import median
 
 from . import report
 from .apiserver import kubectl
@@ -107,11 +109,26 @@ class Roll:
             self.kubectl("exec", "client", "--", "killall", "-TERM", "app")
             counts = json.loads(load.communicate(timeout=60)[0])
         restarts = self.kubectl("get", "pods", "--selector=app=web", "--output=jsonpath={.items[*].status.containerStatuses[0].restartCount}").split()
+        parts = self.parts()
         rows = [["requests", f"{counts['ok'] + counts['failed']:,}", ""], ["failed", str(counts["failed"]), "0"],
                 ["slowest", f"{counts['slowest_ms']} ms", "300 ms"], ["restarts of applications", str(sum(map(int, restarts))), "0"],
                 ["the roll took", f"{taken:.0f} s", ""]]
+        rows += [[what, f"{median(times):.0f} ms, at most {max(times):.0f} ms", ""] for what, times in parts.items()]
         return report.table(f"{REPLICAS} running pods change the sidecar's image under load", ["what", "measured", "goal"], rows, [
             f"{RATE} requests a second from one client over {WORKERS} connections, each made anew after some requests, through the Service. Nodes, pods, client, and all of Kubernetes share two cores."])
+
+    def parts(self) -> dict[str, list[float]]:
+        """What the replacement of a pod's sidecar is made of, in milliseconds, as the former and the next one log it."""
+        names = ("the former sidecar still accepts", "it ends", "kubelet and container runtime start the next one", "the next one is ready")
+        parts = {name: [] for name in names}
+        for pod in self.kubectl("get", "pods", "--selector=app=web", "--output=name").split():
+            before, after = (self.kubectl("logs", pod, "--container=outrigger", *more) for more in (["--previous"], []))
+            stopping, closing, stopped = (at(before, what) for what in (" stopping ", "accepting no more", " stopped "))
+            ready = at(after, " ready took=")
+            started = ready - span(re.search(r" ready took=(\S+)", after)[1])
+            for name, seconds in zip(names, (closing - stopping, stopped - closing, started - stopped, ready - started)):
+                parts[name].append(seconds * 1000)
+        return parts
 
     def environment(self) -> dict:
         return {**os.environ, "KUBECONFIG": self.config}
@@ -130,6 +147,20 @@ class Roll:
 
     def outrigger(self, *words, put: str = "") -> str:
         return self.run([self.peers.outrigger, *words], put)
+
+
+def at(log: str, what: str) -> float:
+    """When a log says something."""
+    line = next((line for line in log.splitlines() if what in line), None)
+    if line is None:
+        raise RuntimeError(f"`{what}` is not in\n{log[-1500:]}")
+    return datetime.fromisoformat(line.split()[0]).timestamp()
+
+
+def span(text: str) -> float:
+    """Seconds of a duration as logs have it, such as 48.123ms."""
+    number, unit = re.fullmatch(r"([\d.]+)(ns|µs|ms|s)", text).groups()
+    return float(number) * {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1}[unit]
 
 
 def is_up() -> bool:

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -50,6 +50,8 @@ const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
 const CUT_AHEAD: Duration = Duration::from_millis(250);
 /// How often an outbound listener is looked at while it waits for the application's last connection.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// At a hand-over, so long of a stop's time, or half of it, is left for those who were accepted last.
+const FOR_THE_LAST: Duration = Duration::from_secs(2);
 /// How long a reload waits for the workers to close a socket that stands in another's way.
 const RELEASE: Duration = Duration::from_secs(1);
 /// What a reload could not do is tried again, but not in haste.
@@ -81,6 +83,7 @@ pub fn components(
         live_routes: Mutex::default(),
         ask_routes: Mutex::default(),
         listeners: Arc::default(),
+        has_left: AtomicBool::new(false),
     });
     let component = |direction| -> Box<dyn Component> {
         let (shared, passthrough) = (Arc::clone(&shared), Cluster::passthrough(direction));
@@ -113,6 +116,8 @@ struct Shared {
     ask_routes: Mutex<Weak<Vec<AdminRoute>>>,
     /// All that were opened, by both directions.
     listeners: Arc<Mutex<Vec<Weak<Listener>>>>,
+    /// What was there when the sockets were handed over has left, or has had its time.
+    has_left: AtomicBool,
 }
 
 impl Shared {
@@ -687,8 +692,9 @@ impl<'a> Running<'a> {
     /// Ends all connections within the stop's time.
     async fn drain(&mut self) {
         let cut_at = self.ctx.stop.deadline().checked_sub(CUT_AHEAD).unwrap_or_else(Instant::now);
-        // Whom a next process will serve is asked to come again, and waits less the sooner we are gone.
-        if self.component.direction == Direction::Outbound && !self.ctx.sockets.handed_over() {
+        if self.ctx.sockets.handed_over() {
+            self.leave(cut_at).await;
+        } else if self.component.direction == Direction::Outbound {
             // The application may still be there and need us: serve until its last connection has gone.
             while self.connections() > 0 && Instant::now() < cut_at {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -710,6 +716,28 @@ impl<'a> Running<'a> {
             }
             while self.serving.join_next().await.is_some() {}
         }
+    }
+
+    /// Goes on accepting while what was there at the hand-over leaves, in both directions: whoever comes when nobody accepts
+    /// any more waits for the next process, so that time must be short. What is still there then is cut.
+    async fn leave(&self, cut_at: Instant) {
+        let shared = &self.component.shared;
+        if shared.has_left.load(Relaxed) {
+            return;
+        }
+        let time = cut_at.saturating_duration_since(Instant::now());
+        let until = cut_at - FOR_THE_LAST.min(time / 2);
+        let listeners = shared.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for listener in listeners.iter().filter_map(Weak::upgrade) {
+            tokio::select! {
+                () = listener.left() => {}
+                // Taken out by a reload, or its direction has failed: it takes nobody in.
+                () = listener.released() => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+        shared.has_left.store(true, Relaxed);
+        tracing::info!(component = "proxy", "accepting no more; new connections wait for the next process");
     }
 
     fn connections(&self) -> usize {

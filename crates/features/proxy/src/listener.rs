@@ -3,11 +3,13 @@
 //! In: a bound socket. Out: one task per connection. Promise: no more connections are
 //! served than `maxConnections`, over all workers; want of descriptors pauses accepting and
 //! is counted, and never spins; what waited in the backlog when the listener was drained
-//! is still served.
+//! is still served. Once a keeper has the sockets, connections leave while others are still accepted,
+//! so that nobody waits for the next process but at the very end.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,11 +25,13 @@ use crate::metrics::ListenerMetrics;
 use crate::snapshot::{Listener, LocalSnapshot, OpenConnection};
 use crate::speaks_first::SpeakFirst;
 use crate::tls::PerGeneration;
-use crate::watch::Order;
+use crate::watch::{Mark, Order};
 use crate::worker::Worker;
 
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often it is looked at what has left, and which tunnels rest.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// It is told again after so long, if it lasts.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
@@ -42,6 +46,8 @@ pub(crate) struct LocalListener {
     pub(crate) speak_first: SpeakFirst,
     /// When it was told last that connections cannot be accepted.
     accept_told: Cell<Option<Instant>>,
+    /// The sockets were handed over: which connections there were then.
+    leaving: Cell<Option<Mark>>,
     /// The listener's config as this worker saw it last.
     snapshot: RefCell<Rc<LocalSnapshot>>,
 }
@@ -57,8 +63,8 @@ pub(crate) async fn serve(
     let snapshot = RefCell::new(Rc::new(LocalSnapshot(shared.current.load_full())));
     buffer::set_most(snapshot.borrow().buffer_share);
     let tls = RefCell::new((u64::MAX, Rc::default()));
-    let (speak_first, accept_told) = (SpeakFirst::default(), Cell::new(None));
-    let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first, accept_told, snapshot });
+    let (speak_first, accept_told, leaving) = (SpeakFirst::default(), Cell::new(None), Cell::new(None));
+    let local = Rc::new(LocalListener { shared, worker, metrics, tls, speak_first, accept_told, leaving, snapshot });
     local.worker.keep_ahead_for(&local);
     let socket = TcpListener::from_std(socket)?;
     let mut connections = JoinSet::new();
@@ -80,11 +86,21 @@ impl LocalListener {
         sockets: &Sockets,
         connections: &mut JoinSet<()>,
     ) {
+        let mut handed_over = pin!(sockets.until_handed_over());
+        let (mut looks, mut has_left) = (looks(), false);
         loop {
             // While there is no room, further clients wait in the kernel's backlog.
             let accepted = tokio::select! {
                 biased;
                 () = self.shared.drain.cancelled() => break,
+                () = &mut handed_over, if self.leaving.get().is_none() => {
+                    self.leaving.set(Some(self.worker.clock.leave(self.shared.id)));
+                    continue;
+                }
+                _ = looks.tick(), if self.leaving.get().is_some() && !has_left => {
+                    has_left = self.has_left();
+                    continue;
+                }
                 Some(ended) = connections.join_next() => {
                     self.ended(ended);
                     continue;
@@ -127,6 +143,9 @@ impl LocalListener {
         let snapshot = self.snapshot();
         let registered = self.worker.clock.register(self.shared.id, &snapshot.limits, Instant::now());
         registered.watched.accepted(remote);
+        if self.leaving.get().is_some() {
+            registered.watched.give(Order::Last);
+        }
         let local = Rc::clone(self);
         connections.spawn_local(async move {
             let _place = place;
@@ -150,8 +169,11 @@ impl LocalListener {
     }
 
     async fn drain(&self, connections: &mut JoinSet<()>) {
-        self.worker.clock.order(self.shared.id, Order::Drain);
-        let mut cut = false;
+        match self.leaving.get() {
+            Some(mark) => self.worker.clock.leave_at_last(self.shared.id, mark),
+            None => self.worker.clock.order(self.shared.id, Order::Drain),
+        }
+        let (mut looks, mut cut) = (looks(), false);
         loop {
             tokio::select! {
                 biased;
@@ -159,12 +181,25 @@ impl LocalListener {
                     self.worker.clock.order(self.shared.id, Order::Cut("drain"));
                     cut = true;
                 }
+                _ = looks.tick(), if self.leaving.get().is_some() && !cut => {
+                    self.worker.clock.cut_resting_tunnels(self.shared.id);
+                }
                 ended = connections.join_next() => match ended {
                     Some(ended) => self.ended(ended),
                     None => return,
                 },
             }
         }
+    }
+
+    /// Whether all has left that was there when the sockets were handed over; tells it.
+    fn has_left(&self) -> bool {
+        let Some(mark) = self.leaving.get() else { return false };
+        let has_left = self.worker.clock.has_left(self.shared.id, mark, Instant::now());
+        if has_left {
+            self.shared.leave();
+        }
+        has_left
     }
 
     fn ended(&self, outcome: Result<(), JoinError>) {
@@ -198,4 +233,11 @@ impl LocalListener {
         }
         Rc::clone(&cached)
     }
+}
+
+/// When to look at what leaves.
+fn looks() -> tokio::time::Interval {
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    looks
 }

@@ -45,6 +45,8 @@ pub(crate) struct Listener {
     /// How many sockets it has, and how many of them are closed.
     sockets: usize,
     released: watch::Sender<usize>,
+    /// Of how many of them the connections have left.
+    left: watch::Sender<usize>,
 }
 
 /// What a reload may change under a bound socket.
@@ -144,6 +146,7 @@ impl Listener {
             requests: AtomicU32::new(0),
             sockets,
             released: watch::channel(0).0,
+            left: watch::channel(0).0,
         })
     }
 
@@ -169,6 +172,16 @@ impl Listener {
     /// A worker has closed its socket.
     pub(crate) fn release(&self) {
         self.released.send_modify(|count| *count += 1);
+    }
+
+    /// What came by one of its sockets before they were handed over has left.
+    pub(crate) fn leave(&self) {
+        self.left.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until all has left that came before its sockets were handed over. Cancel-safe.
+    pub(crate) async fn left(&self) {
+        let _ = self.left.subscribe().wait_for(|count| *count >= self.sockets).await;
     }
 
     /// Waits until all its sockets are closed. Cancel-safe.

@@ -28,6 +28,8 @@ use crate::metrics::NumberHasher;
 
 /// Deadlines this close together are met together.
 pub(crate) const SLACK: Duration = Duration::from_millis(5);
+/// A drained connection is given so long for its last request; a tunnel in which nothing moves for so long is at rest.
+pub(crate) const LAST_MOMENT: Duration = Duration::from_millis(250);
 /// The clock looks at its connections at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 /// A client's bytes give back waiting time at this rate: bytes a second, as Kestrel has it.
@@ -45,10 +47,14 @@ pub(crate) enum Phase {
 }
 
 /// What a connection is told to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub(crate) enum Order {
     /// Go on.
     None,
+    /// The next request is the last one, where its answer can say so: the process is about to go, but still accepts.
+    Last,
+    /// The same, and end in a moment of rest; HTTP/2 goes on, for its goodbye takes no time.
+    Leave,
     /// End after the request under way.
     Drain,
     /// End at once, for this reason.
@@ -87,6 +93,10 @@ pub(crate) struct Watched {
     pub(crate) refused: Cell<u32>,
     /// It is drained, but is given a moment for its last request.
     pub(crate) draining_soon: Cell<bool>,
+    /// It can be ended at any time without losing a request: HTTP/2.
+    pub(crate) says_goodbye: Cell<bool>,
+    /// When bytes moved last, in a tunnel.
+    tunnel_moved: Cell<Option<Instant>>,
     /// Whose it is, for operators; streams of HTTP/2 are not told apart.
     about: OnceCell<Box<About>>,
 }
@@ -158,9 +168,16 @@ impl Watched {
 
     /// Bytes moved in a tunnel: it may rest for so long from now.
     pub(crate) fn be_patient(&self) {
-        let patience = after(Instant::now(), self.idle_timeout);
+        let now = Instant::now();
+        self.tunnel_moved.set(Some(now));
+        let patience = after(now, self.idle_timeout);
         self.patience.set(patience);
         self.clock.mind(patience);
+    }
+
+    /// Whether it is a tunnel in which nothing has moved for a moment.
+    fn is_resting_tunnel(&self, now: Instant) -> bool {
+        self.tunnel_moved.get().is_some_and(|moved| now.saturating_duration_since(moved) >= LAST_MOMENT)
     }
 
     /// Notes whether a tunnel holds bytes that it cannot be rid of.
@@ -218,9 +235,9 @@ impl Watched {
         self.order.get()
     }
 
-    /// Gives an order; one to cut stays in force.
-    fn give(&self, order: Order) {
-        if !matches!(self.order.get(), Order::Cut(_)) {
+    /// Gives an order; a stricter one stays in force.
+    pub(crate) fn give(&self, order: Order) {
+        if !matches!(self.order.get(), Order::Cut(_)) && self.order.get() < order {
             self.order.set(order);
             self.wake();
         }
@@ -311,6 +328,10 @@ impl Drop for Registered {
     }
 }
 
+/// Tells connections that were there from those that came later.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark(u64);
+
 /// The clock of all connections of a worker.
 pub(crate) struct Clock {
     connections: RefCell<HashMap<u64, Rc<Watched>, BuildHasherDefault<NumberHasher>>>,
@@ -356,6 +377,8 @@ impl Clock {
             handled: Cell::new(0),
             refused: Cell::new(0),
             draining_soon: Cell::new(false),
+            says_goodbye: Cell::new(false),
+            tunnel_moved: Cell::new(None),
             about: OnceCell::new(),
         });
         watched.enter(Phase::Head, now);
@@ -368,6 +391,36 @@ impl Clock {
         for watched in self.connections.borrow().values().filter(|watched| watched.listener == listener) {
             watched.give(order);
         }
+    }
+
+    /// Has a listener's connections end while further ones are still accepted. Returns a mark of those there are.
+    pub(crate) fn leave(&self, listener: u64) -> Mark {
+        self.order(listener, Order::Leave);
+        Mark(self.next_number.get())
+    }
+
+    /// Whether nothing is under way any more that was there at the mark, but what can be ended at any time.
+    pub(crate) fn has_left(&self, listener: u64, mark: Mark, now: Instant) -> bool {
+        let connections = self.connections.borrow();
+        let mut before = connections.iter().filter(|(number, one)| one.listener == listener && **number < mark.0);
+        before.all(|(_, one)| one.says_goodbye.get() || one.is_resting_tunnel(now))
+    }
+
+    /// Has the rest end, for nobody is accepted any more: what was there at the mark has had its time.
+    pub(crate) fn leave_at_last(&self, listener: u64, mark: Mark) {
+        for (number, watched) in self.connections.borrow().iter().filter(|(_, one)| one.listener == listener) {
+            let is_late = *number < mark.0 && !watched.says_goodbye.get();
+            watched.give(if is_late { Order::Cut("drain") } else { Order::Drain });
+        }
+        self.cut_resting_tunnels(listener);
+    }
+
+    /// Cuts a listener's tunnels that rest: nothing tells their ends to go, and others wait for that.
+    pub(crate) fn cut_resting_tunnels(&self, listener: u64) {
+        let now = Instant::now();
+        let connections = self.connections.borrow();
+        let resting = connections.values().filter(|one| one.listener == listener && one.is_resting_tunnel(now));
+        resting.for_each(|one| one.give(Order::Cut("drain")));
     }
 
     /// How clients' connections are, the oldest first, at most so many; and how many there are. Listeners are named by
@@ -529,6 +582,40 @@ mod tests {
         assert_eq!(orders(), [true, false, false, false, false]);
         assert_eq!(clock.cut_holders(9), 2, "and the head that is coming");
         assert_eq!(orders(), [true, true, false, false, true]);
+    }
+
+    #[tokio::test]
+    async fn what_was_there_leaves_and_what_came_later_ends_behind_it() {
+        let clock = Clock::new();
+        let register = |listener| clock.register(listener, &limits(0, 0), Instant::now());
+        let [request, tunnel, http2, elsewhere] = [1, 1, 1, 2].map(register);
+        http2.watched.says_goodbye.set(true);
+        tunnel.watched.be_patient();
+        let mark = clock.leave(1);
+        let later = register(1);
+        later.watched.give(Order::Last);
+        let order = |one: &Registered| one.watched.order();
+        assert_eq!(
+            [&request, &http2, &later, &elsewhere].map(order),
+            [Order::Leave, Order::Leave, Order::Last, Order::None]
+        );
+        let (now, rested) = (Instant::now(), Instant::now() + LAST_MOMENT);
+        assert!(!clock.has_left(1, mark, now) && !clock.has_left(1, mark, rested), "a request is under way");
+        drop(request);
+        assert!(!clock.has_left(1, mark, now), "the tunnel moves");
+        assert!(clock.has_left(1, mark, rested));
+        let late = clock.register(1, &limits(0, 0), Instant::now());
+        let mark = Mark(later.number);
+        clock.leave_at_last(1, mark);
+        assert_eq!(
+            [&tunnel, &http2, &later, &late, &elsewhere].map(order),
+            [Order::Cut("drain"), Order::Drain, Order::Drain, Order::Drain, Order::None]
+        );
+        late.watched.tunnel_moved.set(now.checked_sub(LAST_MOMENT));
+        clock.cut_resting_tunnels(1);
+        assert_eq!(order(&late), Order::Cut("drain"), "nobody else would end it");
+        later.watched.give(Order::Leave);
+        assert_eq!(order(&later), Order::Drain, "the stricter one stays");
     }
 
     #[tokio::test]

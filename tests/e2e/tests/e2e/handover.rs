@@ -519,6 +519,56 @@ fn what_another_version_says_is_understood_or_refused_with_the_reason() {
     assert!(log.contains("sockets are not taken over") && log.contains("version 2 of the hand-over protocol"), "{log}");
 }
 
+/// A request that its client has begun and not ended.
+fn begin_upload(port: u16) -> BufReader<TcpStream> {
+    let mut upload = connect(port).unwrap();
+    upload.get_mut().write_all(b"POST /upload HTTP/1.1\r\nhost: shop\r\ncontent-length: 5\r\n\r\nfi").unwrap();
+    upload
+}
+
+#[test]
+fn who_comes_while_a_request_under_way_ends_is_served_by_the_process_that_goes() {
+    let mut sidecar = Sidecar::new();
+    // Time enough for any machine: it ends with the upload.
+    let path = sidecar.folder.path().join("outrigger.yaml");
+    let config = fs::read_to_string(&path).unwrap().replace("shutdownBudget: 10s", "shutdownBudget: 120s");
+    fs::write(path, config).unwrap();
+    let mut process = sidecar.start();
+    let mut keeper = sidecar.keeper(&[]);
+    let mut upload = begin_upload(sidecar.plain);
+    eventually("the upload to be under way", || {
+        let text = request("GET", &format!("http://127.0.0.1:{}/metrics", sidecar.metrics), &[], "")?.ok()?;
+        let under_way =
+            |line: &str| line.starts_with("outrigger_http_requests_in_flight{") && line.contains("\"plain\"");
+        ensure!(text.lines().any(|line| under_way(line) && line.ends_with(" 1")), "{text}");
+        Ok(())
+    });
+    let mut kept = Some(connect(sidecar.plain).unwrap());
+    assert!(matches!(ask(kept.as_mut().unwrap()), Ok(true)), "it is kept");
+
+    process.signal(Signal::TERM);
+    eventually("the sockets to be kept", || {
+        ensure!(keeper.log().contains("keeping sockets"), "{}", keeper.log());
+        Ok(())
+    });
+    let tally = Tally::default();
+    let client = ["-k".to_owned(), "--cert".to_owned(), sidecar.client.display().to_string()];
+    for _ in 0..3 {
+        // Nobody else is there who could answer.
+        exchange(sidecar.plain, &mut kept, &tally).unwrap();
+        curl(&[&client[..], &[format!("https://127.0.0.1:{}/a", sidecar.tls)]].concat()).unwrap();
+    }
+    process.still_runs().unwrap();
+
+    upload.get_mut().write_all(b"end").unwrap();
+    let mut line = String::new();
+    upload.read_line(&mut line).unwrap();
+    assert!(line.starts_with("HTTP/1.1 200"), "{line}");
+    assert_eq!(process.wait(TIMEOUT).code(), Some(0));
+    let _next = sidecar.start();
+    assert_eq!(keeper.wait(TIMEOUT).code(), Some(0), "{}", keeper.log());
+}
+
 #[test]
 fn a_counter_that_was_sent_in_between_is_counted_by_the_next() {
     let mut sidecar = Sidecar::new();

@@ -229,6 +229,37 @@ fn what_was_told_before_is_there_before_a_server_is() {
     }
 }
 
+#[test]
+fn what_another_version_kept_is_taken_as_far_as_it_is_understood() {
+    let before = on_demand("");
+    before.ask(address(1), Instant::now());
+    told(&before, xds::CLUSTER, &[cluster("10.96.0.1:80", "b:1")], &[]).unwrap();
+    told(&before, xds::ASSIGNMENT, &[assignment("b:1", "8", &[2])], &[]).unwrap();
+    let resource = |name: &str, type_url: &str, value: &[u8]| {
+        let mut out = Vec::new();
+        Resource { name, version: "1", type_url, value }.write(&mut out);
+        out
+    };
+    let unknown_field = [0x9a, 0x06, 1, b'x'];
+    let unknown_kind = resource("x", "type.googleapis.com/of.the.Future", b"x");
+    for (what, kept, expected) in [
+        ("more than we know", [&before.written()[..], &unknown_field, &unknown_kind].concat(), Known::Found),
+        ("the same name for something else", resource("10.96.0.1:80", xds::CLUSTER, b"\xff{}"), Known::Asked),
+        ("something else altogether", b"{ \"version\": 2 }".to_vec(), Known::Asked),
+        ("nothing", Vec::new(), Known::Asked),
+    ] {
+        let next = Notebook::default();
+        next.remember(&kept);
+        next.allow(&section(", onDemand: {}"));
+        assert_eq!(next.ask(address(1), Instant::now()), expected, "{what}");
+        // And it goes on from there.
+        next.connected(Ok(()));
+        told(&next, xds::CLUSTER, &[cluster("10.96.0.1:80", "b:1")], &[]).unwrap();
+        told(&next, xds::ASSIGNMENT, &[assignment("b:1", "9", &[2])], &[]).unwrap();
+        assert_eq!(next.ask(address(1), Instant::now()), Known::Found, "{what}");
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Follow(u8),

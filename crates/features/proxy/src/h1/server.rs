@@ -24,13 +24,11 @@ use crate::respond::{H1Responder, Responder};
 use crate::snapshot::ListenerSnapshot;
 use crate::transport::{Output, Replay, Transport};
 use crate::upstream::TRAILER_LIMITS;
-use crate::watch::{Order, Phase, Watched};
+use crate::watch::{LAST_MOMENT, Order, Phase, Watched};
 use crate::{h2, headers};
 
 /// A client is listened to for so many bytes after it was refused.
 pub(crate) const MOST_LINGERED: usize = 1024 * 1024;
-/// A drained connection is given so long for its last request.
-const LAST_REQUEST: Duration = Duration::from_millis(250);
 /// After a refusal for want of room a client's next request is not looked at for so long, each time twice as long up to
 /// the longest: one that asks again at once would else have the time of those who could be served.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
@@ -195,9 +193,9 @@ impl Connection {
                         if let Some(heads) = heads.take() {
                             Heads::take_back(heads);
                         }
-                        if self.watched.order() == Order::Drain && !self.watched.draining_soon.replace(true) {
+                        if self.watched.order() >= Order::Leave && !self.watched.draining_soon.replace(true) {
                             // Its next request may be on its way; closing now would lose it.
-                            self.watched.set_deadline(Instant::now().checked_add(LAST_REQUEST));
+                            self.watched.set_deadline(Instant::now().checked_add(LAST_MOMENT));
                         }
                     }
                     return Poll::Pending;

@@ -45,6 +45,8 @@ const MOST_RESETS: usize = 50;
 const MOST_PENDING_RESETS: usize = 20;
 /// Errors of the client's making that cost it a stream each, until they cost it the connection.
 const MOST_ERRORS: usize = 100;
+/// A drained client without requests has so long to say that it heard of it.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// A client that floods is told so, if it listens.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -84,13 +86,18 @@ pub(crate) async fn serve(downstream: Rc<Downstream>, watched: &Rc<Watched>, sna
         }
     };
     wire.begin_driving();
+    watched.says_goodbye.set(true);
     let mut streams = FuturesUnordered::new();
     let mut draining = false;
     let outcome = poll_fn(|cx| {
         loop {
             if watched.order() == Order::Drain && !draining {
                 draining = true;
+                watched.draining_soon.set(true);
                 connection.graceful_shutdown();
+                if streams.is_empty() {
+                    watched.set_deadline(Instant::now().checked_add(GOODBYE));
+                }
             }
             // First those that are there, so that what they answer goes out with this look at the connection.
             poll_streams(cx, &mut streams, watched);
@@ -165,7 +172,11 @@ fn poll_streams<F: Future<Output = ()>>(
             tracing::error!(component = "proxy", "a request panicked; the others go on");
         }
         if streams.is_empty() {
-            watched.enter(Phase::Idle, Instant::now());
+            let now = Instant::now();
+            watched.enter(Phase::Idle, now);
+            if watched.draining_soon.get() {
+                watched.set_deadline(now.checked_add(GOODBYE));
+            }
         }
     }
 }

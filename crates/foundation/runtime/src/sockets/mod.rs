@@ -19,9 +19,9 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio_util::sync::CancellationToken;
 
 pub use error::SocketError;
 pub use holder::Holder;
@@ -51,7 +51,7 @@ struct Inner {
     inherited: Inherited,
     adopted: Adopted,
     ledger: Ledger,
-    handed_over: AtomicBool,
+    handed_over: CancellationToken,
 }
 
 impl Sockets {
@@ -77,12 +77,18 @@ impl Sockets {
 
     /// The next process has them all: their files must stay.
     pub(crate) fn set_handed_over(&self) {
-        self.0.handed_over.store(true, Ordering::Relaxed);
+        self.0.handed_over.cancel();
     }
 
     /// Whether a keeper has copies of all sockets, so that a client is served by the next process when we close ours.
     pub fn handed_over(&self) -> bool {
-        self.0.handed_over.load(Ordering::Relaxed)
+        self.0.handed_over.is_cancelled()
+    }
+
+    /// Waits until a keeper has copies of all sockets. Clients may still be accepted: whoever is not waits for the next process.
+    /// Cancel-safe.
+    pub async fn until_handed_over(&self) {
+        self.0.handed_over.cancelled().await;
     }
 
     /// A TCP listener. `[::]` takes IPv4 as well.
