@@ -15,7 +15,7 @@ const PODS: usize = 4;
 /// Requests through each pod before the rollout, and after it.
 const ENOUGH: u64 = 30;
 
-fn deployment(name: &str, replicas: u32, container: &Value) -> String {
+fn deployment(name: &str, replicas: u32, containers: &[Value]) -> String {
     let labels = json!({ "app": name, "part": "shop" });
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
@@ -23,7 +23,7 @@ fn deployment(name: &str, replicas: u32, container: &Value) -> String {
             "replicas": replicas, "selector": { "matchLabels": { "app": name } },
             "template": {
                 "metadata": { "labels": labels, "annotations": { "outrigger.dev/mtls": "strict" } },
-                "spec": { "terminationGracePeriodSeconds": 6, "containers": [container] },
+                "spec": { "terminationGracePeriodSeconds": 6, "containers": containers },
             },
         },
     });
@@ -70,12 +70,20 @@ fn a_rollout_fails_no_request_and_stops_at_an_image_that_is_not_there() {
     let (web, one) = (format!("http://web-service.{}/chain", namespace.name), "http://one-service/chain");
     let mut idle = app("app", &[]);
     idle["command"] = json!(["sleep", "900"]);
-    namespace.apply(&deployment("one", 1, &app("app", &["serve", "-name", "one"])));
-    namespace.apply(&deployment("web", 2, &app("app", &["serve", "-name", "web", "-calls", one])));
-    namespace.apply(&deployment("client", 1, &idle));
+    let redis = |command: &[&str]| json!({ "name": "redis", "image": "localhost/redis:1", "imagePullPolicy": "Never", "command": command });
+    let store = redis(&["redis-server", "--save", "", "--protected-mode", "no"]);
+    namespace.apply(&deployment("one", 1, &[app("app", &["serve", "-name", "one"]), store]));
+    namespace.apply(&deployment("web", 2, &[app("app", &["serve", "-name", "web", "-calls", one])]));
+    namespace.apply(&deployment("client", 1, &[idle, redis(&["sleep", "900"])]));
     for name in ["one", "web"] {
         namespace.apply(&service(name, 8080));
     }
+    // What is spoken there finds out the sidecar by itself, on both sides.
+    let store = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "store" },
+        "spec": { "selector": { "app": "one" }, "ports": [{ "port": 6379 }] },
+    });
+    namespace.apply(&store.to_string());
     namespace.eventually("all pods", || {
         let ready = of_pods(&namespace, ".status.conditions[?(@.type==\"Ready\")].status");
         ensure!(ready == ["True"; PODS], "ready: {ready:?}");
@@ -86,6 +94,14 @@ fn a_rollout_fails_no_request_and_stops_at_an_image_that_is_not_there() {
     namespace.eventually("calls by mTLS", || {
         let answer = namespace.exec(&format!("{client} -c app"), &["/app", "get", "-for", "3s", &web])?;
         ensure!(answer == format!("web {caller}\none {caller}\n"), "{answer}");
+        Ok(())
+    });
+    let store = |arguments: &[&str]| {
+        namespace.exec(&format!("{client} -c redis"), &[&["redis-cli", "-h", "store"], arguments].concat())
+    };
+    namespace.eventually("Redis to answer by mTLS, for nothing else is taken", || {
+        let said = store(&["set", "basket", "3 apples"])?;
+        ensure!(said == "OK\n", "{said}");
         Ok(())
     });
     let next = namespace.next_image();
@@ -99,6 +115,7 @@ fn a_rollout_fails_no_request_and_stops_at_an_image_that_is_not_there() {
     println!("{} requests, the slowest took {:?}\n{}", counts.answered, counts.slowest, counts.remarks);
     assert_eq!(code, 0, "{said}");
     assert_eq!(restarts, ["0"; PODS], "applications went on");
+    assert_eq!(store(&["get", "basket"]).unwrap(), "3 apples\n");
     assert!(counts.failed == 0 && counts.answered >= ENOUGH, "{counts:?}");
     let image = ".spec.initContainers[?(@.name==\"outrigger\")].image";
     assert_eq!(of_pods(&namespace, image), [next.as_str(); PODS]);
