@@ -83,6 +83,8 @@ pub(crate) struct Exchange {
     /// The config this request is judged by, whatever a reload brings meanwhile.
     snapshot: Rc<LocalSnapshot>,
     started: Instant,
+    /// When the answer had gone whole: asked for once, for all who want to know.
+    ended: Option<Instant>,
     at: Option<SystemTime>,
     /// The route's number in the snapshot.
     route: Option<u32>,
@@ -168,6 +170,7 @@ impl Exchange {
             downstream: Rc::clone(downstream),
             watched: Rc::clone(watched),
             started,
+            ended: None,
             at: None,
             route: None,
             filtered: Filtered::default(),
@@ -216,7 +219,7 @@ impl Exchange {
         if let Some(line) = &mut self.line {
             line.keep_response(response, self.code);
         }
-        self.note(Instant::now());
+        self.note(self.ended.unwrap_or_else(Instant::now));
         drop(self);
         if after == After::Linger {
             // On the heap: few are answered before they have sent all.
@@ -364,11 +367,11 @@ impl Exchange {
             self.endpoint_peer = lease.peer();
             match self.attempt(&mut lease, incoming, framing, ask, response).await? {
                 Try::Done(after) => {
-                    lease.settle();
+                    lease.settle(*self.ended.get_or_insert_with(Instant::now));
                     return Ok(Sent::Done(after));
                 }
                 Try::Asked => {
-                    lease.settle();
+                    lease.settle(Instant::now());
                     return Ok(Sent::Asked);
                 }
                 Try::Stale(reason) if fresh => return Err(reason),

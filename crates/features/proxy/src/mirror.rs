@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_config::{ClusterProtocol, RequestMirror};
 use outrigger_wire::h1::Framing;
@@ -132,6 +132,6 @@ async fn copy(pool: &Rc<Pool>, ends: Ends, request: &Head, framing: Framing, bod
     let drained = poll_fn(|cx| poll_pump(cx, &mut rest, &mut nowhere, |_| {}, &mut None)).await;
     drop((rest, sink));
     *lease.parts().1 = reusable && sent && drained.is_ok();
-    lease.settle();
+    lease.settle(Instant::now());
     drained.map_err(|_| Reason::Reset)
 }

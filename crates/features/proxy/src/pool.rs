@@ -651,13 +651,12 @@ impl Lease {
     }
 
     /// Keeps the connection for the next request, when there is room and it is still good.
-    pub(crate) fn settle(mut self) {
+    pub(crate) fn settle(mut self, now: Instant) {
         let Some(pool) = self.ticket.pool.upgrade() else { return };
         if !self.keep || self.ticket.endpoint.retired.get() {
             return;
         }
         let Link::H1(connection) = &mut self.connection.link else { return };
-        let now = Instant::now();
         let limits = &pool.cluster.config.pool;
         let own = pool.cluster.config.proxy_protocol.is_some();
         let worn = limits.max_requests > 0 && connection.carried >= limits.max_requests;

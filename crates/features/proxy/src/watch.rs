@@ -112,6 +112,13 @@ impl Watched {
         });
     }
 
+    /// The first bytes of a head have come, unless it is known already.
+    pub(crate) fn begin_head(&self) {
+        if self.phase() == Phase::Idle {
+            self.enter(Phase::Head, Instant::now());
+        }
+    }
+
     /// Makes it one that operators are told of.
     pub(crate) fn accepted(&self, client: SocketAddr) {
         let _ = self.about.set(About::new(client));

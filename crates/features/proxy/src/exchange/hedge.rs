@@ -240,7 +240,7 @@ impl Exchange {
         let begun = Begun { source, sink: Sink::Ended, sending: Sending::Done, body, reusable };
         let (after, reusable) = self.pass_on(begun, incoming, Ask::Answer, response, &report).await?;
         *lease.parts().1 = reusable && sent;
-        lease.settle();
+        lease.settle(Instant::now());
         Ok(Sent::Done(after))
     }
 }

@@ -148,11 +148,9 @@ impl Connection {
     fn poll_next(&mut self, cx: &mut Context<'_>, output: &mut Output, heads: &mut Option<Box<Heads>>) -> Poll<Next> {
         loop {
             if !self.input.is_empty() {
-                if self.watched.phase() == Phase::Idle {
-                    self.watched.enter(Phase::Head, Instant::now());
-                }
                 let request = &mut heads.get_or_insert_with(Heads::lend).request;
                 if self.input.filled()[0] == PREFACE[0] && self.watched.handled.get() == 0 {
+                    self.watched.begin_head();
                     let count = self.input.len().min(PREFACE.len());
                     if count == PREFACE.len() && self.input.filled().starts_with(PREFACE) {
                         return Poll::Ready(Next::Http2);
@@ -171,11 +169,21 @@ impl Connection {
                         self.seen = 0;
                         return Poll::Ready(match h1::request_framing(request) {
                             Ok(framing) => Next::Request(framing),
-                            Err(error) => Next::Bad(error),
+                            Err(error) => {
+                                self.watched.begin_head();
+                                Next::Bad(error)
+                            }
                         });
                     }
-                    Ok(Parsed::Partial) => self.seen = self.input.len(),
-                    Err(error) => return Poll::Ready(Next::Bad(error)),
+                    // One that has come whole is not timed: asking for the time costs.
+                    Ok(Parsed::Partial) => {
+                        self.watched.begin_head();
+                        self.seen = self.input.len();
+                    }
+                    Err(error) => {
+                        self.watched.begin_head();
+                        return Poll::Ready(Next::Bad(error));
+                    }
                 }
             }
             // What has already come is read before an order to drain closes the connection.
