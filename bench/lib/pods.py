@@ -27,6 +27,7 @@ SIDECAR, USUAL, OURS = "native sidecar that does nothing", "init container, star
 
 def measure_start(peers, arguments) -> str:
     """The arrangements by turns, as `cargo xtask cluster pod-start` measures them."""
+    xtask("image")
     out = verb("pod-start", "--runs", max(arguments.rounds, 5))
     rows = re.findall(r"^(\S.+?) {2,}([\d.]+) +([\d.]+) +([\d.]+)$", out, re.M)
     medians = {name: float(middle) for name, middle, _, _ in rows}

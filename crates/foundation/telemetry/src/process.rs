@@ -47,12 +47,22 @@ pub fn register_process_metrics(registry: &Registry) {
             resident.set(stat.resident_pages as f64 * page);
             threads.set(stat.threads as f64);
         }
-        if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-            // The folder being read is itself open.
-            open_fds.set(entries.count().saturating_sub(1) as f64);
+        if let Some(count) = count_fds() {
+            open_fds.set(count as f64);
         }
         max_fds.set(getrlimit(Resource::Nofile).current.map_or(f64::INFINITY, |limit| limit as f64));
     }));
+}
+
+/// Open file descriptors. Since Linux 6.2 the folder's size is their number: to go through ten thousand of them takes some 12 ms, in which nothing
+/// else is done on this thread.
+fn count_fds() -> Option<u64> {
+    const FOLDER: &str = "/proc/self/fd";
+    match fs::metadata(FOLDER).ok()?.len() {
+        // The folder being read is itself open.
+        0 => Some((fs::read_dir(FOLDER).ok()?.count() as u64).saturating_sub(1)),
+        size => Some(size),
+    }
 }
 
 /// The fields of `/proc/self/stat` that are needed ([proc(5)]).
