@@ -15,7 +15,7 @@ from pathlib import Path
 from . import apiserver, machine, report
 from . import controller as control
 from .apiserver import ApiServer
-from .process import LOAD_CORE, TICKS
+from .process import LOAD_CORE, cpu_seconds
 
 SIDECARS, FOLLOWED, SERVICES, ENDPOINTS = 10_000, 5, 5_000, 10
 SETTLE_SECONDS = 5
@@ -39,11 +39,6 @@ class Fleet:
                 raise RuntimeError("the fleet ended")
             if line[0] == word:
                 return line
-
-    def cpu_seconds(self) -> float:
-        """User and system time so far."""
-        fields = Path(f"/proc/{self.child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
 
     def __enter__(self):
         return self
@@ -82,10 +77,10 @@ def inside(peers, arguments, folder: Path, api: ApiServer, program: Path) -> str
             for number in range(max(arguments.rounds, 5)):
                 report.progress(f"round {number + 1}")
                 time.sleep(1)
-                cpu, of_clients = controller.process.cpu_seconds(), fleet.cpu_seconds()
+                cpu, of_clients = controller.process.cpu_seconds(), cpu_seconds(fleet.child.pid)
                 changes.append(change(api, controller, number % 2 == 1))
                 busy.append(controller.process.cpu_seconds() - cpu)
-                clients.append(fleet.cpu_seconds() - of_clients)
+                clients.append(cpu_seconds(fleet.child.pid) - of_clients)
             changed = controller.process.rss_bytes()
             report.progress("restart")
             os.kill(controller.process.child.pid, signal.SIGKILL)

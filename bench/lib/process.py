@@ -14,6 +14,15 @@ PROXY_CORE = 0
 LOAD_CORE = 1
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far; none when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
 class Process:
     """A child in a process group of its own, pinned to one core or to a set of them."""
 
@@ -46,14 +55,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """User and system time of the whole tree so far."""
-        total = 0
-        for pid in self.pids():
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            total += int(fields[11]) + int(fields[12])
-        return total / TICKS
+        return sum(map(cpu_seconds, self.pids()))
 
     def thread_seconds(self) -> dict[str, float]:
         """User and system time of each thread of the process itself, by the thread's name."""
